@@ -1,0 +1,252 @@
+"""Reading ranges of bytes, from a local file or from any fsspec URL.
+
+A reader answers exactly what it is asked for or raises :class:`~arzstream.errors.StorageError`: a short answer is
+never passed on, because a store that ignores ranges and a file that was truncated both look like one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from typing import Any, Protocol
+
+from arzstream.errors import StorageError, UnsupportedError
+
+__all__ = ["FsspecReader", "LocalReader", "RangeReader", "is_url", "open_reader"]
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NON_BLOCK = getattr(os, "O_NONBLOCK", 0)
+_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_PREAD_LIMIT = 1 << 30  # Linux transfers at most 0x7ffff000 bytes a call
+
+
+class RangeReader(Protocol):
+    """What the container and the archive read from. All methods may be called from several threads at once."""
+
+    name: str
+    """For messages: a path or a URL without credentials."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes, now."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset`` on; :class:`StorageError` if they cannot be had."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` (writable, contiguous) from ``offset`` on."""
+
+    def tail(self, length: int) -> tuple[int, bytes]:
+        """The size and the last ``length`` bytes (all of them if there are fewer)."""
+
+    def close(self) -> None: ...
+
+
+class LocalReader:
+    """A local regular file, read with ``pread``; the descriptor is kept, so a deleted file stays readable.
+
+    ``size`` is asked for anew each time, because a growing archive and a source that lands are read too.
+    """
+
+    def __init__(
+        self, path: str | bytes | os.PathLike[str] | int, *, follow: bool = True, name: str | None = None
+    ) -> None:
+        """Open ``path``, or take over the descriptor ``path`` if it is an integer.
+
+        ``follow=False`` refuses a symbolic link in the last component. The open never blocks on a FIFO or a
+        device: whatever is not a regular file is refused with :class:`StorageError`.
+        """
+        self.name = name or (f"descriptor {path}" if isinstance(path, int) else os.fsdecode(path))
+        self._lock = threading.Lock()
+        if isinstance(path, int):
+            self._fd = path
+        else:
+            flags = os.O_RDONLY | _NON_BLOCK | _ALWAYS | (0 if follow else _NO_FOLLOW)
+            try:
+                self._fd = os.open(path, flags)
+            except OSError as error:
+                raise StorageError.from_os_error(error, "open it for reading", self.name) from error
+        try:
+            regular = stat.S_ISREG(self.status().st_mode)
+        except StorageError:
+            self.close()
+            raise
+        if not regular:
+            self.close()
+            raise StorageError(f"{self.name}: not a regular file; name a file")
+
+    def status(self) -> os.stat_result:
+        """``fstat`` of the open file."""
+        try:
+            return os.fstat(self._fd)
+        except OSError as error:
+            raise StorageError.from_os_error(error, "look at it", self.name) from error
+
+    @property
+    def size(self) -> int:
+        return self.status().st_size
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if length <= _PREAD_LIMIT:
+            data = self._pread(offset, length)
+            if len(data) == length:
+                return data
+        out = bytearray(length)
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+        done = 0
+        while done < len(view):
+            part = view[done : done + _PREAD_LIMIT]
+            got = self._preadv(offset + done, part)
+            if got == 0:
+                raise StorageError(
+                    f"{self.name}: ends at byte {offset + done}, {len(view) - done} bytes short of what was asked for; "
+                    "was it truncated?"
+                )
+            done += got
+
+    def tail(self, length: int) -> tuple[int, bytes]:
+        size = self.size
+        start = max(0, size - length)
+        return size, self.read_at(start, size - start)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> LocalReader:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            if hasattr(os, "pread"):
+                return os.pread(self._fd, length, offset)
+            with self._lock:  # Windows: the position is shared, so seek and read are one step
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, length)
+        except OSError as error:
+            raise StorageError.from_os_error(error, f"read at byte {offset}", self.name) from error
+
+    def _preadv(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            try:
+                return os.preadv(self._fd, [view], offset)
+            except OSError as error:
+                raise StorageError.from_os_error(error, f"read at byte {offset}", self.name) from error
+        data = self._pread(offset, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+
+class FsspecReader:
+    """A file behind any fsspec URL. Every answer's length is checked; the size is asked for once.
+
+    A server without ranges answers with the whole file; that is noticed by the length and refused.
+    """
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+        import fsspec.core
+
+        self.name = _without_credentials(url)
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(url, **(storage_options or {}))
+            info = self._fs.info(self._path)
+        except ImportError as error:
+            raise UnsupportedError(f"{self.name}: {_one_line(error)}") from error
+        except Exception as error:
+            raise self._storage_error(error, "open it") from error
+        if info.get("type") == "directory":
+            raise StorageError(f"{self.name}: is a folder; name a file")
+        if info.get("size") is None:
+            raise StorageError(f"{self.name}: the store does not say how long it is; copy it to a local disk first")
+        self._size = int(info["size"])
+        self.identity = {
+            k: str(info[k]) for k in ("ETag", "etag", "generation", "LastModified", "mtime") if info.get(k)
+        }
+        """What the store says to tell one version of the object from the next; empty if it says nothing."""
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        if offset + length > self._size:
+            raise StorageError(
+                f"{self.name}: ends at byte {self._size}, bytes {offset} to {offset + length} were asked for; was it truncated?"
+            )
+        try:
+            data = self._fs.cat_file(self._path, start=offset, end=offset + length)
+        except Exception as error:
+            raise self._storage_error(error, f"read at byte {offset}") from error
+        if len(data) != length:
+            why = "the store ignores ranges" if len(data) == self._size else "it may have changed"
+            raise StorageError(
+                f"{self.name}: asked for {length} bytes at {offset}, got {len(data)}; {why}, copy it to a local disk"
+            )
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+        view[:] = self.read_at(offset, len(view))
+
+    def tail(self, length: int) -> tuple[int, bytes]:
+        start = max(0, self._size - length)
+        return self._size, self.read_at(start, self._size - start)
+
+    def close(self) -> None:
+        """Nothing to close: fsspec keeps one session per file system."""
+
+    def __enter__(self) -> FsspecReader:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _storage_error(self, error: Exception, doing: str) -> StorageError:
+        if isinstance(error, OSError) and error.strerror:
+            return StorageError.from_os_error(error, doing, self.name)
+        if isinstance(error, FileNotFoundError):
+            return StorageError(f"{self.name}: cannot {doing}: no such file; check the address", errno=error.errno)
+        return StorageError(f"{self.name}: cannot {doing}: {_one_line(error)}")
+
+
+def is_url(path: str | bytes | os.PathLike[str]) -> bool:
+    """True for ``scheme://…`` and fsspec chains; Windows drive letters are paths."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def open_reader(
+    path: str | bytes | os.PathLike[str], storage_options: dict[str, Any] | None = None
+) -> LocalReader | FsspecReader:
+    """A reader for a local path or an fsspec URL (``file://`` counts as local)."""
+    if not is_url(path):
+        return LocalReader(path)
+    assert isinstance(path, str)
+    if path.startswith("file://"):
+        return LocalReader(path[len("file://") :])
+    return FsspecReader(path, storage_options)
+
+
+def _without_credentials(url: str) -> str:
+    """``scheme://user:secret@host/…?signature`` without the parts that may be secret."""
+    return re.sub(r"://[^/@]*@", "://", url).split("?", 1)[0]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
