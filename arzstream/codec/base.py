@@ -1,0 +1,41 @@
+"""What a codec is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from arzstream.codec.dtypes import DType
+
+__all__ = ["ChunkContext", "Codec"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkContext:
+    """What a chunk may be decoded from, beside its payload: ARZ-1 section 6."""
+
+    dtype: DType
+    rows: int
+    cols: int
+    references: tuple[memoryview, ...] = ()
+    """Decoded bytes of the same tile of the unit's references, in order."""
+    models: tuple[bytes, ...] = ()
+    """Decoded MODEL payloads of the unit, in order."""
+
+
+class Codec(Protocol):
+    """One way to write a chunk. Stateless, and safe to call from several threads."""
+
+    @property
+    def id(self) -> int:
+        """Number in spec/registry.md."""
+
+    @property
+    def name(self) -> str:
+        """Name in spec/registry.md."""
+
+    def encode(self, data: memoryview, ctx: ChunkContext) -> bytes | None:
+        """The payload for ``data``, or None if the codec does not apply to it."""
+
+    def decode(self, payload: memoryview, out: memoryview, ctx: ChunkContext) -> None:
+        """Fill ``out`` (writable, the decoded length). Raises CorruptError; allocates in proportion to ``out`` only."""
