@@ -74,7 +74,7 @@ make_environment() {
         pip_install torch
     fi
     say "building arzstream and installing what it needs"
-    pip_install --editable "$root[dev]"
+    pip_install --editable "$root[test]"
     install_models
     "$python" - <<'PYTHON' || fail "the installation cannot be imported; the whole output is in $log"
 from arzstream.kernels import api
