@@ -31,14 +31,12 @@ fingerprint() {
         cd "$root" || exit 1
         pwd
         "$python" -c 'import sys; print(sys.version)'
+        command -v c++ g++ clang++ cl || true
         cat pyproject.toml CMakeLists.txt constraints.txt tools/_env.sh tools/models.txt
-        find arzstream cmake -type f \( -name '*.py' -o -name '*.txt' -o -name '*.cmake' \
-            -o -name '*.c' -o -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' \) 2>/dev/null |
+        find arzstream -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.inc' \) |
             LC_ALL=C sort | while IFS= read -r file; do
-            case $file in
-                *.py) printf '%s\n' "$file" ;;
-                *) printf '%s\n' "$file" && cat "$file" ;;
-            esac
+            printf '%s\n' "$file"
+            case $file in *.py) ;; *) cat "$file" ;; esac
         done
     ) | cksum
 }
