@@ -60,7 +60,7 @@ make_environment() {
     # A folder that was moved or half made is made again: nothing in it is anybody's work.
     if ! "$python" -c 'import pip' >/dev/null 2>&1; then
         found=$(find_python) || fail "no Python 3.10 or newer with venv was found; install one (on Debian:" \
-            "python3 and python3-venv), or name it: PYTHON=/path/to/python3 ${0##*/}"
+            "python3 and python3-venv), or name it: PYTHON=/path/to/python3 $0"
         say "making .venv with $("$found" --version 2>&1)"
         "$found" -m venv --clear "$venv" </dev/null || fail "$found could not make $venv"
     fi
