@@ -53,7 +53,7 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 T = TypeVar("T")
 
 TEMPORARY_PREFIX = ".arz-tmp-"
-"""Archives are written as ``.arz-tmp-<name>-<12 hex digits>`` beside their final name, and nothing else is called so."""
+"""Archives are written as ``.arz-tmp-<name>-<12 hex digits>`` beside their final name; nothing else is called so."""
 
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 """Flags to open a folder with."""
@@ -109,7 +109,7 @@ def sync_file(fd: int, path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make creations, renames and removals in ``path`` durable. Does nothing where folders cannot be opened (Windows)."""
+    """Make creations, renames and removals in ``path`` durable. Nothing to do on Windows."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     fd = _call("open the folder", path, os.open, path, FOLDER)
