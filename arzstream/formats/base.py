@@ -12,6 +12,7 @@ from arzstream.limits import DEFAULT_LIMITS, Limits
 __all__ = [
     "Layout",
     "Malformed",
+    "Notes",
     "Parser",
     "Piece",
     "ReadAt",
@@ -22,6 +23,7 @@ __all__ = [
     "opaque",
     "pieces",
     "problem_of",
+    "shown",
     "view_problem",
 ]
 
@@ -101,6 +103,38 @@ class Malformed(Exception):
 def opaque(size: int | None, note: str = "", *, final: bool = True) -> Layout:
     """The layout of bytes without a known structure."""
     return Layout("opaque", (), size if final else None, final, note)
+
+
+class Notes:
+    """Remarks about one file, joined into a :attr:`Layout.note` of bounded length."""
+
+    SHOWN = 3
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._more = 0
+
+    def add(self, text: str) -> None:
+        if text in self._shown:
+            return
+        if len(self._shown) < self.SHOWN:
+            self._shown.append(text)
+        else:
+            self._more += 1
+
+    def extend(self, other: Notes) -> None:
+        for text in other._shown:
+            self.add(text)
+        self._more += other._more
+
+    def __str__(self) -> str:
+        return "; ".join((*self._shown, f"and {self._more} more like these") if self._more else self._shown)
+
+
+def shown(text: str) -> str:
+    """``text`` from a file as a note can carry it: quoted, printable, on one line, not long."""
+    plain = ascii(text[:80])
+    return plain if len(plain) <= 80 else plain[:76] + "...'"
 
 
 class Piece(NamedTuple):

@@ -18,12 +18,14 @@ from arzstream.formats.base import (
     MAX_BYTES,
     Layout,
     Malformed,
+    Notes,
     ReadAt,
     Storage,
     View,
     element_count,
     opaque,
     problem_of,
+    shown,
     view_problem,
 )
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -102,15 +104,15 @@ def parse_header(header: bytes, limits: Limits = DEFAULT_LIMITS) -> Layout:
         raise Malformed(f"it has more than {limits.units} tensors")
     spans = sorted(((*_span(name, info), name) for name, info in entries.items()), key=lambda s: s[:2])
     base = 8 + len(header)
-    notes: list[str] = []
+    notes = Notes()
     storages: list[Storage] = []
     position = 0
     for begin, end, name in spans:
         if begin != position:
-            raise Malformed(f"there is {'a hole' if begin > position else 'an overlap'} before tensor {_short(name)}")
+            raise Malformed(f"there is {'a hole' if begin > position else 'an overlap'} before tensor {shown(name)}")
         position = end
         storages.append(_storage(name, entries[name], base + begin, end - begin, notes, limits))
-    layout = Layout(FORMAT, tuple(storages), base + position, True, "; ".join(_abridged(notes)), metadata)
+    layout = Layout(FORMAT, tuple(storages), base + position, True, str(notes), metadata)
     problem = problem_of(layout)
     if problem:
         raise Malformed(problem)
@@ -160,31 +162,31 @@ def _span(name: str, info: Any) -> tuple[int, int]:
         begin, end = info["data_offsets"]
         dtype, shape = info["dtype"], info["shape"]
     except (KeyError, TypeError, ValueError):
-        raise Malformed(f"tensor {_short(name)} lacks dtype, shape or data_offsets") from None
+        raise Malformed(f"tensor {shown(name)} lacks dtype, shape or data_offsets") from None
     if not isinstance(dtype, str) or not isinstance(shape, list):
-        raise Malformed(f"tensor {_short(name)} has a bad dtype or shape")
+        raise Malformed(f"tensor {shown(name)} has a bad dtype or shape")
     # type() and not isinstance(): true and 1.0 are not lengths
     if not all(type(number) is int and 0 <= number <= MAX_BYTES for number in (begin, end, *shape)):
-        raise Malformed(f"tensor {_short(name)} has a bad number in its shape or offsets")
+        raise Malformed(f"tensor {shown(name)} has a bad number in its shape or offsets")
     if end < begin:
-        raise Malformed(f"tensor {_short(name)} ends before it begins")
+        raise Malformed(f"tensor {shown(name)} ends before it begins")
     return begin, end
 
 
-def _storage(name: str, info: dict[str, Any], offset: int, nbytes: int, notes: list[str], limits: Limits) -> Storage:
+def _storage(name: str, info: dict[str, Any], offset: int, nbytes: int, notes: Notes, limits: Limits) -> Storage:
     dtype, shape = info["dtype"], tuple(info["shape"])
     known = DTYPES.get(dtype)
     if known is not None or dtype in _SUB_BYTE:
         bits = element_count(shape) * (8 * known.itemsize if known is not None else _SUB_BYTE[dtype])
         if bits != 8 * nbytes:
-            raise Malformed(f"tensor {_short(name)} does not have the size of its shape")
+            raise Malformed(f"tensor {shown(name)} does not have the size of its shape")
     if known is None:
-        notes.append(f"{_short(name)} of dtype {_short(dtype)} is kept as bytes")
+        notes.add(f"{shown(name)} of dtype {shown(dtype)} is kept as bytes")
         dtype, shape = "U8", (nbytes,)
     view = View(name, shape)
     problem = view_problem(view, nbytes // DTYPES[dtype].itemsize, limits)
     if problem:
-        notes.append(f"{_short(name)} is not named: {problem}")
+        notes.add(f"{shown(name)} is not named: {problem}")
         return Storage(dtype, offset, nbytes)
     return Storage(dtype, offset, nbytes, (view,))
 
@@ -194,12 +196,3 @@ def _size_differs(have: int, want: int) -> str:
         return f"it is cut off, {have} of {want} bytes"
     return f"{have - want} bytes follow its last tensor"
 
-
-def _short(text: str) -> str:
-    """``text`` as a note can carry it: one line, printable, not long."""
-    plain = ascii(text)
-    return plain if len(plain) <= 80 else plain[:76] + "...'"
-
-
-def _abridged(notes: list[str]) -> list[str]:
-    return notes if len(notes) <= 3 else [*notes[:3], f"and {len(notes) - 3} more like these"]

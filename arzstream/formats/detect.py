@@ -1,0 +1,77 @@
+"""Which parser a file gets: by its name where that is telling, and by its first bytes in any case.
+
+A name is a hint only. ``model.safetensors.tmp``, the blobs of a Hugging Face cache and other files without a telling name are
+known by their content, and a ``.bin`` that is no zip file is opaque.
+"""
+
+from __future__ import annotations
+
+import os
+
+from arzstream.formats.base import Layout, Parser, ReadAt, opaque
+from arzstream.formats.opaque import OpaqueParser
+from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
+from arzstream.formats.torch_zip import TorchZipParser
+from arzstream.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["parser_for"]
+
+SAFETENSORS_NAMES = (".safetensors",)
+TORCH_NAMES = (".pt", ".pth", ".ckpt")
+MAYBE_TORCH_NAMES = (".bin", ".pyt", ".pt2", ".ptl", ".distcp")
+"""Names that PyTorch shares with others: that such a file is something else needs no remark."""
+PLAIN_NAMES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".toml", ".csv", ".log", ".py", ".npz", ".zip", ".jinja")
+
+_SNIFFED = 16
+_ZIP = b"PK\x03\x04"
+_OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa8501914")  # pickle of torch.serialization.MAGIC_NUMBER, protocol 2
+
+
+def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Parser:
+    """The parser for the file of this name (only the name is looked at; nothing is opened)."""
+    name = os.fsdecode(path).lower()
+    if name.endswith(SAFETENSORS_NAMES):
+        return SafetensorsParser(limits)
+    if name.endswith(PLAIN_NAMES):
+        return OpaqueParser()
+    return _SniffingParser(named=name.endswith(TORCH_NAMES), limits=limits)
+
+
+class _SniffingParser:
+    """Looks at the first bytes at each call, which is when a rewritten file may have turned into another kind."""
+
+    def __init__(self, named: bool, limits: Limits) -> None:
+        self._named = named
+        self._limits = limits
+        self._kind = ""
+        self._parser: Parser = OpaqueParser()
+
+    def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
+        start = read(0, min(frontier, _SNIFFED))
+        kind = _kind(start)
+        if kind != self._kind:
+            self._kind, self._parser = kind, self._make(kind)
+        layout = self._parser.update(read, frontier, final)
+        if final and layout.format == "opaque":
+            return opaque(frontier, self._note(kind, layout.note, frontier))
+        return layout
+
+    def _make(self, kind: str) -> Parser:
+        if kind == "zip":
+            return TorchZipParser(self._limits)
+        return SafetensorsParser(self._limits) if kind == "safetensors" else OpaqueParser()
+
+    def _note(self, kind: str, note: str, size: int) -> str:
+        if kind == "old-torch":
+            return "PyTorch's old format from before 1.6; save it again with torch.save to have its tensors understood"
+        if self._named and size:
+            return note or "not a PyTorch zip file"
+        return ""  # an ordinary file whose first bytes happened to look familiar
+
+
+def _kind(start: bytes) -> str:
+    if start.startswith(_ZIP):
+        return "zip"
+    if looks_like_safetensors(start):
+        return "safetensors"
+    return "old-torch" if start.startswith(_OLD_TORCH) else ""

@@ -1,0 +1,323 @@
+"""The zip files of ``torch.save`` (``.pt .bin .pth .ckpt``), complete or still being written.
+
+Each ``<name>/data/<key>`` record is a storage; ``<name>/data.pkl`` says its dtype and which tensors are views of it. While
+the file grows, ``data.pkl``, which is the first record, is followed as soon as it is there, and the records after it are walked
+from the front: their sizes come from the pickle. The directory at the end has the last word.
+
+Everything else in the file is literal bytes. TorchScript archives have the same shape and are read in the same way; their
+``constants`` are a second pair of pickle and storages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+
+from arzstream.codec.dtypes import DTYPES
+from arzstream.formats.base import (
+    Layout,
+    Malformed,
+    Notes,
+    ReadAt,
+    Storage,
+    View,
+    contiguous_strides,
+    opaque,
+    problem_of,
+    shown,
+    view_problem,
+)
+from arzstream.formats.torch_pickle import Contents, TensorFact, read_contents
+from arzstream.formats.zip_records import (
+    DESCRIPTOR,
+    END,
+    LocalHeader,
+    Record,
+    descriptor_size,
+    read_directory,
+    read_local_header,
+)
+from arzstream.limits import DEFAULT_LIMITS, Limits
+
+__all__ = ["FORMAT", "TorchZipParser"]
+
+FORMAT = "torch-zip"
+_PAIRS = ((b"data.pkl", b"data/", ""), (b"constants.pkl", b"constants/", "constants."))
+_SEARCH_BLOCK = 256 << 10
+_SMALL_RECORD = 1 << 20
+_END_SIZE = 22
+_DESCRIPTOR_SIZE = 24  # the longer form; a file goes on for longer than that after any record
+
+
+class TorchZipParser:
+    """Incremental: a call costs what is new, and one read and hash of ``data.pkl`` to notice that the file was rewritten."""
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._front = _Front(limits)
+        self._whole: tuple[int, bytes, Layout] | None = None
+
+    def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
+        if final:
+            try:
+                return _whole_layout(read, frontier, self._limits)
+            except Malformed as error:
+                return opaque(frontier, f"not a valid PyTorch zip file: {error}")
+        if self._front.is_stale(read, frontier):
+            self._front, self._whole = _Front(self._limits), None
+        self._front.advance(read, frontier)
+        return self._ended(read, frontier) or self._front.layout()
+
+    def _ended(self, read: ReadAt, frontier: int) -> Layout | None:
+        """The whole file's layout if bytes [0, frontier) already are a whole file."""
+        tail = read(frontier - _END_SIZE, _END_SIZE) if frontier >= _END_SIZE else b""
+        if tail[:4] != END:
+            return None
+        if self._whole is None or self._whole[:2] != (frontier, tail):
+            try:
+                self._whole = frontier, tail, _whole_layout(read, frontier, self._limits)
+            except Malformed:
+                return None
+        return self._whole[2]
+
+
+class _Front:
+    """What the beginning of a growing file tells."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._at = 0  # where the next local header is expected
+        self._records: list[Record] = []
+        self._open: tuple[Record, bool] | None = None  # the last record, while its descriptor is not there
+        self._searched = 0  # no descriptor begins before this, in the record being searched
+        self._root = b""
+        self._facts: _Facts | None = None
+        self._big_endian = False
+        self._stuck = False  # only the directory at the end can tell more
+        self._trusted = 0
+        self._digest = b""
+
+    def is_stale(self, read: ReadAt, frontier: int) -> bool:
+        """Whether the part that was believed, up to the end of data.pkl, is no longer there."""
+        if not self._trusted:
+            return self._at > 0 or self._searched > 0 or self._stuck  # nothing believed yet: begin again, it is cheap
+        return frontier < self._trusted or _digest(read(0, self._trusted)) != self._digest
+
+    def advance(self, read: ReadAt, frontier: int) -> None:
+        try:
+            while not self._stuck and self._next(read, frontier):
+                pass
+        except Malformed:
+            self._stuck = True
+
+    def layout(self) -> Layout:
+        notes = Notes()
+        records = [*self._records, self._open[0]] if self._open else self._records
+        storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes) if self._facts else []
+        layout = Layout(FORMAT, tuple(storages), None, False, str(notes))
+        return Layout(FORMAT) if problem_of(layout) else layout
+
+    def _next(self, read: ReadAt, frontier: int) -> bool:
+        """Take one step; False if that needs more bytes."""
+        if self._open is not None:
+            return self._close(read, frontier)
+        header = read_local_header(read, self._at, frontier)
+        if header is None:
+            return False
+        if header.method:
+            raise Malformed("its records are compressed")
+        if not self._records and header.name.partition(b"/")[2] != b"data.pkl":
+            raise Malformed("its first record is not data.pkl")
+        size = self._size_of(header, read, frontier)
+        if size is None:
+            return False
+        self._searched = 0
+        self._open = Record(header.name, self._at, header.start, size, header.method), header.has_descriptor
+        return True
+
+    def _close(self, read: ReadAt, frontier: int) -> bool:
+        """Step over the open record once what follows it proves its size."""
+        assert self._open is not None
+        record, has_descriptor = self._open
+        if record.end + _DESCRIPTOR_SIZE > frontier:
+            return False
+        descriptor = descriptor_size(read(record.end, _DESCRIPTOR_SIZE), record.size) if has_descriptor else 0
+        self._open = None
+        if has_descriptor and not descriptor:
+            raise Malformed("a record does not have the size its pickle says")
+        self._records.append(record)
+        self._at = record.end + descriptor
+        if len(self._records) == 1:
+            self._read_pickle(read, record)
+        elif record.name == self._root + b"/byteorder":
+            self._big_endian = read(record.start, min(record.size, 16)) == b"big"
+        return True
+
+    def _read_pickle(self, read: ReadAt, record: Record) -> None:
+        data = read(record.start, record.size)
+        self._root = record.name.partition(b"/")[0]
+        self._facts = _Facts(read_contents(data))
+        self._trusted = record.end
+        self._digest = _digest(read(0, self._trusted))
+
+    def _size_of(self, header: LocalHeader, read: ReadAt, frontier: int) -> int | None:
+        if header.size is not None:
+            return header.size
+        if not self._records:
+            return self._search(header.start, read, frontier, self._limits.metadata_bytes)
+        key = _key(header.name, self._root + b"/data/")
+        fact = self._facts.contents.storages.get(key) if self._facts and key else None
+        if fact is not None:
+            return fact.nbytes
+        return self._search(header.start, read, frontier, _SMALL_RECORD)
+
+    def _search(self, start: int, read: ReadAt, frontier: int, bound: int) -> int | None:
+        """Size of the record at ``start``, by the first descriptor after it that tells the distance; None if not there yet."""
+        at = max(self._searched, start)
+        while at + _DESCRIPTOR_SIZE <= frontier:
+            block = read(at, min(_SEARCH_BLOCK, frontier - at))
+            found = block.find(DESCRIPTOR)
+            while 0 <= found <= len(block) - _DESCRIPTOR_SIZE:
+                if descriptor_size(block[found : found + _DESCRIPTOR_SIZE], at + found - start):
+                    return at + found - start
+                found = block.find(DESCRIPTOR, found + 1)
+            step = len(block) - _DESCRIPTOR_SIZE + 1
+            if step <= 0:
+                break
+            at += step
+            self._searched = at
+            if at - start > bound:
+                raise Malformed("a record is longer than expected")
+        return None
+
+
+class _Facts:
+    """The contents of a pickle, with its tensors by storage."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        self.tensors: dict[str, list[TensorFact]] = defaultdict(list)
+        for tensor in contents.tensors:
+            self.tensors[tensor.key].append(tensor)
+
+
+def _whole_layout(read: ReadAt, size: int, limits: Limits) -> Layout:
+    """The layout of a complete file, by its directory. Raises :class:`Malformed`."""
+    if size >= 2 and read(0, 2) != b"PK":
+        raise Malformed("it is no zip file")
+    records = read_directory(read, size, limits)
+    by_name = {record.name: record for record in records}
+    root = records[0].name.partition(b"/")[0] if records else b""
+    notes = Notes()
+    order = by_name.get(root + b"/byteorder")
+    big_endian = order is not None and read(order.start, min(order.size, 16)) == b"big"
+    storages: list[Storage] = []
+    for pickle_name, folder, prefix in _PAIRS:
+        record = by_name.get(root + b"/" + pickle_name)
+        if record is None and not prefix:
+            raise Malformed("it has no data.pkl")
+        if record is not None:
+            facts = _Facts(_read_pickle(read, record, limits))
+            storages += _storages(records, root + b"/" + folder, facts, big_endian, notes, prefix)
+            _note_missing(by_name, root + b"/" + folder, facts, notes)
+    storages.sort(key=lambda storage: (storage.offset, storage.nbytes))
+    layout = Layout(FORMAT, tuple(storages), size, True, str(notes))
+    problem = problem_of(layout, size)
+    if problem:
+        raise Malformed(problem)
+    return layout
+
+
+def _read_pickle(read: ReadAt, record: Record, limits: Limits) -> Contents:
+    if record.method:
+        raise Malformed("its records are compressed")
+    if record.size > limits.metadata_bytes:
+        contents = Contents()
+        contents.notes.add(f"its pickle is longer than {limits.metadata_bytes} bytes")
+        return contents
+    return read_contents(read(record.start, record.size))
+
+
+def _note_missing(by_name: dict[bytes, Record], folder: bytes, facts: _Facts, notes: Notes) -> None:
+    for key in facts.contents.storages:
+        if folder + key.encode("utf-8", "replace") not in by_name:
+            notes.add(f"storage {shown(key)} is missing")
+
+
+def _key(name: bytes, folder: bytes) -> str:
+    """The storage's key if ``name`` is a storage's record, else empty."""
+    if not name.startswith(folder) or b"/" in name[len(folder) :]:
+        return ""
+    return name[len(folder) :].decode("utf-8", "replace")
+
+
+def _storages(
+    records: list[Record], folder: bytes, facts: _Facts, big_endian: bool, notes: Notes, prefix: str = ""
+) -> list[Storage]:
+    """The storages among ``records``, with the views that ``facts`` knows."""
+    notes.extend(facts.contents.notes)
+    if big_endian:
+        notes.add("its numbers are big-endian; they are kept as bytes")
+    found = []
+    for record in records:
+        key = _key(record.name, folder)
+        if not key:
+            continue
+        if record.method:
+            notes.add("its records are compressed")
+        elif big_endian:
+            found.append(Storage("U8", record.start, record.size))
+        else:
+            found.append(_storage(record, key, facts, notes, prefix))
+    return found
+
+
+def _storage(record: Record, key: str, facts: _Facts, notes: Notes, prefix: str) -> Storage:
+    fact = facts.contents.storages.get(key)
+    tensors = facts.tensors.get(key, [])
+    if fact is None or fact.nbytes != record.size:
+        if fact is not None:
+            notes.add(f"storage {shown(key)} does not have the size its pickle says")
+        return Storage("U8", record.start, record.size)
+    dtype = fact.dtype or _common_dtype(tensors)
+    itemsize = DTYPES[dtype].itemsize
+    if record.size % itemsize:
+        dtype, itemsize = "U8", 1
+    views = []
+    for tensor in tensors:
+        view = View(prefix + tensor.name, tensor.shape, tensor.start, _strides(tensor))
+        problem = view_problem(view, record.size // itemsize)
+        if (tensor.dtype or fact.dtype) != dtype:
+            problem = f"its storage holds {dtype}"
+        if problem:
+            notes.add(f"{shown(tensor.name)} is not named: {problem}")
+        else:
+            views.append(view)
+    return Storage(dtype, record.start, record.size, tuple(views))
+
+
+def _common_dtype(tensors: list[TensorFact]) -> str:
+    """The dtype that most tensors on a storage without a type give it; of equals the first."""
+    votes: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.dtype:
+            votes[tensor.dtype] = votes.get(tensor.dtype, 0) + 1
+    return max(votes, key=lambda dtype: votes[dtype]) if votes else "U8"
+
+
+def _strides(tensor: TensorFact) -> tuple[int, ...] | None:
+    """None if the elements lie in row-major order without gaps; strides of dimensions of one element do not matter."""
+    shape, strides = tensor.shape, tensor.strides
+    if 0 in shape:
+        return None
+    if len(strides) == len(shape):
+        plain = contiguous_strides(shape)
+        if all(d == 1 or have == want for d, have, want in zip(shape, strides, plain, strict=True)):
+            return None
+        # Strides of single-element dimensions are arbitrary, negative ones too; they would only trip readers.
+        return tuple(0 if d == 1 else have for d, have in zip(shape, strides, strict=True))
+    return strides
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=32).digest()
