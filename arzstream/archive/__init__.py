@@ -1,0 +1,1 @@
+"""Archives as a whole: writing, lazy reading, restoring, verifying, recovering."""

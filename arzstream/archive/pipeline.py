@@ -1,0 +1,168 @@
+"""Encoding in parallel, writing in order, with bounded memory."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from arzstream.archive.plan import Planned
+from arzstream.codec.base import ChunkContext
+from arzstream.codec.best import encode_best
+from arzstream.container.records import Member, Unit
+from arzstream.container.writer import FrameWriter
+from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
+
+__all__ = ["MemberDigests", "Pipeline", "context", "gathered"]
+
+ReadAt = Callable[[int, int], bytes]
+GATHER_BYTES = 16 << 20
+
+
+class _Encoded(NamedTuple):
+    data: bytes
+    xxh3: int
+    codec: int
+    payload: bytes
+
+
+def context(unit: Unit, chunk: int) -> ChunkContext:
+    """What a codec may know of a chunk."""
+    tile = unit.tile(chunk)
+    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0)
+
+
+class Pipeline:
+    """A queue of things to write, of which chunks are encoded ahead by ``jobs`` threads.
+
+    What is put in comes out at the writer in the same order. One thread puts; at most about ``memory_bytes`` of
+    chunks are in flight.
+    """
+
+    def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int) -> None:
+        self.writer = writer
+        self._profile = profile
+        self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
+        self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = collections.deque()
+        self._in_flight = 0
+        self._memory = memory_bytes
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        return self._pool
+
+    def put(self, action: Callable[[], None]) -> None:
+        """Run ``action`` when everything put in before has been written."""
+        self._queue.append((0, None, lambda _: action()))
+
+    def put_chunk(self, planned: Planned, chunk: int, read_at: ReadAt, done: Callable[[bytes], None]) -> None:
+        """Read, encode and write a chunk; then ``done(decoded bytes)`` in the writing thread. ``planned.number`` is set by then."""
+        cost = 2 * planned.unit.tile(chunk).elements * planned.unit.type.itemsize
+        while self._queue and self._in_flight + cost > self._memory:
+            self._step()
+
+        def write(encoded: _Encoded | None) -> None:
+            assert encoded is not None
+            data, xxh3, codec, payload = encoded
+            self.writer.add_chunk(planned.number, chunk, codec, payload, len(data), xxh3)
+            planned.chunk_xxh3[chunk] = xxh3
+            done(data)
+
+        future = self._pool.submit(self._encode, planned, chunk, read_at)
+        self._in_flight += cost
+        self._queue.append((cost, future, write))
+        while self._queue and (self._queue[0][1] is None or self._queue[0][1].done()):
+            self._step()
+
+    def drain(self) -> None:
+        """Write everything that was put in."""
+        while self._queue:
+            self._step()
+
+    def close(self) -> None:
+        """Drop what was not written and end the threads."""
+        for _, future, _ in self._queue:
+            if future is not None:
+                future.cancel()
+        self._queue.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:
+        data = planned.read_chunk(read_at, chunk)
+        codec, payload = encode_best(memoryview(data), context(planned.unit, chunk), self._profile)
+        return _Encoded(data, xxh3_64(data), codec, payload)
+
+    def _step(self) -> None:
+        cost, future, action = self._queue.popleft()
+        self._in_flight -= cost
+        action(None if future is None else future.result())
+
+
+class MemberDigests:
+    """BLAKE3 of each member of a unit, from its chunks as they come, in order.
+
+    Row-major members are hashed on the fly. Chunks that are column blocks are put together to whole rows first, and a
+    unit with strided members is kept until its end, because their elements lie anywhere.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._itemsize = unit.type.itemsize
+        self._position = 0
+        self._blocks: list[bytes] = []
+        self._kept = bytearray() if any(m.strides is not None for m in unit.members) else None
+        self._hashers: list[Hasher] = [blake3_hasher() for _ in unit.members]
+        self._across = 1 if unit.grid[0] == 1 else unit.chunks_across
+
+    def update(self, data: bytes) -> None:
+        """The next chunk's decoded bytes."""
+        if self._across == 1:
+            return self._take(data)
+        self._blocks.append(data)
+        if len(self._blocks) == self._across:
+            rows = len(data) // ((self._unit.tile(self._across - 1).col1 - self._unit.tile(self._across - 1).col0) * self._itemsize)
+            self._take(np.hstack([np.frombuffer(b, np.uint8).reshape(rows, -1) for b in self._blocks]).tobytes())
+            self._blocks = []
+
+    def _take(self, data: bytes) -> None:
+        start, end = self._position, self._position + len(data)
+        view = memoryview(data)
+        for member, hasher in zip(self._unit.members, self._hashers):
+            if member.strides is None:
+                low = max(start, member.start * self._itemsize)
+                high = min(end, (member.start + member.elements) * self._itemsize)
+                if low < high:
+                    hasher.update(view[low - start : high - start])
+        if self._kept is not None:
+            self._kept += data
+        self._position = end
+
+    def result(self) -> tuple[bytes, ...]:
+        """One digest per member, after the last chunk."""
+        for member, hasher in zip(self._unit.members, self._hashers):
+            if member.strides is not None:
+                assert self._kept is not None
+                for part in gathered(memoryview(self._kept), member, self._itemsize):
+                    hasher.update(part)
+        return tuple(hasher.digest() for hasher in self._hashers)
+
+
+def gathered(unit_bytes: memoryview, member: Member, itemsize: int) -> collections.abc.Iterator[bytes]:
+    """A strided member's elements in row-major order, in pieces, so that repeated elements do not fill the memory."""
+    if member.elements == 0:
+        return
+    base = np.frombuffer(unit_bytes, f"V{itemsize}")[member.start :]
+    strides = tuple(s * itemsize for s in member.strides or ())
+    view = np.lib.stride_tricks.as_strided(base, member.shape, strides, writeable=False)
+    yield from _pieces(view)
+
+
+def _pieces(view: np.ndarray) -> collections.abc.Iterator[bytes]:
+    if view.size * view.itemsize <= GATHER_BYTES or view.ndim == 0:
+        yield view.tobytes()
+        return
+    for part in view:
+        yield from _pieces(part)

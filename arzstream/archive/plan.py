@@ -1,0 +1,156 @@
+"""From what a file holds to units: which storages share one, what matrix a unit is, how it is cut into chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from arzstream.codec.dtypes import dtype
+from arzstream.container.records import Member, Tile, Unit
+from arzstream.formats.base import Storage
+
+__all__ = ["Extent", "Planned", "choose_grid", "literal_unit", "shared_unit", "storage_unit"]
+
+CHUNK_ELEMENTS = 1 << 20
+CHUNK_BYTES = 16 << 20
+SMALL_BYTES = 64 << 10
+"""Storages below this share units, so that a norm of some kilobytes does not cost a frame of its own."""
+SHARED_BYTES = 1 << 20
+"""How large a shared unit may become; it has one chunk."""
+NARROWEST_BLOCK = 128
+"""Columns below which a column block is not worth its frame, in elements."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """``nbytes`` bytes of a unit from ``start`` on lie at ``offset`` of the source file."""
+
+    start: int
+    offset: int
+    nbytes: int
+
+
+@dataclasses.dataclass(eq=False)
+class Planned:
+    """A unit and where its bytes are; ``number`` and ``digests`` are known once it is coded."""
+
+    unit: Unit
+    extents: tuple[Extent, ...]
+    number: int = -1
+    digests: tuple[bytes, ...] = ()
+    chunk_xxh3: dict[int, int] = dataclasses.field(default_factory=dict)
+    duplicates: int = 0
+    """How many units duplicate this one."""
+
+    @property
+    def contiguous(self) -> bool:
+        """Do the chunks follow each other in the unit's bytes?"""
+        return self.unit.grid[1] >= self.unit.shape[1] or self.unit.grid[0] == 1
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """Bytes [start, end) of a chunk in the unit; only where chunks are contiguous."""
+        tile, itemsize = self.unit.tile(chunk), self.unit.type.itemsize
+        start = (tile.row0 * self.unit.shape[1] + tile.col0) * itemsize
+        return start, start + tile.elements * itemsize
+
+    def read(self, read_at: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+        """Bytes [start, end) of the unit, from the source."""
+        parts = []
+        for extent in self.extents:
+            low, high = max(start, extent.start), min(end, extent.start + extent.nbytes)
+            if low < high:
+                parts.append(read_at(extent.offset + low - extent.start, high - low))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_chunk(self, read_at: Callable[[int, int], bytes], chunk: int) -> bytes:
+        """The decoded bytes of a chunk, from the source."""
+        if self.contiguous:
+            return self.read(read_at, *self.chunk_range(chunk))
+        tile, itemsize, columns = self.unit.tile(chunk), self.unit.type.itemsize, self.unit.shape[1]
+        rows = self.read(read_at, tile.row0 * columns * itemsize, tile.row1 * columns * itemsize)
+        return cut_columns(rows, tile, columns * itemsize, itemsize)
+
+
+def cut_columns(rows: bytes, tile: Tile, row_bytes: int, itemsize: int) -> bytes:
+    """The columns of ``tile`` from whole rows of ``row_bytes`` bytes each."""
+    matrix = np.frombuffer(rows, np.uint8).reshape(-1, row_bytes)
+    return matrix[:, tile.col0 * itemsize : tile.col1 * itemsize].tobytes()
+
+
+def choose_grid(shape: tuple[int, int], itemsize: int, parallel: int = 1) -> tuple[int, int]:
+    """Rows and columns of a chunk: about 2^20 elements in whole rows, rows split evenly.
+
+    With ``parallel`` N both ways are cut so that each of N ranks finds its rows or its columns in chunks of its own.
+    """
+    rows, columns = shape
+    if parallel > 1 and columns % parallel == 0 and columns // parallel >= NARROWEST_BLOCK:
+        columns //= parallel
+    most = min(CHUNK_ELEMENTS, CHUNK_BYTES // itemsize)
+    if columns > most:
+        return 1, most
+    if parallel > 1 and rows % parallel == 0:
+        rows //= parallel
+    high = max(1, min(rows, most // max(1, columns)))
+    pieces = max(1, -(-rows // high))
+    return max(1, -(-rows // pieces)), max(1, columns)
+
+
+def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
+    """A unit for one storage: as a matrix if one tensor covers it, else as a column."""
+    itemsize = dtype(storage.dtype).itemsize
+    elements = storage.nbytes // itemsize
+    shape = (elements, 1)
+    views = storage.views
+    whole = len(views) == 1 and views[0].strides is None and views[0].start == 0
+    if whole and math.prod(views[0].shape) == elements:
+        first = views[0].shape[0] if views[0].shape else 1
+        shape = (first, elements // first) if first else (0, 1)
+    members = tuple(Member(v.name, v.shape, v.start, v.strides) for v in views) or (Member(None, (elements,)),)
+    unit = Unit(
+        dtype=storage.dtype,
+        shape=shape,
+        grid=choose_grid(shape, itemsize, parallel),
+        members=members,
+        layer=layer,
+        source=((None, storage.offset, storage.nbytes),),
+    )
+    return Planned(unit, (Extent(0, storage.offset, storage.nbytes),))
+
+
+def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:
+    """A unit for several small storages of one dtype, side by side, in one chunk."""
+    itemsize = dtype(storages[0].dtype).itemsize
+    members: list[Member] = []
+    extents: list[Extent] = []
+    start = 0
+    for storage in storages:
+        at = start // itemsize
+        if not storage.views:
+            members.append(Member(None, (storage.nbytes // itemsize,), at))
+        members += [Member(v.name, v.shape, at + v.start, v.strides) for v in storage.views]
+        if storage.nbytes:
+            extents.append(Extent(start, storage.offset, storage.nbytes))
+        start += storage.nbytes
+    elements = start // itemsize
+    unit = Unit(
+        dtype=storages[0].dtype,
+        shape=(1, elements),
+        grid=(1, max(1, elements)),
+        members=tuple(members),
+        layer=layer,
+        source=tuple((None, s.offset, s.nbytes) for s in storages),
+    )
+    return Planned(unit, tuple(extents))
+
+
+def literal_unit(extents: Sequence[tuple[int, int]]) -> Planned:
+    """A unit for the literal bytes of a file, (offset, length) each, one after the other."""
+    placed, start = [], 0
+    for offset, nbytes in extents:
+        placed.append(Extent(start, offset, nbytes))
+        start += nbytes
+    unit = Unit(dtype="U8", shape=(start, 1), grid=choose_grid((start, 1), 1), members=(Member(None, (start,)),))
+    return Planned(unit, tuple(placed))
