@@ -1,0 +1,1324 @@
+"""A decoder of ARZ-1 archives, written from spec/ARZ-1.md and spec/registry.md alone.
+
+It shares no code with the package: it is the second opinion that the tests ask. It reads a whole archive from memory,
+checks every rule of the text and decodes everything; it is slow, and meant to be read beside the text, whose section
+numbers stand in the comments. Needs zstandard, xxhash and blake3.
+
+    python spec/reference_decoder.py ARCHIVE              check everything
+    python spec/reference_decoder.py ARCHIVE --list       and list files and tensors
+    python spec/reference_decoder.py ARCHIVE --extract DIR  and write the files below DIR, which must not exist
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import sys
+from typing import Any, NamedTuple
+
+import blake3 as _blake3
+import xxhash
+import zstandard
+
+__all__ = [
+    "ArchiveError",
+    "Corrupt",
+    "Decoded",
+    "File",
+    "LimitExceeded",
+    "Limits",
+    "NotAnArchive",
+    "Tensor",
+    "Unsupported",
+    "decode",
+]
+
+
+class ArchiveError(Exception):
+    """Why an archive was refused."""
+
+
+class NotAnArchive(ArchiveError):
+    """The bytes are no ARZ archive at all."""
+
+
+class Corrupt(ArchiveError):
+    """refuse: corrupt."""
+
+
+class LimitExceeded(Corrupt):
+    """The archive asks for more than :class:`Limits` allows."""
+
+
+class Unsupported(ArchiveError):
+    """refuse: unsupported."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Section 10. ``total`` bounds all decoded bytes; None: 64 times the archive, but at least 256 MiB."""
+
+    units: int = 10**6
+    members: int = 10**6
+    files: int = 10**6
+    chunks: int = 10**6
+    name: int = 1024
+    path: int = 4096
+    dimensions: int = 32
+    metadata: int = 64 << 20
+    nesting: int = 8
+    total: int | None = None
+
+
+class Tensor(NamedTuple):
+    """A named member. ``data`` holds its elements in row-major order, or None where its codec is not known."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | None
+    blake3: bytes
+    name: str
+    layer: str
+
+
+class File(NamedTuple):
+    """A file. ``content`` is the target of a link, empty for a directory, None where a codec is not known."""
+
+    kind: int
+    mode: int
+    mtime: int
+    content: bytes | None
+    sha256: bytes
+    format: str
+
+
+@dataclasses.dataclass
+class Decoded:
+    """What an archive holds. ``members`` has every named tensor in order, ``tensors`` the first of each name."""
+
+    growing: bool
+    file_id: bytes
+    members: list[Tensor]
+    files: dict[bytes, File]
+    unsupported: list[str]
+    incomplete: list[int]
+    content_digest: bytes | None
+    root_digest: bytes | None
+    valid_length: int
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {tensor.name: tensor for tensor in reversed(self.members)}
+
+
+# ---------------------------------------------------------------------------------------------- section 1: terms
+
+MAGIC = bytes.fromhex("8941525A0D0A1A0A")
+END_MAGIC = bytes.fromhex("0A1A0A0D5A524189")
+SYNC = bytes.fromhex("F561727A66726D9C")
+MAX_I64 = (1 << 63) - 1
+NONE = 0xFFFFFFFF
+
+TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 0xC009
+METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT}
+NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT}
+KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
+
+RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
+KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST}
+
+ITEM_SIZE = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
+    "F8_E8M0": 1, "U64": 8, "I64": 8, "U32": 4, "I32": 4, "U16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1,
+    "C64": 8, "C128": 16,
+}  # fmt: skip
+# bytes of an element (of a half, for complex numbers), exponent bits, mantissa bits: the dtypes of float_fast
+FLOAT_FIELDS = {
+    "F64": (8, 11, 52), "C128": (8, 11, 52), "F32": (4, 8, 23), "C64": (4, 8, 23), "F16": (2, 5, 10),
+    "BF16": (2, 8, 7), "F8_E4M3": (1, 4, 3), "F8_E4M3FNUZ": (1, 4, 3), "F8_E5M2": (1, 5, 2), "F8_E5M2FNUZ": (1, 5, 2),
+}  # fmt: skip
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        crc = byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        table.append(crc)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+def xxh3(data: bytes | memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def blake3(*parts: bytes) -> bytes:
+    return _blake3.blake3(b"".join(parts)).digest()
+
+
+def align64(n: int) -> int:
+    return (n + 63) & ~63
+
+
+def need(condition: bool, message: str) -> None:
+    """A rule whose breach makes the object corrupt."""
+    if not condition:
+        raise Corrupt(message)
+
+
+def within(condition: bool, message: str) -> None:
+    """A limit of section 10."""
+    if not condition:
+        raise LimitExceeded(message)
+
+
+class Budget:
+    """The decoded bytes that are still allowed; asked before anything is allocated."""
+
+    def __init__(self, total: int) -> None:
+        self.left = total
+
+    def charge(self, n: int, what: str) -> None:
+        within(n <= self.left, f"{what}: more than the allowed total of decoded bytes")
+        self.left -= n
+
+
+# -------------------------------------------------------------------------------- section 4.1: canonical metadata
+
+
+class _MetadataReader:
+    """MessagePack without floats and extensions. Shortest forms and key order show when the value is packed again."""
+
+    def __init__(self, data: bytes, nesting: int) -> None:
+        self.data, self.at, self.nesting = data, 0, nesting
+
+    def take(self, n: int) -> bytes:
+        need(n <= len(self.data) - self.at, "metadata ends too early")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def number(self, n: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(n), "big", signed=signed)
+
+    def value(self, depth: int = 0) -> Any:
+        tag = self.number(1)
+        if tag <= 0x7F:
+            return tag
+        if tag >= 0xE0:
+            return tag - 0x100
+        if tag <= 0x8F:
+            return self.map(tag & 15, depth + 1)
+        if tag <= 0x9F:
+            return self.array(tag & 15, depth + 1)
+        if tag <= 0xBF:
+            return self.string(tag & 31)
+        if tag in (0xC0, 0xC2, 0xC3):
+            return {0xC0: None, 0xC2: False, 0xC3: True}[tag]
+        if 0xC4 <= tag <= 0xC6:
+            return self.take(self.number(1 << (tag - 0xC4)))
+        if 0xCC <= tag <= 0xCF:
+            return self.number(1 << (tag - 0xCC))
+        if 0xD0 <= tag <= 0xD3:
+            return self.number(1 << (tag - 0xD0), signed=True)
+        if 0xD9 <= tag <= 0xDB:
+            return self.string(self.number(1 << (tag - 0xD9)))
+        if tag in (0xDC, 0xDD):
+            return self.array(self.number(2 << (tag - 0xDC)), depth + 1)
+        if tag in (0xDE, 0xDF):
+            return self.map(self.number(2 << (tag - 0xDE)), depth + 1)
+        raise Corrupt(f"metadata holds a value of type {tag:#04x}, which is not allowed")
+
+    def string(self, n: int) -> str:
+        try:
+            return self.take(n).decode("utf-8")
+        except UnicodeDecodeError:
+            raise Corrupt("metadata holds a string that is not UTF-8") from None
+
+    def array(self, n: int, depth: int) -> list[Any]:
+        need(depth <= self.nesting, "metadata is nested too deep")
+        need(n <= len(self.data) - self.at, "metadata ends too early")
+        return [self.value(depth) for _ in range(n)]
+
+    def map(self, n: int, depth: int) -> dict[str, Any]:
+        need(depth <= self.nesting, "metadata is nested too deep")
+        need(2 * n <= len(self.data) - self.at, "metadata ends too early")
+        result: dict[str, Any] = {}
+        for _ in range(n):
+            key = self.value(depth)
+            need(isinstance(key, str), "metadata has a key that is not a string")
+            result[key] = self.value(depth)  # a second one of the same key is lost, and missed when packed again
+        return result
+
+
+def _pack_length(n: int, short: tuple[int, int] | None, tags: tuple[tuple[int, int], ...]) -> bytes:
+    """The shortest head for length ``n``: ``short`` is (tag, largest length) of the one-byte form."""
+    if short is not None and n <= short[1]:
+        return bytes([short[0] | n])
+    for tag, size in tags:
+        if n < 1 << (8 * size):
+            return bytes([tag]) + n.to_bytes(size, "big")
+    raise ValueError("too long for metadata")
+
+
+def pack(value: Any) -> bytes:
+    """The one canonical encoding of ``value``."""
+    if value is None or isinstance(value, bool):
+        return {None: b"\xc0", False: b"\xc2", True: b"\xc3"}[value]
+    if isinstance(value, int):
+        if value >= 0:
+            return _pack_length(value, (0, 0x7F), ((0xCC, 1), (0xCD, 2), (0xCE, 4), (0xCF, 8)))
+        if value >= -32:
+            return bytes([value + 0x100])
+        for tag, size in ((0xD0, 1), (0xD1, 2), (0xD2, 4), (0xD3, 8)):
+            if value >= -(1 << (8 * size - 1)):
+                return bytes([tag]) + value.to_bytes(size, "big", signed=True)
+    if isinstance(value, str):
+        text = value.encode("utf-8")
+        return _pack_length(len(text), (0xA0, 31), ((0xD9, 1), (0xDA, 2), (0xDB, 4))) + text
+    if isinstance(value, bytes):
+        return _pack_length(len(value), None, ((0xC4, 1), (0xC5, 2), (0xC6, 4))) + value
+    if isinstance(value, (list, tuple)):
+        return _pack_length(len(value), (0x90, 15), ((0xDC, 2), (0xDD, 4))) + b"".join(map(pack, value))
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: item[0].encode("utf-8"))
+        head = _pack_length(len(items), (0x80, 15), ((0xDE, 2), (0xDF, 4)))
+        return head + b"".join(pack(key) + pack(item) for key, item in items)
+    raise TypeError(f"not a metadata value: {value!r}")
+
+
+def unpack(data: bytes, limits: Limits) -> Any:
+    reader = _MetadataReader(data, limits.nesting)
+    value = reader.value()
+    need(reader.at == len(data), "metadata goes on after its value")
+    need(pack(value) == data, "metadata is not in canonical form")
+    return value
+
+
+# ------------------------------------------------------------------------------- the types of values, section 5
+
+
+def brief(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def integer(value: Any, low: int = 0, high: int = MAX_I64) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    raise Corrupt(f"metadata has {brief(value)} where an integer from {low} to {high} must stand")
+
+
+def text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    raise Corrupt(f"metadata has {brief(value)} where a string must stand")
+
+
+def binary(value: Any, length: int | None = None) -> bytes:
+    if isinstance(value, bytes):
+        need(length is None or len(value) == length, f"a binary has {len(value)} bytes, not {length}")
+        return value
+    raise Corrupt(f"metadata has {brief(value)} where a binary must stand")
+
+
+def array(value: Any, length: int | None = None) -> list[Any]:
+    if isinstance(value, list):
+        need(length is None or len(value) == length, f"an array has {len(value)} elements, not {length}")
+        return value
+    raise Corrupt(f"metadata has {brief(value)} where an array must stand")
+
+
+def mapping(value: Any, keys: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        need(sorted(value) == sorted(keys.split()), f"the keys are {' '.join(value):.80}, not {keys}")
+        return value
+    raise Corrupt(f"metadata has {brief(value)} where a map must stand")
+
+
+def extent(shape: list[int]) -> int:
+    """Elements of ``shape``, at most 2^63 - 1."""
+    if 0 in shape:
+        return 0
+    product = 1
+    for size in shape:
+        product *= size
+        need(product <= MAX_I64, "a shape has too many elements")
+    return product
+
+
+# ------------------------------------------------------------------------------------------- codecs: registry.md
+
+
+def decode_zstd_plane(stored: bytes, length: int) -> bytes:
+    need(stored[:4] == b"\x28\xb5\x2f\xfd", "a zstd plane is not a Zstandard frame")
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+        need(parameters.content_size == length, "a zstd plane states no content size, or another")
+        need(parameters.dict_id == 0, "a zstd plane needs a dictionary")
+        plane = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd plane does not decode: {error}") from None
+    need(len(plane) == length, "a zstd plane has another length than it states")
+    return plane
+
+
+def decode_zstd(payload: bytes, length: int, only_stride: int | None = None) -> bytes:
+    need(len(payload) >= 8, "a zstd payload is too short")
+    stride = payload[0]
+    need(stride in (1, 2, 4, 8, 16), f"a zstd payload has stride {stride}")
+    need(only_stride in (None, stride), "zstd metadata has a stride")
+    need(payload[1:4] == bytes(3), "reserved bytes of a zstd payload are not zero")
+    need(length % stride == 0, "the decoded length is not a multiple of the zstd stride")
+    at = 4 + 4 * stride
+    need(len(payload) >= at, "a zstd payload is too short")
+    out = bytearray(length)
+    for plane, word in enumerate(struct.unpack_from(f"<{stride}I", payload, 4)):
+        size, as_is = word & 0x7FFFFFFF, bool(word >> 31)
+        need(size <= len(payload) - at, "a zstd plane goes beyond the payload")
+        stored = payload[at : at + size]
+        at += size
+        if as_is:
+            need(size == length // stride, "a zstd plane stored as is has another length")
+            out[plane::stride] = stored
+        else:
+            need(length > 0, "an empty zstd plane is not stored as is")
+            out[plane::stride] = decode_zstd_plane(stored, length // stride)
+    need(at == len(payload), "a zstd payload goes on after its planes")
+    return bytes(out)
+
+
+def read_frequencies(table: bytes, alphabet: int) -> list[int]:
+    frequencies: list[int] = []
+    at = 0
+    while at < len(table):
+        first = table[at]
+        need(first < 0x90, "a frequency table has an invalid byte")
+        if 1 <= first <= 0x7F:
+            frequencies.append(first)
+            at += 1
+            continue
+        need(at + 1 < len(table), "a frequency table ends too early")
+        if first == 0:
+            frequencies += [0] * (table[at + 1] + 1)
+        else:
+            frequencies.append((first - 0x80) << 8 | table[at + 1])
+        at += 2
+        need(len(frequencies) <= alphabet, "a frequency table has too many symbols")
+    need(len(frequencies) <= alphabet, "a frequency table has too many symbols")
+    need(sum(frequencies) == 4096, "the frequencies do not add up to 4096")
+    return frequencies
+
+
+def read_symbols(stream: bytes, count: int, frequencies: list[int]) -> list[int]:
+    """The 32-lane rANS decoder."""
+    need(len(stream) >= 128 and len(stream) % 2 == 0, "a symbol stream has an impossible length")
+    state = list(struct.unpack_from("<32I", stream))
+    need(min(state) >= 65536, "a state is too low at the start of a symbol stream")
+    words = struct.unpack_from(f"<{(len(stream) - 128) // 2}H", stream, 128)
+    starts: list[int] = []
+    symbol_at: list[int] = []
+    for symbol, frequency in enumerate(frequencies):
+        starts.append(len(symbol_at))
+        symbol_at += [symbol] * frequency
+    symbols, used = [], 0
+    for i in range(count):
+        x = state[i % 32]
+        slot = x % 4096
+        y = symbol_at[slot]
+        x = frequencies[y] * (x >> 12) + slot - starts[y]
+        if x < 65536:
+            need(used < len(words), "a symbol stream has too few words")
+            x = x << 16 | words[used]
+            used += 1
+        state[i % 32] = x
+        symbols.append(y)
+    need(used == len(words), "a symbol stream has words left")
+    need(all(x == 65536 for x in state), "a symbol stream does not end in the right state")
+    return symbols
+
+
+def read_rests(stream: bytes, count: int, whole: int, bits: int) -> list[int]:
+    """Sign and mantissa of ``count`` elements: ``whole`` bytes each, then ``bits`` bit planes."""
+    rests = [int.from_bytes(stream[i * whole : (i + 1) * whole], "little") for i in range(count)]
+    plane_size = (count + 7) // 8
+    for j in range(bits):
+        at = count * whole + j * plane_size
+        plane = int.from_bytes(stream[at : at + plane_size], "little")
+        need(plane >> count == 0, "unused bits of a bit plane are not zero")
+        for i in range(count):
+            rests[i] |= (plane >> i & 1) << (8 * whole + j)
+    return rests
+
+
+def decode_float_fast(payload: bytes, length: int, dtype: str) -> bytes:
+    need(dtype in FLOAT_FIELDS, f"float_fast does not apply to {dtype}")
+    size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype]
+    whole, bits = divmod(mantissa_bits + 1, 8)
+    n = length // size
+    need(len(payload) >= 8, "a float_fast payload is too short")
+    mode, precision, log_segment, zero, entries, table_size = struct.unpack_from("<BBBBHH", payload)
+    need(mode in (0, 1), f"float_fast has no mode {mode}")
+    need(precision == 12, f"float_fast has a table precision of {precision}")
+    need(10 <= log_segment <= 24, f"float_fast has segments of 2^{log_segment}")
+    need(zero == 0, "a reserved byte of a float_fast payload is not zero")
+    need(1 <= entries <= (15 if mode else 256), f"float_fast has a palette of {entries}")
+    need(table_size > 0 or entries == 1, "float_fast has no table for several exponents")
+
+    at = 8 + 2 * entries
+    need(len(payload) >= at + table_size, "a float_fast payload is too short")
+    palette = struct.unpack_from(f"<{entries}H", payload, 8)
+    need(len(set(palette)) == entries, "float_fast has an exponent twice in its palette")
+    need(max(palette) < 1 << exponent_bits, "float_fast has an impossible exponent in its palette")
+    frequencies = read_frequencies(payload[at : at + table_size], 256 if mode else entries) if table_size else []
+    at += table_size
+    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a float_fast payload is not zero")
+    at += -at % 8
+
+    counts = [min(1 << log_segment, n - first) for first in range(0, n, 1 << log_segment)]
+    need(len(payload) >= at + 8 * len(counts), "a float_fast payload is too short")
+    sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(counts))]
+    at += 8 * len(counts)
+    escape_size = 1 if exponent_bits <= 8 else 2
+    raw_sizes = [count * whole + bits * ((count + 7) // 8) for count in counts]
+    raw_at = at
+    symbols_at = raw_at + sum(raw_sizes)
+    escapes_at = symbols_at + sum(symbol_size for symbol_size, _ in sizes)
+    end = escapes_at + escape_size * sum(escapes for _, escapes in sizes)
+    need(end == len(payload), "the streams of a float_fast payload do not fill it")
+
+    out = bytearray()
+    for count, raw_size, (symbol_size, escapes) in zip(counts, raw_sizes, sizes, strict=True):
+        if table_size:
+            stream = payload[symbols_at : symbols_at + symbol_size]
+            symbols = read_symbols(stream, (count + 1) // 2 if mode else count, frequencies)
+        else:
+            need(symbol_size == 0 and escapes == 0, "float_fast has streams without a table")
+            symbols = [0] * ((count + 1) // 2 if mode else count)
+        escaped = payload[escapes_at : escapes_at + escapes * escape_size]
+        exponents = read_exponents(symbols, count, mode, palette, escaped, escape_size, exponent_bits)
+        rests = read_rests(payload[raw_at : raw_at + raw_size], count, whole, bits)
+        for exponent, rest in zip(exponents, rests, strict=True):
+            sign, mantissa = rest >> mantissa_bits, rest & ((1 << mantissa_bits) - 1)
+            value = sign << (exponent_bits + mantissa_bits) | exponent << mantissa_bits | mantissa
+            out += value.to_bytes(size, "little")
+        raw_at, symbols_at, escapes_at = raw_at + raw_size, symbols_at + symbol_size, escapes_at + len(escaped)
+    return bytes(out)
+
+
+def read_exponents(
+    symbols: list[int],
+    count: int,
+    mode: int,
+    palette: tuple[int, ...],
+    escaped: bytes,
+    escape_size: int,
+    exponent_bits: int,
+) -> list[int]:
+    """Exponents of one segment from its symbols and its escape stream."""
+    if mode == 0:
+        need(not escaped, "float_fast has escapes in mode single")
+        return [palette[symbol] for symbol in symbols]
+    indices = [index for symbol in symbols for index in (symbol & 15, symbol >> 4)]
+    if count % 2:
+        need(indices.pop() == 0, "the upper half of the last symbol of an odd segment is not 0")
+    need(all(index < len(palette) or index == 15 for index in indices), "float_fast has an index beyond its palette")
+    need(indices.count(15) * escape_size == len(escaped), "float_fast has another number of escapes than it says")
+    exponents, at = [], 0
+    for index in indices:
+        if index < 15:
+            exponents.append(palette[index])
+            continue
+        exponent = int.from_bytes(escaped[at : at + escape_size], "little")
+        need(exponent < 1 << exponent_bits, "float_fast has an impossible exponent among its escapes")
+        exponents.append(exponent)
+        at += escape_size
+    return exponents
+
+
+def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> bytes:
+    """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged."""
+    if codec == RAW:
+        need(len(payload) == length, "a raw payload has another length than its decoded bytes")
+        return payload
+    if codec == CONST:
+        need(len(payload) == ITEM_SIZE[dtype], "a const payload is not one element")
+        return payload * (length // len(payload))
+    if codec == ZSTD:
+        return decode_zstd(payload, length)
+    return decode_float_fast(payload, length, dtype)
+
+
+def decode_plain(codec: int, payload: bytes, length: int) -> bytes:
+    """Metadata, tables and models: codec 0, or 3 with stride 1."""
+    need(codec in (RAW, ZSTD), f"codec {codec} is not allowed for metadata")
+    if codec == ZSTD:
+        return decode_zstd(payload, length, only_stride=1)
+    need(len(payload) == length, "a raw payload has another length than its decoded bytes")
+    return payload
+
+
+# --------------------------------------------------------------------------- sections 3 and 7: prologue and trailer
+
+
+class Prologue(NamedTuple):
+    raw: bytes
+    versions: bytes  # bytes 8 to 15
+    max_stored: int
+    max_chunk: int
+    incompatible: int
+    compatible: int
+    file_id: bytes
+
+
+def check_versions(block: bytes, minor_and_sizes: bool) -> None:
+    """Bytes 8 to 15 of the prologue, which the trailer repeats; the major version alone, or the rest."""
+    major, minimum, _, log_frame, log_chunk = struct.unpack("<HHHBB", block)
+    if not minor_and_sizes:
+        if major != 1:
+            raise Unsupported(f"major version {major}: a newer reader is needed")
+        return
+    if minimum > 0:
+        raise Unsupported(f"version 1.{minimum}: a newer reader is needed")
+    need(7 <= log_frame <= 40, "the prologue has an impossible largest frame")
+    need(log_chunk <= 28, "the prologue has an impossible largest chunk")
+
+
+def read_prologue(data: bytes) -> Prologue:
+    raw = data[:64]
+    if len(raw) < 64 or raw[:8] != MAGIC:
+        raise NotAnArchive("not an ARZ archive")
+    check_versions(raw[8:16], False)
+    need(crc32c(raw[:60]) == int.from_bytes(raw[60:], "little"), "the CRC of the prologue is wrong")
+    check_versions(raw[8:16], True)
+    incompatible, compatible = struct.unpack_from("<QQ", raw, 16)
+    if incompatible:
+        raise Unsupported(f"incompatible features {incompatible:#x}: a newer reader is needed")
+    need(raw[48:60] == bytes(12), "reserved bytes of the prologue are not zero")
+    max_stored, max_chunk = (1 << raw[14]) - 128, 1 << raw[15]
+    return Prologue(raw, raw[8:16], max_stored, max_chunk, incompatible, compatible, raw[32:48])
+
+
+class Trailer(NamedTuple):
+    index_offset: int
+    index_length: int
+    first_table: int
+    root: bytes
+
+
+def read_trailer(data: bytes, prologue: Prologue) -> Trailer:
+    need(len(data) >= 64 + 128 + 128, "the file is too short for its trailer")
+    raw = data[-128:]
+    check_versions(raw[:8], False)
+    need(crc32c(raw[:116]) == int.from_bytes(raw[116:120], "little"), "the CRC of the trailer is wrong")
+    check_versions(raw[:8], True)
+    incompatible, compatible, file_id = struct.unpack_from("<QQ16s", raw, 8)
+    if incompatible & ~prologue.incompatible:
+        raise Unsupported(f"incompatible features {incompatible:#x}: a newer reader is needed")
+    need(compatible & ~prologue.compatible == 0, "the trailer has a compatible feature that the prologue has not")
+    need(raw[:8] == prologue.versions, "the versions in trailer and prologue differ")
+    need(file_id == prologue.file_id, "the file ids of trailer and prologue differ")
+    index_offset, index_length, first_table, total, root = struct.unpack_from("<QQQQ32s", raw, 40)
+    need(total == len(data), f"the trailer says {total} bytes, the file has {len(data)}")
+    need(raw[104:116] == bytes(12), "reserved bytes of the trailer are not zero")
+    need(index_offset % 64 == 0 and index_offset >= 64, "the offset of the INDEX is impossible")
+    need(index_length >= 128, "the length of the INDEX is impossible")
+    need(index_offset + index_length == len(data) - 128, "the INDEX does not end where the trailer begins")
+    return Trailer(index_offset, index_length, first_table, root)
+
+
+# ------------------------------------------------------------------------------------------- section 4: frames
+
+
+class Frame(NamedTuple):
+    offset: int
+    header: bytes
+    type: int
+    codec: int
+    ordinal: int
+    chunk: int
+    payload: bytes
+    decoded_length: int
+    xxh_stored: int
+    xxh_decoded: int
+    size: int  # header, payload and padding
+    value: Any  # metadata, or the bytes of a MODEL or TABLE
+    unsupported: str  # why the file must be refused if this frame is in use
+
+
+def read_frame(data: bytes, offset: int, sequence: int, prologue: Prologue, limits: Limits, budget: Budget) -> Frame:
+    """The frame at ``offset``, if it is good."""
+    where = f"frame {sequence} at {offset}"
+    header = data[offset : offset + 128]
+    need(len(header) == 128, f"{where}: the header is cut off")
+    need(header[:8] == SYNC, f"{where}: no sync word")
+    need(crc32c(header[:124]) == int.from_bytes(header[124:], "little"), f"{where}: the CRC of the header is wrong")
+    kind, codec, reserved, number, file_id = struct.unpack_from("<HHIQ8s", header, 8)
+    ordinal, chunk, stored, decoded, xxh_stored, xxh_decoded = struct.unpack_from("<IIQQQQ", header, 32)
+    need(reserved == 0 and header[72:124] == bytes(52), f"{where}: reserved bytes are not zero")
+    need(number == sequence, f"{where}: has sequence number {number}")
+    need(file_id == prologue.file_id[:8], f"{where}: belongs to another file")
+    need(stored <= prologue.max_stored, f"{where}: is larger than the prologue allows")
+    size = align64(128 + stored)
+    need(size <= len(data) - offset, f"{where}: goes beyond the file")
+    payload = data[offset + 128 : offset + 128 + stored]
+    need(xxh3(payload) == xxh_stored, f"{where}: the XXH3 of the stored payload is wrong")
+    need(not any(data[offset + 128 + stored : offset + size]), f"{where}: the padding is not zero")
+
+    value, unsupported = None, ""
+    if kind in KNOWN_TYPES:
+        need(decoded <= (prologue.max_chunk if kind == CHUNK else limits.metadata), f"{where}: decodes to too much")
+        need(chunk == 0 or kind == CHUNK, f"{where}: has a chunk number")
+        need((ordinal != NONE) == (kind in NUMBERED_TYPES), f"{where}: has an impossible ordinal")
+        if kind != CHUNK and codec not in KNOWN_CODECS:
+            unsupported = f"{where}: codec {codec} is not known"
+        elif kind == PAD:
+            need(codec == RAW and stored == decoded and not any(payload), f"{where}: a PAD that is not zeros")
+            need(xxh_decoded == xxh_stored, f"{where}: the XXH3 of the decoded payload is wrong")
+        elif kind != CHUNK:
+            budget.charge(decoded, where)
+            plain = decode_plain(codec, payload, decoded)
+            need(xxh3(plain) == xxh_decoded, f"{where}: the XXH3 of the decoded payload is wrong")
+            value = unpack(plain, limits) if kind in METADATA_TYPES else plain
+    elif not kind & 0x8000:
+        unsupported = f"{where}: type {kind:#06x} is not known"
+    return Frame(
+        offset, header, kind, codec, ordinal, chunk, payload, decoded, xxh_stored, xxh_decoded, size, value, unsupported
+    )
+
+
+# --------------------------------------------------------------------------------- sections 5 and 6: what frames say
+
+
+@dataclasses.dataclass
+class Unit:
+    number: int
+    raw: dict[str, Any]  # the map of 5.1, as the INDEX repeats it
+    dtype: str
+    rows: int
+    columns: int
+    grid: tuple[int, int]
+    frame: Frame
+    chunks: dict[int, Frame] = dataclasses.field(default_factory=dict)
+    replaced: list[Frame] = dataclasses.field(default_factory=list)
+    digests: list[bytes] | None = None  # of the last COMMIT that lists it
+    stale: bool = False  # a chunk follows that COMMIT
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def size(self) -> int:
+        return self.elements * ITEM_SIZE[self.dtype]
+
+    @property
+    def chunk_count(self) -> int:
+        if not self.elements:
+            return 0
+        return -(-self.rows // self.grid[0]) * -(-self.columns // self.grid[1])
+
+    def tile(self, k: int) -> tuple[int, int, int, int]:
+        """First row, rows, first column, columns of chunk ``k``."""
+        wide = -(-self.columns // self.grid[1])
+        row, column = k // wide * self.grid[0], k % wide * self.grid[1]
+        return row, min(self.grid[0], self.rows - row), column, min(self.grid[1], self.columns - column)
+
+
+def read_shape(value: Any, limits: Limits) -> list[int]:
+    within(len(array(value)) <= limits.dimensions, "a shape has too many dimensions")
+    return [integer(size) for size in value]
+
+
+def check_member(member: Any, unit_elements: int, limits: Limits) -> None:
+    name, shape, start, strides = array(member, 4)
+    if name is not None:
+        within(len(text(name).encode("utf-8")) <= limits.name, "a name is too long")
+    read_shape(shape, limits)
+    integer(start)
+    if strides is not None:
+        for stride in array(strides, len(shape)):
+            integer(stride)
+    count = extent(shape)
+    if count == 0:
+        return
+    last = count - 1 if strides is None else sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+    need(start + last < unit_elements, f"member {name!r} goes beyond its unit")
+
+
+def check_path(path: bytes, limits: Limits) -> None:
+    """Section 8."""
+    within(len(path) <= limits.path, "a path is too long")
+    need(b"\0" not in path, f"path {path!r:.60} holds a NUL byte")
+    need(all(part not in (b"", b".", b"..") for part in path.split(b"/")), f"path {path!r:.60} is not allowed")
+
+
+class Scan:
+    """What the frames of the valid prefix say, one after the other."""
+
+    def __init__(self, prologue: Prologue, limits: Limits) -> None:
+        self.limits = limits
+        self.units: list[Unit] = []
+        self.files: list[Frame] = []  # the last FILE frame of each number
+        self.replaced_files: list[Frame] = []
+        self.models: list[Frame] = []
+        self.tables: list[Frame] = []
+        self.parents: list[Frame] = []
+        self.members = 0
+        self.chain = blake3(prologue.raw)
+        self.headers: list[bytes] = []  # since the last COMMIT, that one included
+        self.last_commit = 0
+        self.after_commit = ""  # a frame that only a COMMIT may follow up
+        self.index: Frame | None = None
+
+    def apply(self, frame: Frame) -> None:
+        where = f"frame at {frame.offset}"
+        if frame.unsupported:
+            raise Unsupported(frame.unsupported)
+        need(self.index is None, f"{where}: stands after the INDEX")
+        need(not self.tables or frame.type in (TABLE, INDEX), f"{where}: stands between TABLE and INDEX")
+        handler = {
+            TENSOR: self.tensor, FILE: self.file, MODEL: self.model, CHUNK: self.chunk, COMMIT: self.commit,
+            TABLE: self.table, INDEX: self.set_index, PARENT: self.parent,
+        }.get(frame.type)  # fmt: skip
+        if frame.type in (TENSOR, FILE, MODEL, CHUNK, PARENT):
+            self.after_commit = where
+        if handler is not None:
+            try:
+                handler(frame)
+            except Corrupt as error:
+                raise type(error)(f"{where}: {error}") from None
+        if frame.type == COMMIT:
+            self.headers.clear()
+        self.headers.append(frame.header)
+
+    def tensor(self, frame: Frame) -> None:
+        need(frame.ordinal == len(self.units), f"TENSOR {frame.ordinal} is out of order")
+        within(len(self.units) < self.limits.units, "too many units")
+        raw = mapping(frame.value, "dtype grid layer members models part refs shape source")
+        text(raw["layer"])
+        if text(raw["dtype"]) not in ITEM_SIZE:
+            raise Unsupported(f"unit {frame.ordinal}: dtype {raw['dtype']!r:.40} is not known")
+        rows, columns = (integer(v) for v in array(raw["shape"], 2))
+        grid_rows, grid_columns = (integer(v, 1) for v in array(raw["grid"], 2))
+        unit = Unit(frame.ordinal, raw, raw["dtype"], rows, columns, (grid_rows, grid_columns), frame)
+        need(unit.size <= MAX_I64, "a unit has too many bytes")
+        within(unit.chunk_count <= self.limits.chunks, "a unit has too many chunks")
+        need(len(array(raw["members"])) >= 1, "a unit without members")
+        self.members += len(raw["members"])
+        within(self.members <= self.limits.members, "too many members")
+        for member in raw["members"]:
+            check_member(member, unit.elements, self.limits)
+        for model in array(raw["models"]):
+            need(integer(model) < len(self.models), f"model {model} does not stand before")
+        if raw["part"] is not None:
+            self.part(raw["part"], raw["members"])
+        for reference in array(raw["refs"]):
+            self.reference(reference, frame.ordinal)
+        for source in array(raw["source"]):
+            number, offset, length = array(source, 3)
+            integer(0 if number is None else number)
+            integer(offset)
+            integer(length)
+        self.units.append(unit)
+
+    def part(self, part: Any, members: list[Any]) -> None:
+        whole, offset = (read_shape(v, self.limits) for v in array(part, 2))
+        need(len(members) == 1, "a part with several members")
+        shape = members[0][1]
+        need(len(whole) == len(offset) == len(shape), "a part with another number of dimensions")
+        inside = all(o + d <= w for o, d, w in zip(offset, shape, whole, strict=True))
+        need(inside, "a part that is not inside the whole")
+
+    def reference(self, reference: Any, number: int) -> None:
+        kind, source, start, count = (integer(v) for v in array(reference, 4))
+        need(kind in (0, 1), f"a reference of kind {kind}")
+        if kind == 0:
+            need(source < number, f"unit {number} refers to unit {source}")
+            need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
+        else:
+            need(source < len(self.parents), f"parent {source} does not stand before")
+
+    def file(self, frame: Frame) -> None:
+        raw = check_file(frame.value, self.limits)
+        for piece in raw["recipe"]:
+            if type(piece) is list:
+                unit, offset, length = piece
+                need(unit < len(self.units), f"the recipe names unit {unit}, which does not stand before")
+                need(offset + length <= self.units[unit].size, "the recipe goes beyond a unit")
+        need(frame.ordinal <= len(self.files), f"FILE {frame.ordinal} is out of order")
+        within(frame.ordinal < self.limits.files, "too many files")
+        if frame.ordinal == len(self.files):
+            self.files.append(frame)
+        else:
+            self.replaced_files.append(self.files[frame.ordinal])
+            self.files[frame.ordinal] = frame
+
+    def model(self, frame: Frame) -> None:
+        need(frame.ordinal == len(self.models), f"MODEL {frame.ordinal} is out of order")
+        self.models.append(frame)
+
+    def parent(self, frame: Frame) -> None:
+        need(frame.ordinal == len(self.parents), f"PARENT {frame.ordinal} is out of order")
+        raw = mapping(frame.value, "digest hint")
+        binary(raw["digest"], 32)
+        text(raw["hint"])
+        self.parents.append(frame)
+
+    def chunk(self, frame: Frame) -> None:
+        need(frame.ordinal < len(self.units), f"CHUNK of unit {frame.ordinal}, which does not stand before")
+        unit = self.units[frame.ordinal]
+        need(frame.chunk < unit.chunk_count, f"unit {unit.number} has no chunk {frame.chunk}")
+        _, rows, _, columns = unit.tile(frame.chunk)
+        need(frame.decoded_length == rows * columns * ITEM_SIZE[unit.dtype], "a chunk has another size than its tile")
+        if frame.chunk in unit.chunks:
+            unit.replaced.append(unit.chunks[frame.chunk])
+        unit.chunks[frame.chunk] = frame
+        unit.stale = True
+
+    def commit(self, frame: Frame) -> None:
+        raw = mapping(frame.value, "chain layer previous units")
+        text(raw["layer"])
+        self.chain = blake3(self.chain, *self.headers)
+        need(binary(raw["chain"], 32) == self.chain, "the chain of a COMMIT is wrong")
+        need(integer(raw["previous"]) == self.last_commit, "a COMMIT names another one as the previous")
+        last = -1
+        for entry in array(raw["units"]):
+            number, digests = array(entry, 2)
+            need(last < integer(number) < len(self.units), f"a COMMIT lists unit {number} out of order")
+            last, unit = number, self.units[number]
+            array(digests, len(unit.raw["members"]))
+            complete = len(unit.chunks) == unit.chunk_count or self.duplicate_of(unit) is not None
+            need(complete, f"a COMMIT lists unit {number}, of which chunks are missing")
+            unit.digests, unit.stale = [binary(digest, 32) for digest in digests], False
+        self.last_commit, self.after_commit = frame.offset, ""
+
+    def table(self, frame: Frame) -> None:
+        need(frame.ordinal == len(self.tables), f"TABLE {frame.ordinal} is out of order")
+        need(len(frame.value) % 48 == 0, "a TABLE is not a whole number of entries")
+        self.tables.append(frame)
+
+    def set_index(self, frame: Frame) -> None:
+        need(self.last_commit > 0, "there is no COMMIT before the INDEX")
+        need(not self.after_commit, f"{self.after_commit} is not committed before the INDEX")
+        self.index = frame
+
+    def duplicate_of(self, unit: Unit) -> Unit | None:
+        """Section 5.1: the unit whose bytes ``unit`` has, or None."""
+        if unit.chunks or len(unit.raw["refs"]) != 1:
+            return None
+        kind, source, start, count = unit.raw["refs"][0]
+        if kind != 0 or start != 0 or count != unit.elements:
+            return None
+        found: Unit = self.units[source]
+        return found if found.dtype == unit.dtype else None
+
+    def check_duplicates(self) -> None:
+        for unit in self.units:
+            source = self.duplicate_of(unit)
+            if source is not None:
+                need(self.duplicate_of(source) is None, f"unit {unit.number} is a duplicate of a duplicate")
+
+    def live_files(self) -> list[Frame]:
+        live = sorted((f for f in self.files if f.value["kind"] != 3), key=lambda f: f.value["path"])
+        kinds: dict[bytes, int] = {}
+        for frame in live:
+            path = frame.value["path"]
+            need(path not in kinds, f"two files have the path {path!r:.60}")
+            kinds[path] = frame.value["kind"]
+        for path in kinds:
+            parts = path.split(b"/")
+            for depth in range(1, len(parts)):
+                above = b"/".join(parts[:depth])
+                need(kinds.get(above, 2) == 2, f"{above!r:.60} is a file or link, and above {path!r:.60}")
+        return live
+
+    def live_units(self, files: list[Frame]) -> list[Unit]:
+        numbers = {piece[0] for frame in files for piece in frame.value["recipe"] if type(piece) is list}
+        waiting = list(numbers)
+        while waiting:
+            for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
+                if kind == 0 and source not in numbers:
+                    numbers.add(source)
+                    waiting.append(source)
+        return [self.units[number] for number in sorted(numbers)]
+
+    def readable(self, unit: Unit) -> bool:
+        source = self.duplicate_of(unit)
+        itself = unit.digests is not None and not unit.stale
+        return itself and (source is None or (source.digests is not None and not source.stale))
+
+
+def check_file(value: Any, limits: Limits) -> dict[str, Any]:
+    """The map of section 5.2; the pieces of the recipe are checked for type and sum, not against the units."""
+    raw = mapping(value, "format kind metadata mode mtime note path recipe sha256 size target")
+    kind = integer(raw["kind"], 0, 3)
+    text(raw["format"])
+    text(raw["note"])
+    need(type(raw["metadata"]) is dict, "the metadata of a file is not a map")
+    for item in raw["metadata"].values():
+        text(item)
+    integer(raw["mode"], 0, 0o7777)
+    integer(raw["mtime"], -MAX_I64 - 1)
+    check_path(binary(raw["path"]), limits)
+    size, total = integer(raw["size"]), 0
+    for piece in array(raw["recipe"]):
+        if type(piece) is bytes:
+            total += len(piece)
+        else:
+            _, _, length = (integer(v) for v in array(piece, 3))
+            total += length
+    need(total == size, f"the pieces of a recipe add up to {total} bytes, not {size}")
+    binary(raw["sha256"], 32)
+    target = binary(raw["target"])
+    within(len(target) <= limits.path, "the target of a link is too long")
+    need(bool(target) == (kind == 1), "a target where there is no link, or none where there is one")
+    need(b"\0" not in target, "the target of a link holds a NUL byte")
+    if kind != 0:
+        need(not raw["recipe"], "a recipe for what is not a regular file")
+        need(raw["sha256"] == hashlib.sha256().digest(), "the SHA-256 of what has no content is wrong")
+    if kind == 3:
+        empty = not (raw["format"] or raw["metadata"] or raw["mode"] or raw["mtime"] or raw["note"])
+        need(empty, "the frame that withdraws a file is not empty")
+    return raw
+
+
+# --------------------------------------------------------------------------------- section 5.5 and 5.7: the INDEX
+
+
+def content_digest(files: list[Frame], units: list[Unit]) -> bytes:
+    tensors = []
+    for unit in units:
+        for (name, shape, _, _), digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+            if name is not None:
+                tensors.append([name, unit.dtype, shape, digest])
+    names = [[f.value[key] for key in ("path", "kind", "size", "sha256", "target")] for f in files]
+    return blake3(pack({"files": names, "tensors": sorted(tensors, key=pack)}))
+
+
+def check_entries(scan: Scan, unit: Unit, place: list[Any]) -> set[tuple[int, int]]:
+    """The entries of ``unit`` in its table. Returns which ones they are, as (table, entry)."""
+    table, first, entries, stored = (integer(v) for v in place)
+    need(stored == sum(len(f.payload) for f in unit.chunks.values()), "the INDEX has wrong stored bytes")
+    need(entries == len(unit.chunks), f"the INDEX has {entries} chunks of unit {unit.number}")
+    if entries == 0:
+        need(table == first == 0, "the INDEX has a table for a unit without chunks")
+        return set()
+    need(table < len(scan.tables), f"the INDEX names table {table}")
+    rows = scan.tables[table].value
+    need(48 * (first + entries) <= len(rows), "the INDEX names entries beyond a table")
+    for k in range(entries):
+        frame = unit.chunks[k]
+        entry = struct.pack(
+            "<QQQQQH6x", frame.offset, len(frame.payload), frame.decoded_length, frame.xxh_stored, frame.xxh_decoded,
+            frame.codec,
+        )  # fmt: skip
+        at = 48 * (first + k)
+        need(rows[at : at + 48] == entry, f"the TABLE entry of chunk {k} of unit {unit.number} is wrong")
+    return {(table, first + k) for k in range(entries)}
+
+
+def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[Unit], bytes]:
+    """The INDEX equals the scan. Returns the live units in layer order and the content digest."""
+    frame = scan.index
+    assert frame is not None
+    raw = mapping(frame.value, "chain content dead files models parents tables units")
+    by_number = {unit.number: unit for unit in live}
+    ordered: list[Unit] = []
+    seen: list[list[Any]] = []
+    used: set[tuple[int, int]] = set()
+    for entry in array(raw["units"]):
+        number = integer(array(entry, 7)[0])
+        need(number in by_number, f"the INDEX lists unit {number}, which is not live")
+        unit = by_number.pop(number)
+        places = check_entries(scan, unit, entry[3:])
+        need(not used & places, f"the INDEX gives entries of unit {number} to another as well")
+        used |= places
+        ordered.append(unit)
+        seen.append([number, unit.raw, unit.digests, *entry[3:]])
+    need(not by_number, f"the INDEX does not list units {sorted(by_number)!r:.60}")
+    need(len(used) == sum(len(table.value) // 48 for table in scan.tables), "a TABLE has entries that no unit uses")
+
+    dead = [*scan.replaced_files, *(f for f in scan.files if f.value["kind"] == 3)]
+    alive = {unit.number for unit in live}
+    for unit in scan.units:
+        dead += unit.replaced
+        if unit.number not in alive:
+            dead += [unit.frame, *unit.chunks.values()]
+    content = content_digest(files, live)
+    expected = {
+        "chain": blake3(scan.chain, *scan.headers),
+        "content": content,
+        "dead": [len(dead), sum(f.size for f in dead)],
+        "files": [[f.ordinal, f.value] for f in files],
+        "models": [
+            [f.offset, len(f.payload), f.decoded_length, f.codec, f.xxh_stored, f.xxh_decoded] for f in scan.models
+        ],
+        "parents": [f.value for f in scan.parents],
+        "tables": [[f.offset, f.size, f.xxh_stored] for f in scan.tables],
+        "units": seen,
+    }
+    for key, value in expected.items():
+        need(pack(raw[key]) == pack(value), f"the INDEX and the frames disagree about {key!r}")
+    return ordered, content
+
+
+# --------------------------------------------------------------------------------------------- decoding everything
+
+
+class Decoder:
+    """Decodes the units of a scan, each once."""
+
+    def __init__(self, scan: Scan, budget: Budget) -> None:
+        self.scan, self.budget = scan, budget
+        self.done: dict[int, bytes | None] = {}
+        self.unsupported: dict[int, str] = {}
+
+    def unit(self, unit: Unit) -> bytes | None:
+        """The decoded bytes, checked by member; None where a codec is not known."""
+        if unit.number not in self.done:
+            source = self.scan.duplicate_of(unit)
+            data = self.assemble(unit) if source is None else self.unit(source)
+            if data is None:
+                self.unsupported.setdefault(unit.number, f"unit {unit.number}: a codec is not known")
+            elif source is not None:
+                self.budget.charge(unit.size, f"unit {unit.number}")
+                data = data[: unit.size]
+            self.done[unit.number] = data
+            if data is not None:
+                for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+                    need(blake3(self.member(unit, member)) == digest, f"unit {unit.number}: a BLAKE3 is wrong")
+        return self.done[unit.number]
+
+    def assemble(self, unit: Unit) -> bytes | None:
+        unknown = sorted({f.codec for f in unit.chunks.values()} - KNOWN_CODECS)
+        if unknown:
+            self.unsupported[unit.number] = f"unit {unit.number}: codec {unknown[0]} is not known"
+            return None
+        self.budget.charge(2 * unit.size, f"unit {unit.number}")
+        out, item = bytearray(unit.size), ITEM_SIZE[unit.dtype]
+        for k, frame in unit.chunks.items():
+            try:
+                data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype)
+            except Corrupt as error:
+                raise Corrupt(f"chunk {k} of unit {unit.number}: {error}") from None
+            need(len(data) == frame.decoded_length, f"chunk {k} of unit {unit.number}: decodes to another length")
+            need(xxh3(data) == frame.xxh_decoded, f"chunk {k} of unit {unit.number}: the decoded XXH3 is wrong")
+            row, rows, column, columns = unit.tile(k)
+            for i in range(rows):
+                at = ((row + i) * unit.columns + column) * item
+                out[at : at + columns * item] = data[i * columns * item : (i + 1) * columns * item]
+        return bytes(out)
+
+    def member(self, unit: Unit, member: list[Any]) -> bytes:
+        """The elements of a member in row-major order."""
+        _, shape, start, strides = member
+        data, item = self.done[unit.number], ITEM_SIZE[unit.dtype]
+        assert data is not None
+        count = extent(shape)
+        cost = item if strides is None else item + 64  # a place takes that much here
+        self.budget.charge(count * cost, f"a member of unit {unit.number}")
+        if count == 0:
+            return b""
+        if strides is None:
+            return data[start * item : (start + count) * item]
+        places = [start]
+        for size, stride in zip(shape, strides, strict=True):
+            places = [place + i * stride for place in places for i in range(size)]
+        return b"".join(data[place * item : (place + 1) * item] for place in places)
+
+    def file(self, raw: dict[str, Any]) -> bytes | None:
+        """The content of a regular file, checked by its SHA-256."""
+        self.budget.charge(raw["size"], "a file")
+        parts = []
+        for piece in raw["recipe"]:
+            if type(piece) is bytes:
+                parts.append(piece)
+                continue
+            data = self.unit(self.scan.units[piece[0]])
+            if data is None:
+                return None
+            parts.append(data[piece[1] : piece[1] + piece[2]])
+        content = b"".join(parts)
+        need(hashlib.sha256(content).digest() == raw["sha256"], f"{raw['path']!r:.60}: the SHA-256 is wrong")
+        return content
+
+
+def scan_frames(
+    data: bytes, trailer: Trailer | None, prologue: Prologue, limits: Limits, budget: Budget
+) -> list[Frame]:
+    """All frames of a sealed file, or those of a growing one up to its last good COMMIT."""
+    if trailer is not None:
+        data = data[:-128]
+    frames: list[Frame] = []
+    valid, at = 0, 64
+    while at < len(data):
+        try:
+            frame = read_frame(data, at, len(frames), prologue, limits, budget)
+        except LimitExceeded:
+            raise
+        except Corrupt:
+            if trailer is not None:
+                raise
+            break
+        frames.append(frame)
+        at += frame.size
+        if frame.type == COMMIT and not frame.unsupported:
+            valid = len(frames)
+        if frame.type == INDEX and trailer is None:
+            after = data[at : at + 128]
+            whole = after[120:] == END_MAGIC and crc32c(after[:116]) == int.from_bytes(after[116:120], "little")
+            need(not whole, "the file goes on after its trailer")
+    return frames if trailer is not None else frames[:valid]
+
+
+def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
+    """Check and decode a whole archive, sealed or growing. Raises NotAnArchive, Corrupt or Unsupported.
+
+    Tensors whose codec is not known have no data, and so have files made of them; ``Decoded.unsupported`` says why.
+    """
+    data = bytes(data)
+    prologue = read_prologue(data)
+    total = limits.total if limits.total is not None else max(256 << 20, 64 * len(data))
+    budget = Budget(total)
+    sealed = data[-8:] == END_MAGIC
+    trailer = read_trailer(data, prologue) if sealed else None
+    frames = scan_frames(data, trailer, prologue, limits, budget)
+    scan = Scan(prologue, limits)
+    for frame in frames:
+        scan.apply(frame)
+    scan.check_duplicates()
+    files = scan.live_files()
+    content = None
+    if trailer is None:
+        units = [unit for unit in scan.units if scan.readable(unit)]
+    else:
+        check_trailer(scan, trailer)
+        live = scan.live_units(files)
+        for unit in live:
+            need(scan.readable(unit), f"unit {unit.number} is not complete")
+        units, content = check_index(scan, files, live)
+
+    decoder = Decoder(scan, budget)
+    members = []
+    for unit in units:
+        whole = decoder.unit(unit)
+        for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+            if member[0] is not None:
+                elements = None if whole is None else decoder.member(unit, member)
+                members.append(Tensor(unit.dtype, tuple(member[1]), elements, digest, member[0], unit.raw["layer"]))
+    readable = {unit.number for unit in units}
+    out: dict[bytes, File] = {}
+    for frame in files:
+        raw = frame.value
+        if any(type(piece) is list and piece[0] not in readable for piece in raw["recipe"]):
+            continue  # only in a growing file
+        body = raw["target"] if raw["kind"] == 1 else decoder.file(raw)
+        out[raw["path"]] = File(raw["kind"], raw["mode"], raw["mtime"], body, raw["sha256"], raw["format"])
+    return Decoded(
+        growing=not sealed,
+        file_id=prologue.file_id,
+        members=members,
+        files=out,
+        unsupported=[decoder.unsupported[number] for number in sorted(decoder.unsupported)],
+        incomplete=[unit.number for unit in scan.units if not scan.readable(unit)],
+        content_digest=content,
+        root_digest=None if trailer is None else trailer.root,
+        valid_length=len(data) if sealed else frames[-1].offset + frames[-1].size if frames else 64,
+    )
+
+
+def check_trailer(scan: Scan, trailer: Trailer) -> None:
+    """Section 7: what the trailer says about the INDEX and the tables is so."""
+    index = scan.index
+    need(index is not None, "the last frame is not an INDEX")
+    assert index is not None
+    need(index.offset == trailer.index_offset, "the trailer has another offset of the INDEX")
+    need(index.size == trailer.index_length, "the trailer has another length of the INDEX")
+    first_table = scan.tables[0].offset if scan.tables else index.offset
+    need(trailer.first_table == first_table, "the trailer has another offset of the first TABLE")
+    need(trailer.root == blake3(index.header, index.payload), "the root digest is wrong")
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def extract(decoded: Decoded, folder: str) -> None:
+    """Write all files below ``folder``, which must be new, so that nothing in it can lead outside. Links come last."""
+    os.mkdir(folder)
+    root = os.fsencode(folder)
+    directories = []
+    for path, file in sorted(decoded.files.items(), key=lambda item: (item[1].kind == 1, item[0])):
+        full = os.path.join(root, path)
+        os.makedirs(full if file.kind == 2 else os.path.dirname(full), exist_ok=True)
+        if file.kind == 2:
+            directories.append((full, file))
+        elif file.content is None:
+            print(f"{os.fsdecode(path)}: not written, a codec is not known", file=sys.stderr)
+        elif file.kind == 1:
+            os.symlink(file.content, full)
+        else:
+            handle = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(file.content)
+            os.chmod(full, file.mode)
+            os.utime(full, ns=(file.mtime, file.mtime))
+    for full, file in reversed(directories):
+        os.chmod(full, file.mode)
+        os.utime(full, ns=(file.mtime, file.mtime))
+
+
+def show(decoded: Decoded) -> None:
+    for path, file in decoded.files.items():
+        kind = ("file", "link", "directory")[file.kind]
+        size = "?" if file.content is None else len(file.content)
+        print(f"{kind:9} {file.mode:04o} {size:>12} {os.fsdecode(path)!r}")
+    for tensor in decoded.members:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        print(f"tensor    {tensor.dtype:12} {shape:16} {tensor.blake3.hex()[:16]} {tensor.name!r}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Check and decode an ARZ-1 archive.")
+    parser.add_argument("archive")
+    parser.add_argument("--list", action="store_true", help="list files and tensors")
+    parser.add_argument("--extract", metavar="DIR", help="write the files below DIR, which must not exist")
+    parser.add_argument("--total", type=int, metavar="BYTES", help="allow this many decoded bytes in all")
+    options = parser.parse_args(arguments)
+    try:
+        with open(options.archive, "rb") as stream:
+            decoded = decode(stream.read(), Limits(total=options.total))
+    except ArchiveError as error:
+        print(f"{options.archive}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 3 if isinstance(error, Unsupported) else 1
+    if options.list:
+        show(decoded)
+    if options.extract:
+        extract(decoded, options.extract)
+    digests = {
+        "state": "growing" if decoded.growing else "sealed",
+        "files": len(decoded.files),
+        "tensors": len(decoded.members),
+        "content": decoded.content_digest.hex() if decoded.content_digest else None,
+        "root": decoded.root_digest.hex() if decoded.root_digest else None,
+        "unsupported": decoded.unsupported,
+    }
+    print(json.dumps(digests))
+    return 3 if decoded.unsupported else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
