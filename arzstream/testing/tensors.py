@@ -1,7 +1,8 @@
 """Tensors that look like a trained model's, the same ones on every machine, without torch.
 
-A weight matrix is Gaussian with a scale per row and per column, as trained matrices are: that is what makes the exponents
-of bf16 and fp32 compress and their mantissas not. Names and shapes are those of the Llama and GPT-2 families.
+A weight matrix is Gaussian with a scale per row and per column, as trained matrices are: that is what makes the
+exponents of bf16 and fp32 compress and their mantissas not. Names and shapes are those of the Llama and GPT-2
+families.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Tensor", "gaussian", "model", "optimizer", "safetensors_bytes", "safetensors_header", "tensor_bytes", "to_bits"]
+__all__ = [
+    "Tensor",
+    "gaussian",
+    "model",
+    "optimizer",
+    "safetensors_bytes",
+    "safetensors_header",
+    "tensor_bytes",
+    "to_bits",
+]
 
 Shape = tuple[int, ...]
 
@@ -34,7 +44,8 @@ class Tensor:
 
 
 def to_bits(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """fp32 values in another float format; bf16 (round to nearest even) and fp8 e4m3 (truncated) come as unsigned integers."""
+    """fp32 values in another float format; bf16 (round to nearest even) and fp8 e4m3 (truncated) come as unsigned
+    integers."""
     if dtype == "F32":
         return values.astype("<f4")
     if dtype == "F64":
@@ -43,7 +54,8 @@ def to_bits(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
         return values.astype("<f2")
     bits = np.ascontiguousarray(values, "<f4").view("<u4")
     if dtype == "BF16":
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+        rounded: npt.NDArray[Any] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return rounded.astype("<u2")
     if dtype == "F8_E4M3":
         exponent = ((bits >> 23) & 0xFF).astype(np.int64) - 127 + 7
         code = (np.clip(exponent, 0, 15) << 3) | ((bits >> 20) & 7).astype(np.int64)
@@ -111,7 +123,9 @@ def _fill(name: str, shape: Shape, kind: str, dtype: str, rng: np.random.Generat
     if kind == "matrix":
         return Tensor(name, dtype, shape, gaussian(shape, dtype, rng))
     if kind == "norm":
-        return Tensor(name, dtype, shape, to_bits(1 + 0.1 * rng.standard_normal(shape, dtype=np.float32), dtype).tobytes())
+        return Tensor(
+            name, dtype, shape, to_bits(1 + 0.1 * rng.standard_normal(shape, dtype=np.float32), dtype).tobytes()
+        )
     if kind == "bias":
         return Tensor(name, dtype, shape, gaussian(shape, dtype, rng, 0.1))
     if kind == "mask":
@@ -120,7 +134,13 @@ def _fill(name: str, shape: Shape, kind: str, dtype: str, rng: np.random.Generat
 
 
 def model(
-    family: str = "llama", *, layers: int = 4, width: int = 128, vocabulary: int = 512, dtype: str = "BF16", seed: int = 0
+    family: str = "llama",
+    *,
+    layers: int = 4,
+    width: int = 128,
+    vocabulary: int = 512,
+    dtype: str = "BF16",
+    seed: int = 0,
 ) -> list[Tensor]:
     """The tensors of a small ``llama`` or ``gpt2``, in the family's own order; ``dtype`` is that of the floats."""
     shapes = {"llama": _llama, "gpt2": _gpt2}[family](layers, width, vocabulary)

@@ -18,18 +18,32 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from arzstream.testing.tensors import Tensor, model, optimizer, safetensors_header, tensor_bytes
 
-__all__ = ["EventLog", "Pace", "SlowFile", "fill", "folder", "grow", "main", "renamed", "rewrite", "save_torch", "shards", "single"]
+__all__ = [
+    "EventLog",
+    "Pace",
+    "SlowFile",
+    "fill",
+    "folder",
+    "grow",
+    "main",
+    "renamed",
+    "rewrite",
+    "save_torch",
+    "shards",
+    "single",
+]
 
 StrPath = str | os.PathLike[str]
 
 
 @dataclasses.dataclass
 class Pace:
-    """How slowly to write: at most ``rate`` bytes per second, in pieces of ``piece`` bytes, ``pause`` seconds after each tensor."""
+    """How slowly to write: at most ``rate`` bytes per second, in pieces of ``piece`` bytes, ``pause`` seconds after
+    each tensor."""
 
     rate: float | None = None
     pause: float = 0.0
@@ -37,7 +51,8 @@ class Pace:
     _due: float = dataclasses.field(default=0.0, repr=False)
 
     def spent(self, written: int) -> None:
-        """Sleep until ``written`` more bytes are allowed. Time lost elsewhere is caught up for at most a tenth of a second."""
+        """Sleep until ``written`` more bytes are allowed. Time lost elsewhere is caught up for at most a tenth of a
+        second."""
         if self.rate:
             now = time.monotonic()
             self._due = max(self._due, now - 0.1) + written / self.rate
@@ -50,7 +65,8 @@ class Pace:
 
 
 class EventLog:
-    """What was done when: ``events`` is a list of (seconds since 1970, event, path); also one JSON array per line of ``path``."""
+    """What was done when: ``events`` is a list of (seconds since 1970, event, path); also one JSON array per line of
+    ``path``."""
 
     def __init__(self, path: StrPath | None = None) -> None:
         self.events: list[tuple[float, str, str]] = []
@@ -91,7 +107,9 @@ def _write_all(fd: int, data: bytes | memoryview, pace: Pace, offset: int | None
         view = view[done:]
 
 
-def grow(path: StrPath, tensors: Sequence[Tensor], *, pace: Pace, log: EventLog, metadata: dict[str, str] | None = None) -> None:
+def grow(
+    path: StrPath, tensors: Sequence[Tensor], *, pace: Pace, log: EventLog, metadata: dict[str, str] | None = None
+) -> None:
     """safetensors up to 0.7: under the final name, header first, then tensor by tensor; the file grows."""
     header, ordered = safetensors_header(tensors, metadata)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -118,8 +136,8 @@ def fill(
     mode: int = 0o644,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """safetensors 0.8.0-rc.0: the final size first (a hole), then every tensor in place; ``order`` is ``forward``, ``reverse``
-    or ``shuffled`` (a writer with several threads)."""
+    """safetensors 0.8.0-rc.0: the final size first (a hole), then every tensor in place; ``order`` is ``forward``,
+    ``reverse`` or ``shuffled`` (a writer with several threads)."""
     header, ordered = safetensors_header(tensors, metadata)
     offsets, at = [], len(header)
     for tensor in ordered:
@@ -145,8 +163,11 @@ def fill(
     log("closed", path)
 
 
-def renamed(path: StrPath, tensors: Sequence[Tensor], *, pace: Pace, log: EventLog, metadata: dict[str, str] | None = None) -> None:
-    """safetensors 0.8: preallocated under a temporary name with mode 0600, renamed when whole, never flushed to disk."""
+def renamed(
+    path: StrPath, tensors: Sequence[Tensor], *, pace: Pace, log: EventLog, metadata: dict[str, str] | None = None
+) -> None:
+    """safetensors 0.8: preallocated under a temporary name with mode 0600, renamed when whole, never flushed to
+    disk."""
     path = Path(path)
     temporary = path.with_name(f".tmp{random.Random(str(path)).randrange(16**6):06x}")
     fill(temporary, tensors, pace=pace, log=log, mode=0o600, metadata=metadata)
@@ -196,7 +217,7 @@ def save_torch(path: StrPath, tensors: Sequence[Tensor], *, pace: Pace, log: Eve
     }
     state["epoch"], state["betas"] = 3, (0.9, 0.999)
     with SlowFile(path, pace, log) as file:
-        torch.save(state, file)
+        torch.save(state, cast(IO[bytes], file))
 
 
 Single = Callable[..., None]
@@ -219,9 +240,17 @@ def _config(tensors: Sequence[Tensor]) -> str:
 
 
 def shards(
-    path: StrPath, tensors: Sequence[Tensor], *, count: int = 3, style: str = "grow", pace: Pace, log: EventLog, index: bool = True
+    path: StrPath,
+    tensors: Sequence[Tensor],
+    *,
+    count: int = 3,
+    style: str = "grow",
+    pace: Pace,
+    log: EventLog,
+    index: bool = True,
 ) -> None:
-    """transformers' ``save_pretrained``: config files, the shards, the index last (left out when ``index`` is false)."""
+    """transformers' ``save_pretrained``: config files, the shards, the index last (left out when ``index`` is
+    false)."""
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
     _text(root / "config.json", _config(tensors), log)
@@ -236,11 +265,15 @@ def shards(
         single(root / name, part, style=style, pace=pace, log=log)
         weight_map.update({tensor.name: name for tensor in part})
     if index:
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+        text = (
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+        )
         _text(root / "model.safetensors.index.json", text, log)
 
 
-def folder(path: StrPath, tensors: Sequence[Tensor], *, style: str = "grow", pace: Pace, log: EventLog, step: int = 1000) -> None:
+def folder(
+    path: StrPath, tensors: Sequence[Tensor], *, style: str = "grow", pace: Pace, log: EventLog, step: int = 1000
+) -> None:
     """transformers' Trainer: weights, optimiser, scheduler, ``trainer_state.json`` last."""
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
@@ -270,7 +303,9 @@ def truncate(path: StrPath, size: int, log: EventLog) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m arzstream.testing.writers", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=[*STYLES, "torch", "sharded", "trainer"], help="a file style, or a folder of files")
+    parser.add_argument(
+        "what", choices=[*STYLES, "torch", "sharded", "trainer"], help="a file style, or a folder of files"
+    )
     parser.add_argument("path", help="the file or folder to write")
     parser.add_argument("--style", choices=[*STYLES], default="grow", help="how the files of a folder are written")
     parser.add_argument("--family", choices=["llama", "gpt2"], default="llama")

@@ -66,7 +66,9 @@ def test_single_file_styles_leave_a_valid_file(style: str, tmp_path: Path) -> No
 def test_preallocated_file_has_its_final_size_from_the_start(order: str, tmp_path: Path) -> None:
     tensors, log, path = T.model(layers=2), W.EventLog(), tmp_path / "m.safetensors"
     sizes: set[int] = set()
-    thread = threading.Thread(target=W.fill, args=(path, tensors), kwargs={"pace": W.Pace(pause=0.01), "log": log, "order": order})
+    thread = threading.Thread(
+        target=W.fill, args=(path, tensors), kwargs={"pace": W.Pace(pause=0.01), "log": log, "order": order}
+    )
     thread.start()
     while thread.is_alive():
         if any(event == "tensor" for _, event, _ in log.events):
