@@ -1,0 +1,304 @@
+"""What the daemon remembers: SQLite in write-ahead mode, in ``DEST/.arzstream/journal.db``.
+
+The journal is a memory, not the truth. The truth is what lies in source and destination, so a journal that is
+lost or damaged costs some looking and nothing else: a damaged one is put aside, a new one is begun, and archives
+that are there already are recognised by what they hold.
+
+Commits are not fsynced one by one (``synchronous=NORMAL``): a power cut may lose the last few, never the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from arzstream.daemon.states import NEXT, State
+from arzstream.errors import StorageError, UnsupportedError
+from arzstream.store import local
+
+__all__ = ["FOLDER", "Archive", "Entry", "Journal", "StateError"]
+
+FOLDER = ".arzstream"
+NAME = "journal.db"
+VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE checkpoints (
+    path BLOB PRIMARY KEY,          -- relative to the source, parts separated by /
+    state TEXT NOT NULL,
+    since REAL NOT NULL,            -- seconds since 1970, when the state was entered
+    seen REAL NOT NULL,             -- when it was first noticed
+    waiting TEXT NOT NULL,          -- what it waits for, one line
+    reason TEXT NOT NULL,           -- why it is blocked; else empty
+    attempts INTEGER NOT NULL,      -- failed ones since the last success
+    retry REAL NOT NULL,            -- when to try again; 0: not blocked
+    strength TEXT NOT NULL,         -- how sure its end is: strong, good, weak
+    bytes_in INTEGER NOT NULL,      -- of the source, as far as it is there
+    bytes_coded INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL,
+    layers INTEGER NOT NULL,        -- layers committed
+    early REAL NOT NULL,            -- fraction of the bytes coded before the last one was written
+    latency REAL,                   -- seconds from the last byte written to the archive visible
+    archive TEXT NOT NULL,          -- of the last publication, relative to the destination; else empty
+    identity TEXT NOT NULL          -- of the source as last published, JSON
+) WITHOUT ROWID;
+CREATE TABLE archives (
+    name TEXT PRIMARY KEY,          -- relative to the destination
+    path BLOB NOT NULL,             -- of the checkpoint
+    published REAL NOT NULL,
+    bytes_in INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL,
+    content TEXT NOT NULL,          -- content digest, hexadecimal
+    parent TEXT NOT NULL,           -- name of the archive it was coded against; else empty
+    identity TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class StateError(Exception):
+    """A state was to follow another that it may not follow: a bug in the daemon."""
+
+
+@dataclasses.dataclass
+class Entry:
+    """One watched checkpoint; see the columns of ``checkpoints``."""
+
+    path: bytes
+    state: State = State.SEEN
+    since: float = 0.0
+    seen: float = 0.0
+    waiting: str = ""
+    reason: str = ""
+    attempts: int = 0
+    retry: float = 0.0
+    strength: str = ""
+    bytes_in: int = 0
+    bytes_coded: int = 0
+    bytes_out: int = 0
+    layers: int = 0
+    early: float = 0.0
+    latency: float | None = None
+    archive: str = ""
+    identity: str = ""
+
+    def move(self, state: State, *, now: float | None = None, waiting: str = "") -> bool:
+        """Go to ``state``; True if that is a change. :class:`StateError` if it may not follow."""
+        self.waiting = waiting
+        if state is self.state:
+            return False
+        if state not in NEXT[self.state]:
+            raise StateError(f"{os.fsdecode(self.path)}: {state.value} cannot follow {self.state.value}")
+        self.state, self.since = state, time.time() if now is None else now
+        if state is not State.BLOCKED:
+            self.reason, self.retry = "", 0.0
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A published archive; see the columns of ``archives``."""
+
+    name: str
+    path: bytes
+    published: float
+    bytes_in: int
+    bytes_out: int
+    content: str
+    parent: str = ""
+    identity: str = ""
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Entry)]
+_ARCHIVE_COLUMNS = [field.name for field in dataclasses.fields(Archive)]
+
+
+class Journal:
+    """Opened for writing by the one daemon that holds the destination's lock, and for reading by anyone."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._connection = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, dest: str) -> Journal:
+        """Open or create the journal of a destination. A damaged one is put aside as ``journal.db.damaged-N``."""
+        folder = os.path.join(dest, FOLDER)
+        local.make_folders(folder)
+        path = os.path.join(folder, NAME)
+        for _ in range(2):
+            try:
+                return cls(cls._connect(path), path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+                    raise StorageError(
+                        f"{path}: cannot open the journal: {error}; check disk and permissions"
+                    ) from error
+                cls._put_aside(path)
+        raise StorageError(f"{path}: cannot open the journal, and not begin a new one; remove the folder {folder}")
+
+    @classmethod
+    def read(cls, dest: str) -> Journal:
+        """Open the journal read-only, whether a daemon is running or not."""
+        path = os.path.join(dest, FOLDER, NAME)
+        if not os.path.exists(path):
+            raise StorageError(f"{dest}: no daemon has worked here yet; start one with arzstream watch SOURCE {dest}")
+        address = "file:" + _quoted(path)
+        for query in ("?mode=ro", "?mode=ro&immutable=1"):  # the second where the folder cannot be written to
+            try:
+                connection = sqlite3.connect(address + query, uri=True, timeout=5, isolation_level=None)
+                connection.execute("SELECT count(*) FROM meta").fetchone()
+            except sqlite3.Error as error:
+                failure = error
+                continue
+            journal = cls(connection, path)
+            journal._check_version()
+            return journal
+        raise StorageError(f"{path}: cannot read the journal: {failure}; check the permissions")
+
+    @staticmethod
+    def _connect(path: str) -> sqlite3.Connection:
+        # Used by the daemon's main thread only, which is not always the one that opened it.
+        connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA wal_autocheckpoint=200")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables:
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";\n"):
+                    if statement.strip():
+                        connection.execute(statement)
+                connection.execute("INSERT INTO meta VALUES ('schema', ?)", (str(VERSION),))
+                connection.execute("COMMIT")
+            elif not {"meta", "checkpoints", "archives"} <= tables:
+                raise sqlite3.DatabaseError("tables are missing")
+            Journal(connection, path)._check_version()
+            problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise sqlite3.DatabaseError(problem)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_version(self) -> None:
+        row = self._connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        if row is None or not row[0].isdigit():
+            raise sqlite3.DatabaseError("no schema version")
+        if int(row[0]) > VERSION:
+            raise UnsupportedError(
+                f"{self.path}: written by a newer arzstream (journal version {row[0]}); use that one"
+            )
+
+    @staticmethod
+    def _put_aside(path: str) -> None:
+        number = 1
+        while os.path.lexists(f"{path}.damaged-{number}"):
+            number += 1
+        for suffix in ("-wal", "-shm"):
+            local.unlink(path + suffix)
+        local.publish(path, f"{path}.damaged-{number}")
+
+    # ------------------------------------------------------------------------------------------------ entries
+
+    def entries(self) -> dict[bytes, Entry]:
+        """All checkpoints, by path."""
+        rows = self._rows(f"SELECT {', '.join(_COLUMNS)} FROM checkpoints ORDER BY path")
+        entries = (Entry(*row) for row in rows)
+        return {e.path: dataclasses.replace(e, path=bytes(e.path), state=State(e.state)) for e in entries}
+
+    def put(self, entry: Entry) -> None:
+        """Remember ``entry``, replacing what was remembered of its path."""
+        marks = ", ".join("?" * len(_COLUMNS))
+        values = [getattr(entry, column) for column in _COLUMNS]
+        values[_COLUMNS.index("state")] = entry.state.value
+        with self._writing():
+            self._connection.execute(f"INSERT OR REPLACE INTO checkpoints VALUES ({marks})", values)
+
+    def rename(self, old: bytes, entry: Entry) -> None:
+        """The checkpoint at ``old`` is now ``entry``."""
+        with self._writing():
+            self._connection.execute("DELETE FROM checkpoints WHERE path = ?", (old,))
+        self.put(entry)
+
+    def forget(self, path: bytes) -> None:
+        """Remove a checkpoint of which nothing was published."""
+        with self._writing():
+            self._connection.execute("DELETE FROM checkpoints WHERE path = ?", (path,))
+
+    def archives(self) -> dict[str, Archive]:
+        """All published archives, by name."""
+        rows = self._rows(f"SELECT {', '.join(_ARCHIVE_COLUMNS)} FROM archives ORDER BY published")
+        found = (Archive(*row) for row in rows)
+        return {a.name: dataclasses.replace(a, path=bytes(a.path)) for a in found}
+
+    def add_archive(self, archive: Archive, entry: Entry) -> None:
+        """Remember a publication, and with it the checkpoint's entry, in one transaction."""
+        marks = ", ".join("?" * len(_ARCHIVE_COLUMNS))
+        with self._writing():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.execute(
+                    f"INSERT OR REPLACE INTO archives VALUES ({marks})", [getattr(archive, c) for c in _ARCHIVE_COLUMNS]
+                )
+                self.put(entry)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def forget_archive(self, name: str) -> None:
+        """An archive that is no longer there."""
+        with self._writing():
+            self._connection.execute("DELETE FROM archives WHERE name = ?", (name,))
+
+    # ------------------------------------------------------------------------------------------------ the daemon itself
+
+    def set_meta(self, **values: Any) -> None:
+        """Remember facts about the daemon (JSON values)."""
+        with self._writing():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in values.items()]
+            )
+
+    def meta(self) -> dict[str, Any]:
+        """Facts about the daemon, without the schema's version."""
+        return {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM meta") if key != "schema"}
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(statement).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path}: cannot read the journal: {error}") from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path}: cannot write the journal: {error}; is the disk full?") from error
+
+
+def _quoted(path: str) -> str:
+    from urllib.parse import quote
+
+    return quote(os.fsencode(os.path.abspath(path)))
