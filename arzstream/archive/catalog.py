@@ -1,0 +1,107 @@
+"""Which names an archive answers to, and what each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+from arzstream.container.directory import Directory, UnitEntry
+from arzstream.container.records import FileRecord, Kind, Member, Piece
+
+__all__ = ["Catalog", "TensorPlace"]
+
+WEIGHT_FORMATS = ("safetensors",)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorPlace:
+    """A tensor: the unit that holds it, and which of its members it is."""
+
+    name: str
+    entry: UnitEntry
+    index: int
+    path: str | None
+    """The file it came from; None while that file is not complete."""
+
+    @property
+    def member(self) -> Member:
+        return self.entry.unit.members[self.index]
+
+    @property
+    def digest(self) -> bytes:
+        return self.entry.digests[self.index]
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.unit.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.member.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.member.elements * self.entry.unit.type.itemsize
+
+
+class Catalog:
+    """Names of tensors and files.
+
+    A tensor is called by its own name. Where two files hold tensors of one name, the plain name means the one in the first
+    safetensors file (else in the first file, by path), and the others are called ``path:name``; that form always works.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self.files: dict[str, FileRecord] = {os.fsdecode(record.path): record for _, record in directory.files}
+        owners = _owners(directory)
+        places = [
+            TensorPlace(member.name, entry, index, owners.get(entry.number))
+            for entry in directory.units
+            for index, member in enumerate(entry.unit.members)
+            if member.name is not None
+        ]
+        self._qualified = {f"{place.path}:{place.name}": place for place in places if place.path is not None}
+        first: dict[str, TensorPlace] = {}
+        for place in places:
+            held = first.get(place.name)
+            if held is None or self._rank(place) < self._rank(held):
+                first[place.name] = place
+        self.tensors: dict[str, TensorPlace] = {}
+        for place in places:
+            name = place.name if first[place.name] is place else f"{place.path}:{place.name}"
+            self.tensors[name] = dataclasses.replace(place, name=name)
+
+    def _rank(self, place: TensorPlace) -> tuple[bool, str]:
+        record = self.files.get(place.path or "")
+        return record is None or record.format not in WEIGHT_FORMATS, place.path or ""
+
+    def find(self, name: str) -> TensorPlace:
+        """Raises KeyError, naming a close match if there is one."""
+        place = self.tensors.get(name) or self._qualified.get(name)
+        if place is None:
+            import difflib
+
+            close = difflib.get_close_matches(name, self.tensors, 1)
+            raise KeyError(f"no tensor is called {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return place
+
+    def layers(self) -> dict[str, list[str]]:
+        """Names of tensors by layer, in layer order."""
+        found: dict[str, list[str]] = {}
+        for name, place in self.tensors.items():
+            found.setdefault(place.entry.unit.layer, []).append(name)
+        return found
+
+    def regular_files(self) -> Iterator[tuple[str, FileRecord]]:
+        return ((path, record) for path, record in self.files.items() if record.kind == Kind.REGULAR)
+
+
+def _owners(directory: Directory) -> dict[int, str]:
+    """The file that each unit's tensors came from."""
+    owners: dict[int, str] = {}
+    for _, record in directory.files:
+        for piece in record.recipe:
+            if isinstance(piece, Piece):
+                owners.setdefault(piece.unit, os.fsdecode(record.path))
+    return owners

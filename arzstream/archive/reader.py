@@ -1,0 +1,195 @@
+"""Reading an archive lazily: opening decodes nothing, and a tensor costs only its own chunks."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import io
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arzstream.archive.catalog import Catalog
+from arzstream.archive.decoding import Decoder
+from arzstream.archive.files import open_archived, piece_starts, read_range
+from arzstream.archive.follow import commits
+from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load, start_load
+from arzstream.container.directory import Directory, directory_of_replay, open_directory
+from arzstream.container.records import FileRecord, Kind
+from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.ranges import RangeReader, open_reader
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Archive", "open"]
+
+
+def open(
+    path: str | os.PathLike[str],
+    storage_options: dict[str, Any] | None = None,
+    parents: str | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    jobs: int | None = None,
+) -> Archive:
+    """Open an archive at a local path or any fsspec URL, in at most two reads.
+
+    ``parents`` is where to look for archives that this one was coded against. ``jobs`` threads decode (default: one per core).
+    Raises CorruptError, UnsupportedError, LimitError or StorageError.
+    """
+    reader = open_reader(path, storage_options)
+    try:
+        return Archive(reader, limits=limits, jobs=jobs)
+    except BaseException:
+        reader.close()
+        raise
+
+
+class Archive:
+    """An open archive. Thread-safe; a context manager."""
+
+    def __init__(self, reader: RangeReader, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None) -> None:
+        self._reader, self._limits, self._jobs = reader, limits, jobs
+        self._set_directory(open_directory(reader, limits))
+
+    def _set_directory(self, directory: Directory) -> None:
+        self.directory = directory
+        self.catalog = Catalog(directory)
+        self._decoder = Decoder(self._reader, directory, limits=self._limits, jobs=self._jobs)
+
+    # -- what is there; nothing is decoded ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The path or URL it was opened from."""
+        return self._reader.name
+
+    @property
+    def sealed(self) -> bool:
+        """False while the archive is being written, or if its end is missing."""
+        return self.directory.sealed
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._decoder
+
+    def keys(self) -> list[str]:
+        """Names of all tensors, in layer order."""
+        return list(self.catalog.tensors)
+
+    def files(self) -> list[str]:
+        """Paths of the original regular files."""
+        return [path for path, _ in self.catalog.regular_files()]
+
+    def layers(self) -> dict[str, list[str]]:
+        """Names of tensors by layer, in layer order."""
+        return self.catalog.layers()
+
+    def metadata(self, path: str | None = None) -> dict[str, str]:
+        """The metadata of the file at ``path``, or of the first that has some (safetensors' ``__metadata__``)."""
+        if path is not None:
+            return dict(self._record(path).metadata)
+        return next((dict(r.metadata) for _, r in self.catalog.regular_files() if r.metadata), {})
+
+    def content_digest(self) -> str | None:
+        """Identity of the checkpoint, hexadecimal; None while the archive grows."""
+        return self.directory.content.hex() if self.directory.content is not None else None
+
+    # -- tensors --------------------------------------------------------------------------------------------------------
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Decode one tensor. Raises KeyError, CorruptError, UnsupportedError."""
+        return load(self._decoder, self.catalog.find(name)).torch()
+
+    def numpy(self, name: str) -> np.ndarray:
+        """Decode one tensor as a NumPy array; bf16 comes as uint16, fp8 as uint8."""
+        return load(self._decoder, self.catalog.find(name)).numpy()
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor that decodes only the rows it is indexed with; ``get_shape()`` and ``get_dtype()`` cost nothing."""
+        return TensorSlice(self._decoder, self.catalog.find(name))
+
+    def stream(
+        self, only: str | None = None, prefetch_bytes: int = 256 << 20, framework: str = "pt"
+    ) -> Iterator[tuple[str, Any]]:
+        """All tensors in layer order, or those matching the glob ``only``, decoded ahead within ``prefetch_bytes``."""
+        ahead: collections.deque[tuple[str, Loaded]] = collections.deque()
+        held = 0
+        for name in self._matching(only):
+            place = self.catalog.tensors[name]
+            while ahead and held + place.nbytes > prefetch_bytes:
+                held -= ahead[0][1].nbytes
+                yield self._loaded(*ahead.popleft(), framework)
+            loaded = start_load(self._decoder, place)
+            ahead.append((name, loaded))
+            held += loaded.nbytes
+        while ahead:
+            yield self._loaded(*ahead.popleft(), framework)
+
+    @staticmethod
+    def _loaded(name: str, loaded: Loaded, framework: str) -> tuple[str, Any]:
+        return name, loaded.numpy() if framework == "np" else loaded.torch()
+
+    def state_dict(self, only: str | None = None) -> LazyState:
+        """A mapping from names to tensors that are decoded when indexed."""
+        return LazyState(self._decoder, self.catalog, self._matching(only))
+
+    def _matching(self, only: str | None) -> list[str]:
+        return [n for n in self.catalog.tensors if only is None or fnmatch.fnmatchcase(n, only)]
+
+    # -- files ----------------------------------------------------------------------------------------------------------
+
+    def read_file(self, path: str) -> bytes:
+        """The content of an original file."""
+        record = self._record(path)
+        return read_range(self._decoder, record, piece_starts(record), 0, record.size)
+
+    def open_file(self, path: str) -> io.BufferedReader:
+        """An original file as a seekable stream, decoded as it is read; ``torch.load`` works on it."""
+        return open_archived(self._decoder, self._record(path))
+
+    def _record(self, path: str) -> FileRecord:
+        record = self.catalog.files.get(path)
+        if record is None or record.kind != Kind.REGULAR:
+            raise KeyError(f"{self.name} holds no file called {path!r}")
+        return record
+
+    # -- growing --------------------------------------------------------------------------------------------------------
+
+    def follow(self, timeout: float | None = 60.0) -> Iterator[tuple[str, list[str]]]:
+        """Yield (layer, names) for each committed layer, those already there first, until the archive is sealed.
+
+        The tensors yielded can be read at once. Raises StorageError if nothing is added for ``timeout`` seconds.
+        """
+        if self.sealed:
+            yield from self.layers().items()
+            return
+        for commit, replay in commits(self._reader, self._limits, timeout):
+            self._set_directory(directory_of_replay(replay))
+            done = {number for number, _ in commit.units}
+            names = [name for name, place in self.catalog.tensors.items() if place.entry.number in done]
+            if names:
+                yield commit.layer, names
+        self._set_directory(open_directory(self._reader, self._limits))
+
+    # -- end ------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._reader.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.catalog.tensors
+
+    def __repr__(self) -> str:
+        state = "" if self.sealed else ", growing"
+        return f"<arzstream.Archive {self.name!r}: {len(self.catalog.tensors)} tensors, {len(self.catalog.files)} files{state}>"

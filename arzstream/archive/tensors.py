@@ -1,0 +1,205 @@
+"""Tensors on demand: whole, or the rows and columns asked for, as NumPy arrays or torch tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arzstream.archive.catalog import Catalog, TensorPlace
+from arzstream.archive.decoding import Decoder
+from arzstream.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "start_load"]
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A tensor's bytes on their way: wait for :meth:`result`."""
+
+    place: TensorPlace
+    shape: tuple[int, ...]
+    data: np.ndarray
+    """uint8, one-dimensional: the elements of ``shape`` in row-major order, or the unit's span if the member has strides."""
+    futures: list[Future[None]]
+
+    def wait(self) -> None:
+        for future in self.futures:
+            future.result()
+        self.futures = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def numpy(self) -> np.ndarray:
+        """As a NumPy array; bf16 as uint16, fp8 as uint8."""
+        self.wait()
+        array = self.data.view(np.dtype(self.place.entry.unit.type.numpy))
+        strides = self.place.member.strides
+        if strides is None or not math.prod(self.shape):
+            return array.reshape(self.shape)
+        steps = tuple(s * array.itemsize for s in strides)
+        return np.lib.stride_tricks.as_strided(array, self.shape, steps)
+
+    def torch(self) -> torch.Tensor:
+        """As a torch tensor that owns its memory."""
+        import torch
+
+        self.wait()
+        kind = getattr(torch, self.place.entry.unit.type.torch, None)
+        if kind is None:
+            raise UnsupportedError(f"tensor {self.place.name!r} is {self.place.dtype}, which this torch does not have; install a newer torch")
+        if not self.data.size:
+            return torch.empty(self.shape, dtype=kind)
+        flat = torch.from_numpy(self.data).view(kind)
+        strides = self.place.member.strides
+        return flat.reshape(self.shape) if strides is None else flat.as_strided(self.shape, strides)
+
+
+def start_load(decoder: Decoder, place: TensorPlace) -> Loaded:
+    """Begin to decode a whole tensor into memory of its own."""
+    data, futures = _elements(decoder, place, place.member.start, place.member.end, ahead=True)
+    return Loaded(place, place.shape, data, futures)
+
+
+def load(decoder: Decoder, place: TensorPlace) -> Loaded:
+    """Decode a whole tensor; a small one in the calling thread."""
+    data, _ = _elements(decoder, place, place.member.start, place.member.end)
+    return Loaded(place, place.shape, data, [])
+
+
+def _elements(
+    decoder: Decoder, place: TensorPlace, start: int, end: int, *, ahead: bool = False
+) -> tuple[np.ndarray, list[Future[None]]]:
+    """Bytes of elements [start, end) of the unit, flat, uint8; with ``ahead`` they are there when the futures are done."""
+    unit = place.entry.unit
+    if start >= end:
+        return np.empty(0, np.uint8), []
+    rows, cols = _rectangle(unit.shape, start, end)
+    out = np.empty((rows[1] - rows[0], (cols[1] - cols[0]) * unit.type.itemsize), np.uint8)
+    futures: list[Future[None]] = []
+    if ahead:
+        futures = decoder.submit(place.entry.number, rows, cols, out)
+    else:
+        decoder.into(place.entry.number, rows, cols, out)
+    skip = (start - rows[0] * unit.shape[1] - cols[0]) * unit.type.itemsize
+    return out.reshape(-1)[skip : skip + (end - start) * unit.type.itemsize], futures
+
+
+def _rectangle(shape: tuple[int, int], start: int, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns of a unit that hold elements [start, end): whole rows, or part of one."""
+    columns = shape[1]
+    row0, row1 = start // columns, -(-end // columns)
+    if row1 - row0 == 1:
+        return (row0, row1), (start - row0 * columns, end - row0 * columns)
+    return (row0, row1), (0, columns)
+
+
+class TensorSlice:
+    """A tensor that decodes what it is indexed with; the interface of safetensors' ``get_slice``."""
+
+    def __init__(self, decoder: Decoder, place: TensorPlace, *, framework: str = "pt", device: Any = "cpu") -> None:
+        self._decoder, self._place, self._framework, self._device = decoder, place, framework, device
+
+    def get_shape(self) -> list[int]:
+        return list(self._place.shape)
+
+    def get_dtype(self) -> str:
+        """The dtype's safetensors name, for example ``"BF16"``."""
+        return self._place.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._place.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self._place.nbytes
+
+    def __getitem__(self, index: Any) -> Any:
+        """Rows, and columns where the archive is cut that way, are decoded alone; the rest of the index is applied to them."""
+        keys = _expand(index, len(self._place.shape))
+        if keys is None or self._place.member.strides is not None:
+            return self._finish(load(self._decoder, self._place))[index]
+        if all(key == slice(None) for key in keys):
+            return self._finish(load(self._decoder, self._place))
+        rows, first = _span(keys[0], self._place.shape[0])
+        if self._is_tiled():
+            columns, second = _span(keys[1], self._place.shape[1])
+            return self._finish(self._block(rows, columns))[(first, second, *keys[2:])]
+        return self._finish(self._rows(*rows))[(first, *keys[1:])]
+
+    def _is_tiled(self) -> bool:
+        """Is the tensor cut into blocks of columns, so that some of them can be left out?"""
+        unit, shape = self._place.entry.unit, self._place.shape
+        return len(shape) > 1 and unit.chunks_across > 1 and unit.shape == (shape[0], math.prod(shape[1:]))
+
+    def _rows(self, row0: int, row1: int) -> Loaded:
+        start, inner = self._place.member.start, math.prod(self._place.shape[1:])
+        data, _ = _elements(self._decoder, self._place, start + row0 * inner, start + row1 * inner)
+        return Loaded(self._place, (row1 - row0, *self._place.shape[1:]), data, [])
+
+    def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Loaded:
+        deep, itemsize = math.prod(self._place.shape[2:]), self._place.entry.unit.type.itemsize
+        cols = (columns[0] * deep, columns[1] * deep)
+        shape = (rows[1] - rows[0], columns[1] - columns[0], *self._place.shape[2:])
+        out = np.empty((shape[0], (cols[1] - cols[0]) * itemsize), np.uint8)
+        self._decoder.into(self._place.entry.number, rows, cols, out)
+        return Loaded(self._place, shape, out.reshape(-1), [])
+
+    def _finish(self, loaded: Loaded) -> Any:
+        if self._framework == "np":
+            return loaded.numpy()
+        tensor = loaded.torch()
+        return tensor if str(self._device) == "cpu" else tensor.to(self._device)
+
+
+def _expand(index: Any, dimensions: int) -> list[Any] | None:
+    """``index`` as one slice or integer per dimension; None if it is of another kind (a mask, a list, None)."""
+    keys = list(index) if isinstance(index, tuple) else [index]
+    if keys.count(Ellipsis) > 1 or any(not (isinstance(k, (slice, int)) or k is Ellipsis) or isinstance(k, bool) for k in keys):
+        return None
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (dimensions - len(keys) + 1)
+    keys += [slice(None)] * (dimensions - len(keys))
+    return keys if len(keys) == dimensions and dimensions else None
+
+
+def _span(key: Any, length: int) -> tuple[tuple[int, int], Any]:
+    """The contiguous span that ``key`` needs of a dimension, and the index to apply to that span."""
+    if isinstance(key, slice):
+        start, stop, step = key.indices(length)
+        if step < 0:
+            raise ValueError("negative steps are not supported, as in torch; flip the result instead")
+        return (start, max(start, stop)), slice(None, None, step)
+    position = key + length if key < 0 else key
+    if not 0 <= position < length:
+        raise IndexError(f"index {key} is out of range for a dimension of {length}")
+    return (position, position + 1), 0
+
+
+class LazyState(Mapping[str, TensorSlice]):
+    """A state dict whose tensors are decoded when they are indexed. Thread-safe."""
+
+    def __init__(self, decoder: Decoder, catalog: Catalog, names: list[str]) -> None:
+        self._decoder, self._catalog, self._names = decoder, catalog, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> TensorSlice:
+        if name not in self._names:
+            raise KeyError(name)
+        return TensorSlice(self._decoder, self._catalog.find(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
