@@ -54,7 +54,7 @@ DTYPES: dict[str, DType] = {
 
 
 def dtype(name: str) -> DType:
-    """The data type called ``name``, for example ``"BF16"``. Raises UnsupportedError for a name that ARZ-1 does not have."""
+    """The data type called ``name``, such as ``"BF16"``. Raises UnsupportedError for a name that ARZ-1 lacks."""
     try:
         return DTYPES[name]
     except KeyError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arzstream.codec.base import Codec
 from arzstream.codec.const import Const
+from arzstream.codec.float_fast import FloatFast
 from arzstream.codec.raw import Raw
 from arzstream.codec.zstd import Zstd
 from arzstream.errors import UnsupportedError
@@ -36,5 +37,5 @@ def name_of(codec_id: int) -> str:
     return codec.name if codec else f"codec-{codec_id}"
 
 
-for _codec in (Raw(), Const(), Zstd()):
+for _codec in (Raw(), Const(), Zstd(), FloatFast()):
     register(_codec)

@@ -1,1 +1,1 @@
-"""Loops over bytes that decide nothing: C++ where it could be built, and the NumPy reference that writes the same bytes."""
+"""Loops that decide nothing: C++ where it could be built, and the NumPy reference that writes the same bytes."""

@@ -1,42 +1,136 @@
 """The kernels as the codecs see them: arguments are checked here, and the backend is picked here.
 
 ``ARZ_KERNELS`` is ``auto`` (default: native where it was built), ``native`` (an error where it was not) or ``numpy``.
+Buffers are one-dimensional and contiguous; results go to memory that the caller owns wherever their size is known.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from arzstream.kernels import numpy_planes
+from arzstream.errors import ArzError, CorruptError
 
-__all__ = ["backend", "cpu_features", "merge_planes", "native_error", "split_planes"]
+__all__ = [
+    "SLOTS",
+    "backend",
+    "cpu_features",
+    "float_fast_decode",
+    "histogram",
+    "map_symbols",
+    "merge_fields",
+    "merge_planes",
+    "native_error",
+    "pair_symbols",
+    "rans_decode",
+    "rans_encode",
+    "raw_size",
+    "set_backend",
+    "split_fields",
+    "split_planes",
+]
 
 U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
+Exponents = NDArray[Any]
+"""uint8 where the exponent has up to 8 bits, else uint16."""
+
+SLOTS = 1 << 12
+"""What the frequencies of a table sum to."""
+STATE_BYTES = 4 * 32
+
+_CAUSES = {
+    1: "a symbol stream does not end as it must",
+    2: "the number of escaped exponents is wrong",
+    3: "bits that must be zero are not",
+    4: "a stream does not fit",
+}
+_backend: Any = None
+_native_error: str | None = None
+
+
+def _load_native() -> Any:
+    """The native module, or None; then ``_native_error`` says why."""
+    global _native_error
+    if sys.byteorder != "little":
+        _native_error = "the native kernels are for little-endian machines"
+        return None
+    try:
+        from arzstream.kernels import _native
+
+        _native_error = None
+        return _native
+    except ImportError as error:
+        built = not isinstance(error, ModuleNotFoundError) or error.name != "arzstream.kernels._native"
+        _native_error = f"cannot be loaded: {error}" if built else "not built; install a C++17 compiler and reinstall"
+        return None
+
+
+def set_backend(choice: str) -> None:
+    """Pick ``auto``, ``native``, ``numpy``, or one instruction set of the native kernels (``portable``, ``avx2``, …).
+
+    For tests and measurements; the public way is the environment variable ``ARZ_KERNELS``. Raises ArzError.
+    """
+    global _backend
+    if choice == "numpy":
+        from arzstream.kernels import numpy_reference
+
+        _backend = numpy_reference
+        return
+    native = _load_native()
+    if native is None:
+        if choice != "auto":
+            raise ArzError(f"the native kernels are wanted (ARZ_KERNELS={choice}) but {_native_error}")
+        set_backend("numpy")
+        return
+    names = native.isas()
+    wanted = names[-1] if choice in ("auto", "native") else choice
+    if wanted not in names:
+        raise ArzError(f"ARZ_KERNELS={choice} is none of auto, native, numpy, {', '.join(names)}")
+    native.set_isa(wanted)
+    _backend = native
+
+
+def _kernels() -> Any:
+    if _backend is None:
+        set_backend(os.environ.get("ARZ_KERNELS") or "auto")
+    return _backend
 
 
 def backend() -> str:
     """``"native"`` or ``"numpy"``."""
-    return "numpy"
+    return "numpy" if _kernels().__name__.endswith("numpy_reference") else "native"
 
 
 def native_error() -> str | None:
-    """Why the native kernels are not used, or None if they are."""
-    return "the native kernels were not built"
+    """Why the native kernels cannot be used, or None if they can."""
+    _load_native()
+    return _native_error
 
 
 def cpu_features() -> list[str]:
-    """Instruction sets of this machine that the native kernels can use, best last."""
-    return []
+    """Instruction sets of this machine that the native kernels can use, best last; empty without them."""
+    native = _load_native()
+    return list(native.isas()) if native else []
+
+
+def _check(status: int) -> None:
+    if status:
+        raise CorruptError(f"{_CAUSES.get(status, 'a stream is malformed')}; the chunk is damaged")
 
 
 def split_planes(data: memoryview, stride: int) -> U8:
-    """Byte planes of ``data``, one after the other."""
+    """Byte planes of ``data``, one after the other. Raises ValueError unless ``stride`` divides the length."""
     source = np.frombuffer(data, np.uint8)
     if stride < 1 or len(source) % stride:
         raise ValueError(f"{len(source)} bytes do not make {stride} planes")
     planes = np.empty(len(source), np.uint8)
-    numpy_planes.split_planes(source, stride, planes)
+    _kernels().split_planes(source, stride, planes)
     return planes
 
 
@@ -45,4 +139,118 @@ def merge_planes(planes: U8, stride: int, out: memoryview) -> None:
     target = np.frombuffer(out, np.uint8)
     if stride < 1 or len(target) % stride or len(planes) != len(target):
         raise ValueError(f"{len(planes)} bytes of {stride} planes do not make {len(target)} bytes")
-    numpy_planes.merge_planes(planes, stride, target)
+    _kernels().merge_planes(planes, stride, target)
+
+
+def histogram(symbols: Exponents, size: int = 256) -> U32:
+    """How often each symbol below ``size`` occurs in an array of uint8 (size 256) or uint16."""
+    counts = np.empty(size, np.uint32)
+    _kernels().histogram(symbols, counts)
+    return counts
+
+
+def raw_size(count: int, mantissa_bits: int, log_segment: int) -> int:
+    """Bytes of the raw streams of ``count`` elements."""
+    whole, planes = divmod(mantissa_bits + 1, 8)
+    full, rest = divmod(count, 1 << log_segment)
+    return count * whole + planes * (full * (1 << log_segment) // 8 + -(-rest // 8))
+
+
+def split_fields(data: U8, float_bits: tuple[int, int], log_segment: int) -> tuple[Exponents, U8]:
+    """(exponents, raw streams) of the floats in ``data``; see spec/registry.md, ``float_fast``."""
+    exponent_bits, mantissa_bits = float_bits
+    itemsize = (1 + exponent_bits + mantissa_bits) // 8
+    if len(data) % itemsize:
+        raise ValueError(f"{len(data)} bytes are no whole number of elements")
+    count = len(data) // itemsize
+    exponents = np.empty(count, np.uint16 if exponent_bits > 8 else np.uint8)
+    raw = np.empty(raw_size(count, mantissa_bits, log_segment), np.uint8)
+    _kernels().split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
+    return exponents, raw
+
+
+def merge_fields(exponents: Exponents, raw: U8, float_bits: tuple[int, int], log_segment: int, out: U8) -> None:
+    """Undo :func:`split_fields` into ``out``. Raises CorruptError if unused bits are set, ValueError on wrong sizes."""
+    exponent_bits, mantissa_bits = float_bits
+    itemsize = (1 + exponent_bits + mantissa_bits) // 8
+    if len(out) != len(exponents) * itemsize or len(raw) != raw_size(len(exponents), mantissa_bits, log_segment):
+        raise ValueError("exponents, raw streams and result do not fit each other")
+    _check(_kernels().merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out))
+
+
+def pair_symbols(exponents: Exponents, log_segment: int, palette: U16) -> tuple[U8, Exponents, U32]:
+    """(symbols, escaped exponents, escapes per segment) for places in ``palette`` of up to 15 different exponents."""
+    count = len(exponents)
+    if not 1 <= len(palette) <= 15:
+        raise ValueError(f"a palette of {len(palette)} exponents; 1 to 15 are possible")
+    symbols = np.empty((count + 1) // 2, np.uint8)
+    escapes = np.empty(count + 1, exponents.dtype)
+    escape_counts = np.empty(-(-count >> log_segment) if count else 0, np.uint32)
+    total = _kernels().pair_symbols(exponents, log_segment, palette, symbols, escapes, escape_counts)
+    return symbols, escapes[:total], escape_counts
+
+
+def map_symbols(values: U16, places: U8) -> U8:
+    """``places[values]``."""
+    symbols = np.empty(len(values), np.uint8)
+    _kernels().map_symbols(values, places, symbols)
+    return symbols
+
+
+def rans_encode(symbols: U8, per_segment: int, values: U8, freqs: U16) -> tuple[U8, U32]:
+    """(streams of all segments, bytes of each).
+
+    ``freqs[k]``, 12-bit frequencies that sum to 4096, belongs to the symbol ``values[k]``. Raises ValueError if a
+    symbol has none.
+    """
+    segments = -(-len(symbols) // per_segment)
+    out = np.empty(2 * len(symbols) + STATE_BYTES * segments + 64, np.uint8)
+    stream_bytes = np.empty(segments, np.uint32)
+    start = _kernels().rans_encode(symbols, per_segment, values, freqs, out, stream_bytes)
+    return out[start:], stream_bytes
+
+
+def rans_decode(streams: U8, stream_bytes: U32, per_segment: int, values: U8, freqs: U16, symbols: U8) -> None:
+    """Undo :func:`rans_encode` into ``symbols``. Raises CorruptError."""
+    if len(stream_bytes) != -(-len(symbols) // per_segment):
+        raise ValueError(f"{len(stream_bytes)} streams for {len(symbols)} symbols")
+    _check(_kernels().rans_decode(streams, stream_bytes, per_segment, values, freqs, symbols))
+
+
+def float_fast_decode(
+    payload: U8,
+    float_bits: tuple[int, int],
+    log_segment: int,
+    pairs: bool,
+    palette: U16,
+    values: U8,
+    freqs: U16,
+    places: tuple[int, int, int],
+    symbol_bytes: U32,
+    escape_counts: U32,
+    out: U8,
+) -> None:
+    """Decode a chunk of codec ``float_fast`` into ``out``.
+
+    ``palette`` has 16 entries in pairs mode and 256 else; ``places`` are the offsets of the raw, symbol and escape
+    streams; no ``values`` means that every exponent is ``palette[0]``. Raises CorruptError.
+    """
+    exponent_bits, mantissa_bits = float_bits
+    itemsize = (1 + exponent_bits + mantissa_bits) // 8
+    _check(
+        _kernels().float_fast_decode(
+            payload,
+            itemsize,
+            exponent_bits,
+            mantissa_bits,
+            log_segment,
+            pairs,
+            palette,
+            values,
+            freqs,
+            *places,
+            symbol_bytes,
+            escape_counts,
+            out,
+        )
+    )

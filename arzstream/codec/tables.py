@@ -1,0 +1,117 @@
+"""Frequency tables of the entropy coder: normalised, priced, written and read. All in integers, so that every machine
+makes the same tables and the same choices."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arzstream.errors import CorruptError
+from arzstream.kernels.api import SLOTS
+
+__all__ = ["COST_UNIT", "cost", "normalise", "parse", "serialise"]
+
+U16 = NDArray[np.uint16]
+I64 = NDArray[np.int64]
+COST_UNIT = 1 << 16
+"""Costs are in bits divided by this."""
+
+
+def normalise(counts: NDArray[np.integer]) -> U16:
+    """Frequencies in proportion to ``counts`` (up to 256 symbols, not all zero), summing to 4096, each below it.
+
+    A symbol that occurs gets at least 1. Where only one does, symbol 0 (which is then another one) gets the 1 that the
+    largest frequency leaves.
+    """
+    present = np.flatnonzero(counts)
+    freqs = np.zeros(len(counts), np.uint16)
+    if len(present) == 1:
+        freqs[0], freqs[present[0]] = 1, SLOTS - 1
+        return freqs
+    c: I64 = counts[present].astype(np.int64)
+    f = np.ones(len(c), np.int64)
+    free, budget, total = np.arange(len(c)), SLOTS, int(c.sum())
+    # Symbols whose share is below one slot take one; what is left is shared again until no share is below one.
+    while True:
+        rare = c[free] * budget < total
+        if not rare.any():
+            break
+        budget -= int(np.count_nonzero(rare))
+        free = free[~rare]
+        total = int(c[free].sum())
+    c = c[free]
+    share = c * budget // total
+    # One more slot saves about c / (f + 1/2); the ones that flooring left over go where that is most.
+    left = budget - int(share.sum())
+    gain = (c << 16) // (2 * share + 1)
+    share[np.argsort(-gain, kind="stable")[:left]] += 1
+    f[free] = share
+    freqs[present] = f
+    return freqs
+
+
+@functools.cache
+def _price() -> I64:
+    """Entry f: round-to-nearest of COST_UNIT · log2(4096 / f), by squaring (no floating point); entry 0 is 0."""
+    f = np.arange(SLOTS + 1, dtype=np.uint64)
+    f[0] = SLOTS
+    whole = np.zeros(len(f), np.int64)
+    for k in range(1, 13):
+        whole += f >= 1 << k
+    x = f << (31 - whole).astype(np.uint64)  # f / 2^whole in [1, 2) with 31 bits below the point
+    log = np.zeros(len(f), np.int64)
+    for _ in range(17):
+        x = x * x >> np.uint64(31)
+        carry = x >> np.uint64(32)
+        x >>= carry
+        log = log << 1 | carry.astype(np.int64)
+    return 12 * COST_UNIT - (whole * COST_UNIT + (log + 1 >> 1))
+
+
+def cost(counts: NDArray[np.integer], freqs: U16) -> int:
+    """What coding ``counts`` of each symbol with ``freqs`` takes, in bits · COST_UNIT. What occurs has a frequency."""
+    return int(counts.astype(np.int64) @ _price()[freqs])
+
+
+def serialise(freqs: U16) -> bytes:
+    """The bytes of spec/registry.md's frequency table."""
+    out = bytearray()
+    zeros = 0
+    for f in freqs.tolist():
+        if f == 0:
+            zeros += 1
+            continue
+        while zeros:
+            run = min(zeros, 256)
+            out += bytes((0, run - 1))
+            zeros -= run
+        if f < 0x80:
+            out.append(f)
+        else:
+            out += bytes((0x80 | f >> 8, f & 0xFF))
+    return bytes(out)
+
+
+def parse(data: bytes, size: int) -> U16:
+    """Undo :func:`serialise` for an alphabet of ``size`` symbols. Raises CorruptError unless it sums to 4096."""
+    freqs: list[int] = []
+    values = iter(data)
+    try:
+        for value in values:
+            if value == 0:
+                freqs.extend([0] * (next(values) + 1))
+            elif value < 0x80:
+                freqs.append(value)
+            elif value < 0x90:
+                freqs.append((value & 0x0F) << 8 | next(values))
+            else:
+                raise CorruptError("a frequency table has a byte that means nothing; the chunk is damaged")
+    except StopIteration:
+        raise CorruptError("a frequency table ends inside an entry; the chunk is damaged") from None
+    if len(freqs) > size or sum(freqs) != SLOTS:
+        raise CorruptError("a frequency table has a wrong size or sum; the chunk is damaged")
+    table = np.zeros(size, np.uint16)
+    table[: len(freqs)] = freqs
+    return table

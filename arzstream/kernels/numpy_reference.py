@@ -1,0 +1,304 @@
+"""The kernels in NumPy: the reference that the native ones are compared with byte for byte, and what runs without them.
+
+Functions, arguments and results are those of the native module; ``api.py`` has checked sizes and dtypes. Layouts:
+spec/registry.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "float_fast_decode",
+    "histogram",
+    "map_symbols",
+    "merge_fields",
+    "merge_planes",
+    "pair_symbols",
+    "rans_decode",
+    "rans_encode",
+    "split_fields",
+    "split_planes",
+]
+
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
+Exponents = NDArray[Any]
+"""uint8 where the exponent has up to 8 bits, else uint16."""
+
+LANES, PRECISION, ESCAPE = 32, 12, 15
+SLOTS, LOW, STATE_BYTES = 1 << PRECISION, 1 << 16, 4 * LANES
+OK, BAD_STREAM, BAD_ESCAPES, BAD_PADDING, BAD_BOUNDS = range(5)  # as in kernels.h
+
+
+# ---- byte planes and counts
+
+
+def split_planes(data: U8, stride: int, planes: U8) -> None:
+    """``planes``: bytes 0, stride, 2·stride, … of ``data``, then bytes 1, stride + 1, … and so on."""
+    planes.reshape(stride, -1)[...] = data.reshape(-1, stride).T
+
+
+def merge_planes(planes: U8, stride: int, out: U8) -> None:
+    """Undo :func:`split_planes`."""
+    out.reshape(-1, stride)[...] = planes.reshape(stride, -1).T
+
+
+def histogram(symbols: Exponents, counts: U32) -> None:
+    """How often each symbol below ``len(counts)`` occurs."""
+    counts[...] = np.bincount(symbols, minlength=len(counts))[: len(counts)]
+
+
+# ---- floats cut into exponents and the rest
+
+
+def _segments(count: int, log_segment: int) -> list[tuple[int, int]]:
+    """(first, end) of each segment."""
+    full = 1 << log_segment
+    return [(i, min(i + full, count)) for i in range(0, count, full)]
+
+
+def split_fields(
+    data: U8, itemsize: int, exponent_bits: int, mantissa_bits: int, log_segment: int, exponents: Exponents, raw: U8
+) -> None:
+    """Exponents of all elements, and the raw streams of all segments one after the other."""
+    values = data.view(f"<u{itemsize}")
+    word = values.dtype.type
+    exponents[...] = (values >> word(mantissa_bits)) & word((1 << exponent_bits) - 1)
+    sign = (values >> word(8 * itemsize - 1)) << word(mantissa_bits)
+    rest = sign | (values & word((1 << mantissa_bits) - 1))
+    whole, planes = divmod(mantissa_bits + 1, 8)
+    at = 0
+    for first, end in _segments(len(values), log_segment):
+        part = rest[first:end]
+        if whole:
+            size = len(part) * whole
+            raw[at : at + size].reshape(-1, whole)[...] = part.view(np.uint8).reshape(-1, itemsize)[:, :whole]
+            at += size
+        for j in range(planes):
+            bits = np.packbits((part >> word(8 * whole + j)).astype(np.uint8) & 1, bitorder="little")
+            raw[at : at + len(bits)] = bits
+            at += len(bits)
+
+
+def merge_fields(
+    exponents: Exponents,
+    raw: U8,
+    itemsize: int,
+    exponent_bits: int,
+    mantissa_bits: int,
+    log_segment: int,
+    out: U8,
+) -> int:
+    """Undo :func:`split_fields`. Returns a status."""
+    values = out.view(f"<u{itemsize}")
+    word = values.dtype.type
+    whole, planes = divmod(mantissa_bits + 1, 8)
+    at, status = 0, OK
+    for first, end in _segments(len(values), log_segment):
+        count = end - first
+        rest = np.zeros(count, values.dtype)
+        if whole:
+            low = rest.view(np.uint8).reshape(-1, itemsize)[:, :whole]
+            low[...] = raw[at : at + count * whole].reshape(-1, whole)
+            at += count * whole
+        for j in range(planes):
+            bits = raw[at : at + -(-count // 8)]
+            at += len(bits)
+            if count % 8 and bits[-1] >> (count % 8):
+                status = BAD_PADDING
+            rest |= np.unpackbits(bits, count=count, bitorder="little").astype(values.dtype) << word(8 * whole + j)
+        sign = (rest >> word(mantissa_bits)) << word(8 * itemsize - 1)
+        mantissa = rest & word((1 << mantissa_bits) - 1)
+        values[first:end] = sign | (exponents[first:end].astype(values.dtype) << word(mantissa_bits)) | mantissa
+    return status
+
+
+# ---- exponents to symbols
+
+
+def pair_symbols(
+    exponents: Exponents, log_segment: int, palette: U16, symbols: U8, escapes: Exponents, escape_counts: U32
+) -> int:
+    """Places in the palette, two to a symbol. Returns the number of escapes in all."""
+    lookup = np.full(1 << (8 * exponents.itemsize), ESCAPE, np.uint8)
+    lookup[palette[::-1]] = np.arange(len(palette), dtype=np.uint8)[::-1]
+    places = lookup[exponents]
+    escaped = places == ESCAPE
+    for s, (first, end) in enumerate(_segments(len(exponents), log_segment)):
+        escape_counts[s] = np.count_nonzero(escaped[first:end])
+        halves = np.zeros((end - first + 1) // 2 * 2, np.uint8)  # segments have an even length, but for the last
+        halves[: end - first] = places[first:end]
+        symbols[first // 2 : first // 2 + len(halves) // 2] = halves[::2] | halves[1::2] << 4
+    found = exponents[escaped]
+    escapes[: len(found)] = found
+    return len(found)
+
+
+def map_symbols(values: U16, places: U8, symbols: U8) -> None:
+    """``symbols[i] = places[values[i]]``, 0 for a value that has no place."""
+    symbols[...] = np.append(places, np.uint8(0))[np.minimum(values, len(places))]
+
+
+# ---- entropy coder: all lanes of all segments at once
+
+
+def rans_encode(symbols: U8, per_segment: int, values: U8, freqs: U16, out: U8, stream_bytes: U32) -> int:
+    """Streams of all segments, ending at the end of ``out``; returns where they begin.
+
+    Raises ValueError if the frequencies do not sum to 4096 or a symbol has none.
+    """
+    freq, start = np.zeros(256, np.uint32), np.zeros(256, np.uint32)
+    freq[values], start[values] = freqs, np.cumsum(freqs, dtype=np.uint32) - freqs
+    if freqs.sum() != SLOTS or (len(symbols) and not freq[symbols].all()):
+        raise ValueError("frequencies do not sum to 4096, or a symbol has none")
+    count, at = len(symbols), len(out)
+    whole = count // per_segment
+    tail = symbols[whole * per_segment :]
+    groups = [(whole, symbols[: whole * per_segment].reshape(whole, per_segment))] if whole else []
+    if len(tail):
+        groups.append((0, tail.reshape(1, -1)))
+    for full, group in reversed(groups):
+        streams = _encode_group(group, freq, start)
+        for s in range(len(streams) - 1, -1, -1):
+            stream_bytes[s if full else whole] = len(streams[s])
+            at -= len(streams[s])
+            out[at : at + len(streams[s])] = np.frombuffer(streams[s], np.uint8)
+    return at
+
+
+def _encode_group(group: U8, freq: U32, start: U32) -> list[bytes]:
+    """Streams of segments of one length: ``group`` is (segments, symbols)."""
+    segments, count = group.shape
+    steps = -(-count // LANES)
+    padded = np.zeros((segments, steps * LANES), np.uint8)
+    padded[:, :count] = group
+    lanes = np.ascontiguousarray(padded.reshape(segments, steps, LANES).swapaxes(0, 1))
+    states = np.full((segments, LANES), LOW, np.uint32)
+    words = np.empty((steps, segments, LANES), "<u2")
+    given = np.zeros((steps, segments, LANES), bool)
+    for i in range(steps - 1, -1, -1):
+        active = min(LANES, count - i * LANES)
+        x = states[:, :active]
+        f, b = freq[lanes[i, :, :active]], start[lanes[i, :, :active]]
+        emit = x >= f << np.uint32(20)
+        words[i, :, :active] = x  # the low 16 bits
+        given[i, :, :active] = emit
+        x = np.where(emit, x >> np.uint32(16), x)
+        quotient = x // f
+        states[:, :active] = (quotient << np.uint32(PRECISION)) + (x - quotient * f) + b
+    return [states[s].astype("<u4").tobytes() + words[:, s][given[:, s]].tobytes() for s in range(segments)]
+
+
+def rans_decode(streams: U8, stream_bytes: U32, per_segment: int, values: U8, freqs: U16, symbols: U8) -> int:
+    """Undo :func:`rans_encode` into ``symbols``. Returns a status."""
+    lengths = stream_bytes.astype(np.int64)
+    if freqs.sum() != SLOTS:
+        return BAD_BOUNDS
+    if lengths.sum() > len(streams):
+        return BAD_BOUNDS
+    if lengths.sum() != len(streams) or (lengths < STATE_BYTES).any() or (lengths % 2).any():
+        return BAD_STREAM
+    starts = np.cumsum(lengths) - lengths
+    whole = len(symbols) // per_segment
+    if whole:
+        target = symbols[: whole * per_segment].reshape(whole, per_segment)
+        if not _decode_group(streams, starts[:whole], lengths[:whole], values, freqs, target):
+            return BAD_STREAM
+    if len(symbols) % per_segment:
+        target = symbols[whole * per_segment :].reshape(1, -1)
+        if not _decode_group(streams, starts[whole:], lengths[whole:], values, freqs, target):
+            return BAD_STREAM
+    return OK
+
+
+def _decode_group(
+    streams: U8, starts: NDArray[np.int64], lengths: NDArray[np.int64], values: U8, freqs: U16, target: U8
+) -> bool:
+    """Decode segments of one length into ``target`` (segments, symbols). False if a stream is not sound."""
+    segments, count = target.shape
+    states = np.stack([streams[a : a + STATE_BYTES] for a in starts.tolist()]).view("<u4").astype(np.uint32)
+    if (states < LOW).any():
+        return False
+    # All words in one array; one more at the end is what a stream reads that has run out, until that is noticed.
+    pool = [streams[a + STATE_BYTES : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    words = np.concatenate([*pool, np.zeros(2, np.uint8)]).view("<u2").astype(np.uint32)
+    n_words = (lengths - STATE_BYTES) // 2
+    base = (np.cumsum(n_words) - n_words)[:, None]
+    end = base + n_words[:, None]
+    next_word = base - 1  # of each segment, the word before the next
+    slot_symbol = np.repeat(values, freqs)
+    slot_freq = np.repeat(freqs, freqs).astype(np.uint32)
+    slot_bias = (np.arange(SLOTS) - np.repeat(np.cumsum(freqs, dtype=np.int64) - freqs, freqs)).astype(np.uint32)
+    steps = -(-count // LANES)
+    decoded = np.empty((steps, segments, LANES), np.uint8)
+    for i in range(steps):
+        active = min(LANES, count - i * LANES)
+        x = states[:, :active]
+        slot = x & np.uint32(SLOTS - 1)
+        decoded[i, :, :active] = slot_symbol[slot]
+        x = slot_freq[slot] * (x >> np.uint32(PRECISION)) + slot_bias[slot]
+        take = x < LOW
+        order = np.cumsum(take, axis=1) + next_word
+        next_word = order[:, -1:]
+        if (next_word >= end).any():
+            return False
+        states[:, :active] = np.where(take, (x << np.uint32(16)) | words[np.where(take, order, 0)], x)
+    target[...] = decoded.swapaxes(0, 1).reshape(segments, -1)[:, :count]
+    return bool((states == LOW).all() and (next_word + 1 == end).all())
+
+
+# ---- float_fast
+
+
+def float_fast_decode(
+    payload: U8,
+    itemsize: int,
+    exponent_bits: int,
+    mantissa_bits: int,
+    log_segment: int,
+    pairs: bool,
+    palette: U16,
+    values: U8,
+    freqs: U16,
+    raw_at: int,
+    symbols_at: int,
+    escapes_at: int,
+    symbol_bytes: U32,
+    escape_counts: U32,
+    out: U8,
+) -> int:
+    """Decode all segments of a chunk into ``out``. Returns a status."""
+    count = len(out) // itemsize
+    raw = payload[raw_at:symbols_at]
+    exponents: Exponents
+    if len(values) == 0:
+        exponents = np.full(count, palette[0], np.uint16)
+        return merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out)
+    symbols = np.empty((count + 1) // 2 if pairs else count, np.uint8)
+    per_segment = 1 << (log_segment - pairs)
+    status = rans_decode(payload[symbols_at:escapes_at], symbol_bytes, per_segment, values, freqs, symbols)
+    if status != OK:
+        return status
+    if pairs:
+        halves = np.empty((len(symbols), 2), np.uint8)
+        halves[:, 0], halves[:, 1] = symbols & 15, symbols >> 4
+        places = halves.reshape(-1)
+        if count % 2 and places[count]:
+            return BAD_PADDING
+        exponents = palette[places[:count]]
+        escaped = places[:count] == ESCAPE
+        for s, (first, end) in enumerate(_segments(count, log_segment)):
+            if np.count_nonzero(escaped[first:end]) != escape_counts[s]:
+                return BAD_ESCAPES
+        width = 2 if exponent_bits > 8 else 1
+        exponents[escaped] = payload[escapes_at : escapes_at + width * int(escape_counts.sum())].view(f"<u{width}")
+    else:
+        if escape_counts.any():
+            return BAD_ESCAPES
+        exponents = symbols if exponent_bits <= 8 else palette[symbols]
+    return merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out)

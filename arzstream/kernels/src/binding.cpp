@@ -1,0 +1,201 @@
+// Python's view of the kernels. Lengths are checked here once more, so that no mistake above can reach memory that is
+// not the caller's; the lock is released while a kernel runs.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using namespace arz;
+
+template <class T>
+using In = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyIn = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyOut = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void need(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+const Kernels* active = nullptr;
+
+size_t raw_size(const Floats& type, size_t count, unsigned log_segment) {
+  const size_t full = size_t{1} << log_segment, bits = type.mantissa_bits + 1;
+  const size_t tail = count % full;
+  const auto segment = [&](size_t n) { return n * (bits / 8) + bits % 8 * ceil_div(n, 8); };
+  return count / full * segment(full) + segment(tail);
+}
+
+size_t segments(size_t count, unsigned log_segment) { return ceil_div(count, size_t{1} << log_segment); }
+
+Alphabet alphabet(const In<uint8_t>& values, const In<uint16_t>& freqs) {
+  need(values.size() == freqs.size() && values.size() <= 256, "values and frequencies must have one length up to 256");
+  return {values.data(), freqs.data(), values.size()};
+}
+
+Floats floats(unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits, unsigned log_segment) {
+  need(log_segment >= 6 && log_segment <= 31, "segments must have 2^6 to 2^31 elements");
+  need(itemsize <= 8 && 8 * itemsize == exponent_bits + mantissa_bits + 1, "not a float");
+  return {itemsize, exponent_bits, mantissa_bits};
+}
+
+void set_isa(const std::string& name) {
+  const Kernels* found = kernels_of(name.c_str());
+  need(found != nullptr, "this machine or this build lacks that instruction set");
+  active = found;
+}
+
+nb::list isas() {
+  nb::list names;
+  for (const char* const* name = isa_names(); *name; ++name) names.append(nb::str(*name));
+  return names;
+}
+
+void split_planes(In<uint8_t> data, unsigned stride, Out<uint8_t> planes) {
+  need(stride != 0 && data.size() % stride == 0 && planes.size() == data.size(), "planes do not fit");
+  nb::gil_scoped_release unlocked;
+  active->split_planes(data.data(), data.size() / stride, stride, planes.data());
+}
+
+void merge_planes(In<uint8_t> planes, unsigned stride, Out<uint8_t> out) {
+  need(stride != 0 && out.size() % stride == 0 && planes.size() == out.size(), "planes do not fit");
+  nb::gil_scoped_release unlocked;
+  active->merge_planes(planes.data(), out.size() / stride, stride, out.data());
+}
+
+void histogram(AnyIn symbols, Out<uint32_t> counts) {
+  const bool wide = symbols.dtype() == nb::dtype<uint16_t>();
+  need(wide || (symbols.dtype() == nb::dtype<uint8_t>() && counts.size() == 256), "counts do not fit the symbols");
+  nb::gil_scoped_release unlocked;
+  if (wide)
+    active->histogram16(static_cast<const uint16_t*>(symbols.data()), symbols.size(), counts.data(), counts.size());
+  else
+    active->histogram8(static_cast<const uint8_t*>(symbols.data()), symbols.size(), counts.data());
+}
+
+size_t exponent_size(unsigned exponent_bits) { return exponent_bits > 8 ? 2 : 1; }
+
+void split_fields(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
+                  unsigned log_segment, AnyOut exponents, Out<uint8_t> raw) {
+  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
+  const size_t count = data.size() / itemsize;
+  need(data.size() % itemsize == 0 && exponents.size() == count && exponents.itemsize() == exponent_size(exponent_bits) &&
+           raw.size() == raw_size(type, count, log_segment),
+       "fields do not fit");
+  int status;
+  {
+    nb::gil_scoped_release unlocked;
+    status = active->split_fields(type, data.data(), count, log_segment, exponents.data(), raw.data());
+  }
+  need(status == kOk, "no such float");
+}
+
+int merge_fields(AnyIn exponents, In<uint8_t> raw, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
+                 unsigned log_segment, Out<uint8_t> out) {
+  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
+  const size_t count = out.size() / itemsize;
+  need(out.size() % itemsize == 0 && exponents.size() == count && exponents.itemsize() == exponent_size(exponent_bits) &&
+           raw.size() == raw_size(type, count, log_segment),
+       "fields do not fit");
+  nb::gil_scoped_release unlocked;
+  return active->merge_fields(type, exponents.data(), raw.data(), raw.size(), count, log_segment, out.data());
+}
+
+size_t pair_symbols(AnyIn exponents, unsigned log_segment, In<uint16_t> palette, Out<uint8_t> symbols, AnyOut escapes,
+                    Out<uint32_t> escape_counts) {
+  const size_t count = exponents.size();
+  need(log_segment >= 6 && log_segment <= 31 && palette.size() >= 1 && palette.size() <= 15 &&
+           exponents.itemsize() <= 2 && escapes.itemsize() == exponents.itemsize() && escapes.size() >= count + 1 &&
+           symbols.size() == ceil_div(count, 2) && escape_counts.size() == segments(count, log_segment),
+       "pairs do not fit");
+  nb::gil_scoped_release unlocked;
+  return active->pair_symbols(exponents.data(), exponents.itemsize() == 2, count, log_segment, palette.data(),
+                              palette.size(), symbols.data(), escapes.data(), escape_counts.data());
+}
+
+void map_symbols(In<uint16_t> values, In<uint8_t> places, Out<uint8_t> symbols) {
+  need(values.size() == symbols.size(), "symbols do not fit");
+  nb::gil_scoped_release unlocked;
+  active->map_symbols(values.data(), values.size(), places.data(), places.size(), symbols.data());
+}
+
+size_t rans_encode(In<uint8_t> symbols, size_t per_segment, In<uint8_t> values, In<uint16_t> freqs, Out<uint8_t> out,
+                   Out<uint32_t> stream_bytes) {
+  const Alphabet a = alphabet(values, freqs);
+  need(per_segment != 0 && per_segment <= size_t{1} << 31 && stream_bytes.size() == ceil_div(symbols.size(), per_segment) &&
+           out.size() == rans_capacity(symbols.size(), per_segment),
+       "streams do not fit");
+  size_t start;
+  {
+    nb::gil_scoped_release unlocked;
+    start = active->rans_encode(symbols.data(), symbols.size(), per_segment, a, out.data(), out.size(), stream_bytes.data());
+  }
+  need(start != SIZE_MAX, "frequencies do not sum to 4096, or a symbol has none");
+  return start;
+}
+
+int rans_decode(In<uint8_t> streams, In<uint32_t> stream_bytes, size_t per_segment, In<uint8_t> values,
+                In<uint16_t> freqs, Out<uint8_t> symbols) {
+  const Alphabet a = alphabet(values, freqs);
+  need(per_segment != 0 && stream_bytes.size() == ceil_div(symbols.size(), per_segment), "streams do not fit");
+  nb::gil_scoped_release unlocked;
+  return active->rans_decode(streams.data(), streams.size(), stream_bytes.data(), symbols.size(), per_segment, a,
+                             symbols.data());
+}
+
+int float_fast_decode(In<uint8_t> payload, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
+                      unsigned log_segment, bool pairs, In<uint16_t> palette, In<uint8_t> values, In<uint16_t> freqs,
+                      size_t raw_at, size_t symbols_at, size_t escapes_at, In<uint32_t> symbol_bytes,
+                      In<uint32_t> escape_counts, Out<uint8_t> out) {
+  FloatFastDecode job{};
+  job.type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
+  job.payload = payload.data();
+  job.payload_size = payload.size();
+  job.count = out.size() / itemsize;
+  job.log_segment = log_segment;
+  job.pairs = pairs;
+  job.palette = palette.data();
+  job.alphabet = alphabet(values, freqs);
+  job.raw_at = raw_at;
+  job.symbols_at = symbols_at;
+  job.escapes_at = escapes_at;
+  job.symbol_bytes = symbol_bytes.data();
+  job.escape_counts = escape_counts.data();
+  job.out = out.data();
+  const size_t n = segments(job.count, log_segment);
+  need(out.size() % itemsize == 0 && palette.size() == (pairs ? 16 : 256) && symbol_bytes.size() == n &&
+           escape_counts.size() == n,
+       "the chunk does not fit");
+  nb::gil_scoped_release unlocked;
+  return active->float_fast_decode(job);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  const char* const* name = isa_names();
+  while (name[1]) ++name;
+  active = kernels_of(*name);
+  m.def("isas", &isas);
+  m.def("isa", [] { return std::string(active->name); });
+  m.def("set_isa", &set_isa);
+  m.def("split_planes", &split_planes);
+  m.def("merge_planes", &merge_planes);
+  m.def("histogram", &histogram);
+  m.def("split_fields", &split_fields);
+  m.def("merge_fields", &merge_fields);
+  m.def("pair_symbols", &pair_symbols);
+  m.def("map_symbols", &map_symbols);
+  m.def("rans_encode", &rans_encode);
+  m.def("rans_decode", &rans_decode);
+  m.def("float_fast_decode", &float_fast_decode);
+}

@@ -1,0 +1,2 @@
+#define ARZ_ISA avx2
+#include "all.inc"

@@ -1,0 +1,2 @@
+#define ARZ_ISA avx512
+#include "all.inc"

@@ -1,0 +1,2 @@
+#define ARZ_ISA portable
+#include "all.inc"

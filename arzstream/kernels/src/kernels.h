@@ -1,0 +1,86 @@
+// The kernels: loops over bytes that decide nothing. Every function works on memory that the caller owns and has sized;
+// what comes out of an archive is checked here against those sizes, because a payload may be hostile.
+// Layouts: spec/registry.md. Little-endian machines only (dispatch.cpp refuses others).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace arz {
+
+constexpr unsigned kLanes = 32;
+constexpr unsigned kPrecision = 12;             // bits of a frequency table
+constexpr unsigned kSlots = 1u << kPrecision;
+constexpr uint32_t kLow = 1u << 16;             // states live in [2^16, 2^32) between symbols
+constexpr size_t kStateBytes = kLanes * sizeof(uint32_t);
+
+// What a decoder found wrong. Numbers are shared with numpy_reference.py and turned into words in api.py.
+enum Status : int {
+  kOk = 0,
+  kBadStream = 1,    // a symbol stream is too short, too long, or does not end in the final states
+  kBadEscapes = 2,   // the number of escapes is not what the segment states
+  kBadPadding = 3,   // bits that must be zero are not
+  kBadBounds = 4,    // the arguments do not fit the buffers: a fault of the caller
+};
+
+// Entry k of the alphabet stands for the byte values[k] and has frequency freqs[k]; intervals follow in order of k.
+struct Alphabet {
+  const uint8_t* values;
+  const uint16_t* freqs;
+  size_t size;
+};
+
+struct Floats {
+  unsigned itemsize, exponent_bits, mantissa_bits;
+};
+
+struct FloatFastDecode {
+  Floats type;
+  const uint8_t* payload;
+  size_t payload_size;
+  size_t count;                 // elements
+  unsigned log_segment;         // elements of a segment, log2
+  bool pairs;
+  const uint16_t* palette;      // 16 entries in pairs mode, 256 in single mode
+  Alphabet alphabet;            // size 0: every exponent is palette[0]
+  size_t raw_at, symbols_at, escapes_at;
+  const uint32_t* symbol_bytes; // per segment
+  const uint32_t* escape_counts;
+  uint8_t* out;                 // count elements
+};
+
+struct Kernels {
+  const char* name;
+  void (*split_planes)(const uint8_t* data, size_t count, unsigned stride, uint8_t* planes);
+  void (*merge_planes)(const uint8_t* planes, size_t count, unsigned stride, uint8_t* out);
+  void (*histogram8)(const uint8_t* symbols, size_t count, uint32_t* counts /* 256 */);
+  void (*histogram16)(const uint16_t* symbols, size_t count, uint32_t* counts, size_t size);
+  // exponents: uint8_t where the exponent has up to 8 bits, else uint16_t
+  int (*split_fields)(Floats, const uint8_t* data, size_t count, unsigned log_segment, void* exponents, uint8_t* raw);
+  int (*merge_fields)(Floats, const void* exponents, const uint8_t* raw, size_t raw_size, size_t count,
+                      unsigned log_segment, uint8_t* out);
+  // places: index of every exponent in the palette, 15 where it is not there. Returns the number of escapes in all.
+  size_t (*pair_symbols)(const void* exponents, bool wide, size_t count, unsigned log_segment, const uint16_t* palette,
+                         size_t palette_size, uint8_t* symbols, void* escapes, uint32_t* escape_counts);
+  void (*map_symbols)(const uint16_t* values, size_t count, const uint8_t* places, size_t size, uint8_t* symbols);
+  // The streams of all segments, one after the other, end at out + capacity; returns where they begin, or SIZE_MAX if
+  // a symbol has no frequency. capacity must be rans_capacity().
+  size_t (*rans_encode)(const uint8_t* symbols, size_t count, size_t per_segment, Alphabet, uint8_t* out,
+                        size_t capacity, uint32_t* stream_bytes);
+  int (*rans_decode)(const uint8_t* streams, size_t size, const uint32_t* stream_bytes, size_t count,
+                     size_t per_segment, Alphabet, uint8_t* symbols);
+  int (*float_fast_decode)(const FloatFastDecode&);
+};
+
+inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
+
+// Room for the streams of count symbols: a word per symbol, states, and slack for whole-vector stores below them.
+inline size_t rans_capacity(size_t count, size_t per_segment) {
+  return 2 * count + kStateBytes * ceil_div(count, per_segment) + 64;
+}
+
+// Kernels of one instruction set, or null where this machine or this build lacks it.
+const Kernels* kernels_of(const char* isa);
+const char* const* isa_names();  // those that run here, best last; ends with null
+
+}  // namespace arz
