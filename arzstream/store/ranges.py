@@ -187,7 +187,7 @@ class FsspecReader:
             return b""
         if offset + length > self._size:
             raise StorageError(
-                f"{self.name}: ends at byte {self._size}, {length} bytes from {offset} on were asked for; was it truncated?"
+                f"{self.name}: ends at byte {self._size}, {length} bytes at {offset} were asked for; was it truncated?"
             )
         try:
             data = self._fs.cat_file(self._path, start=offset, end=offset + length)
