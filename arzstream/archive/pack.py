@@ -1,0 +1,180 @@
+"""Packing what is already complete: files and folders into one archive, proved before it becomes visible."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from arzstream.archive.builder import CheckpointBuilder, FileJob
+from arzstream.archive.sources import SourceEntry, collect, open_source
+from arzstream.archive.summary import PackSummary
+from arzstream.archive.verify import verify_reader
+from arzstream.container.metadata import pack as pack_metadata
+from arzstream.container.records import Kind
+from arzstream.errors import ArzError, SourceChangedError, StorageError
+from arzstream.kernels.digests import blake3
+from arzstream.store import local
+from arzstream.store.ranges import FsspecReader, LocalReader, is_url
+
+__all__ = ["PROFILES", "Progress", "pack"]
+
+PROFILES = ("fast", "balanced", "max")
+Progress = Callable[[int, int, str], None]
+"""``progress(done bytes, total bytes, what is being done)``, called from the calling thread."""
+OPEN_FILES = 200
+"""Source files are opened when it is their turn; so many may be open at once."""
+
+
+def pack(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dest: str | os.PathLike[str],
+    *,
+    profile: str = "balanced",
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    reproducible: bool = False,
+    tensor_parallel: int = 1,
+    force: bool = False,
+    memory_bytes: int = 512 << 20,
+) -> PackSummary:
+    """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``; ``"-"`` is standard output.
+
+    ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N cuts every matrix
+    so that each of N ranks reads its own rows or columns only. Raises StorageError (also if ``dest`` exists and not ``force``),
+    SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
+    if tensor_parallel < 1:
+        raise ValueError("tensor_parallel must be at least 1")
+    listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    entries = collect(listed)
+    identity = _file_id(entries, profile, tensor_parallel) if reproducible else None
+    work = _Work(entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes)
+    if os.fspath(dest) == "-":
+        return work.run(local.PipeSink(), None)
+    if is_url(dest):
+        raise StorageError(f"{dest}: archives are written to local files only; pack to a file and copy it there")
+    return _to_file(work, entries, os.fspath(dest), force)
+
+
+def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) -> PackSummary:
+    final = os.path.abspath(dest)
+    if os.path.isdir(final):
+        raise StorageError(f"{dest}: is a folder; name the archive, for example {os.path.join(dest, 'checkpoint.arz')}")
+    if os.path.lexists(final) and not force:
+        raise StorageError(f"{dest}: exists already; choose another name, or --force to replace it", errno=17)
+    local.make_folders(os.path.dirname(final))
+    temporary = local.temporary_beside(final)
+    sink = local.LocalSink(temporary)
+    try:
+        with LocalReader(temporary, name=dest) as reader:
+            summary = work.run(sink, reader)
+            sink.sync()
+            # A last look at every header and stored byte, now that nothing more is written.
+            verify_reader(reader)
+        modes = [os.stat(entry.where) for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
+        sink.set_mode(local.permissions_at_most(modes))
+        sink.close()
+        local.publish(temporary, final, replace=force)
+    except BaseException:
+        sink.abort()
+        raise
+    return dataclasses.replace(summary, archive=dest)
+
+
+@dataclasses.dataclass
+class _Work:
+    entries: list[SourceEntry]
+    profile: str
+    jobs: int
+    progress: Progress | None
+    file_id: bytes | None
+    tensor_parallel: int
+    memory_bytes: int
+
+    def run(self, sink: local.Sink, reader: LocalReader | None) -> PackSummary:
+        """Code all entries into ``sink``; where it can be read back (``reader``), prove what was written."""
+        total = sum(entry.size for entry in self.entries)
+        done = _Counter(self.progress, total)
+        files = [entry for entry in self.entries if entry.kind == Kind.REGULAR]
+        with (
+            CheckpointBuilder(
+                sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,
+                tensor_parallel=self.tensor_parallel, progress=done.add,
+            ) as builder,
+            ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing,
+        ):  # fmt: skip
+            for entry in self.entries:
+                if entry.kind == Kind.LINK:
+                    builder.add_link(entry.path, entry.target, entry.mode, entry.mtime)
+                elif entry.kind == Kind.DIRECTORY:
+                    builder.add_directory(entry.path, entry.mode, entry.mtime)
+            for start in range(0, len(files), OPEN_FILES):
+                self._files(builder, hashing, files[start : start + OPEN_FILES])
+                if reader is not None:
+                    done.say("verifying")
+                    builder.verify_written(reader)
+            summary = builder.seal()
+            if reader is not None:
+                builder.verify_written(reader)
+        return summary
+
+    def _files(self, builder: CheckpointBuilder, hashing: ThreadPoolExecutor, files: list[SourceEntry]) -> None:
+        with contextlib.ExitStack() as stack:
+            stop = threading.Event()
+            stack.callback(stop.set)
+            jobs: list[tuple[SourceEntry, LocalReader | FsspecReader, object, FileJob]] = []
+            for entry in files:
+                source = stack.enter_context(open_source(entry))
+                jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
+            ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
+            stack.callback(lambda: [future.cancel() for future in ahead])
+            for _, source, _, job in jobs:
+                builder.plan(job, source.size, final=True)
+            for (entry, source, identity, job), hashed in zip(jobs, ahead):
+                hashed.result()
+                builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
+                if _identity(source) != identity or source.size != entry.size:
+                    raise SourceChangedError(f"{source.name}: changed while it was packed; pack it again when its writer is done")
+
+
+def _hash_ahead(job: FileJob, size: int, stop: threading.Event) -> None:
+    """SHA-256 in a thread of its own, while others encode. A source that fails here fails again, and is reported, in ``finish``."""
+    frontier = 0
+    with contextlib.suppress(ArzError):
+        while frontier < size and not stop.is_set():
+            frontier = min(size, frontier + (16 << 20))
+            job.prefix.advance(job.read, frontier)
+
+
+def _identity(source: LocalReader | FsspecReader) -> object:
+    """What changes when a file is written to or replaced."""
+    if isinstance(source, FsspecReader):
+        return tuple(sorted(source.identity.items()))
+    status = source.status()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+class _Counter:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done, self._what = progress, total, 0, "packing"
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(min(self._done, self._total), self._total, self._what)
+
+    def say(self, what: str) -> None:
+        self._what = what
+        self.add(0)
+
+
+def _file_id(entries: list[SourceEntry], profile: str, tensor_parallel: int) -> bytes:
+    """A file id that depends on names, sizes and options only."""
+    listed = [[entry.path, entry.kind, entry.size] for entry in entries]
+    return blake3(pack_metadata({"entries": listed, "profile": profile, "tensor_parallel": tensor_parallel}))[:16]

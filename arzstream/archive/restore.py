@@ -1,0 +1,94 @@
+"""Restoring the original files, byte for byte, beneath one folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable
+
+from arzstream.archive.files import piece_starts, read_range
+from arzstream.archive.reader import Archive
+from arzstream.archive.reader import open as open_archive
+from arzstream.container.records import FileRecord, Kind, show
+from arzstream.errors import CorruptError
+from arzstream.store import local
+from arzstream.store.beneath import Beneath
+
+__all__ = ["unpack"]
+
+BLOCK_BYTES = 64 << 20
+RESTORED_MODE = 0o1777
+"""Set-user-id and set-group-id bits of an archive are not believed."""
+Progress = Callable[[int, int, str], None]
+
+
+def unpack(
+    archive: str | os.PathLike[str] | Archive,
+    dest: str | os.PathLike[str],
+    *,
+    only: str | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``; returns their paths.
+
+    ``only`` is a glob over paths. Modes and modification times come back; existing files are never overwritten (StorageError).
+    Raises CorruptError before anything is written if the archive is not sealed.
+    """
+    if not isinstance(archive, Archive):
+        with open_archive(archive) as opened:
+            return unpack(opened, dest, only=only, progress=progress)
+    if not archive.sealed:
+        raise CorruptError(f"{archive.name}: has no end: it is still being written, or it was cut short; arzstream recover saves what is whole")
+    chosen = [r for _, r in archive.directory.files if only is None or fnmatch.fnmatchcase(os.fsdecode(r.path), only)]
+    for record in chosen:
+        _check_link(archive, record)
+    total, done = sum(record.size for record in chosen), 0
+    with Beneath(os.fspath(dest)) as folder:
+        for record in chosen:
+            if record.kind == Kind.DIRECTORY:
+                folder.folder(record.path, 0o700)
+            elif record.kind == Kind.LINK:
+                folder.symlink(record.path, record.target)
+                folder.set_attributes(record.path, mode=None, mtime_ns=record.mtime)
+            else:
+                for nbytes in _restore_file(archive, folder, record):
+                    done += nbytes
+                    if progress is not None:
+                        progress(done, total, "unpacking")
+        for record in sorted(chosen, key=lambda r: r.path.count(b"/"), reverse=True):
+            if record.kind == Kind.DIRECTORY:
+                folder.set_attributes(record.path, mode=record.mode & RESTORED_MODE, mtime_ns=record.mtime)
+    return [os.fsdecode(record.path) for record in chosen]
+
+
+def _check_link(archive: Archive, record: FileRecord) -> None:
+    """A link may only lead to something below the folder that is restored."""
+    if record.kind != Kind.LINK:
+        return
+    place = record.path.split(b"/")[:-1]
+    for part in record.target.split(b"/"):
+        if part == b"..":
+            if not place:
+                raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
+            place.pop()
+        elif part not in (b"", b"."):
+            place.append(part)
+    if record.target.startswith(b"/"):
+        raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
+
+
+def _restore_file(archive: Archive, folder: Beneath, record: FileRecord):  # type: ignore[no-untyped-def]
+    """Write one file; yields the bytes written. A file that cannot be finished is removed."""
+    starts = piece_starts(record)
+    fd = folder.create(record.path)
+    name = os.path.join(folder.root, os.fsdecode(record.path))
+    try:
+        for start in range(0, record.size, BLOCK_BYTES):
+            end = min(record.size, start + BLOCK_BYTES)
+            local.append(fd, read_range(archive.decoder, record, starts, start, end), name)
+            yield end - start
+    except BaseException:
+        local.close(fd, name)
+        folder.unlink(record.path)
+        raise
+    folder.finish(fd, record.path, mode=record.mode & RESTORED_MODE, mtime_ns=record.mtime)

@@ -1,0 +1,112 @@
+"""What is packed: a file, a folder with everything in it, several of them, or a file behind a URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from arzstream.container.records import Kind
+from arzstream.errors import StorageError
+from arzstream.store.ranges import FsspecReader, LocalReader, is_url, open_reader
+
+__all__ = ["SourceEntry", "collect", "open_source"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceEntry:
+    """One file, link or folder to pack; ``path`` is its name in the archive, ``where`` its place outside."""
+
+    path: bytes
+    where: bytes | str
+    kind: int
+    mode: int
+    mtime: int
+    size: int
+    target: bytes = b""
+
+
+def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
+    """Everything below ``sources``, by path. One folder gives names relative to itself, more than one source also its name.
+
+    Links that point inside the folder stay links, others are followed. Raises StorageError for what cannot be packed.
+    """
+    found: dict[bytes, SourceEntry] = {}
+    for source in sources:
+        for entry in _entries(source, alone=len(sources) == 1):
+            if entry.path in found:
+                raise StorageError(f"{os.fsdecode(entry.where)}: another source has a file called {os.fsdecode(entry.path)} too; pack them separately")
+            found[entry.path] = entry
+    return [found[path] for path in sorted(found)]
+
+
+def _entries(source: str | os.PathLike[str], *, alone: bool) -> Iterator[SourceEntry]:
+    if is_url(source):
+        with open_reader(source) as reader:
+            yield SourceEntry(os.fsencode(os.path.basename(str(source).rstrip("/"))), str(source), Kind.REGULAR, 0o644, 0, reader.size)
+        return
+    where = os.fsencode(os.path.abspath(source))
+    status = _stat(where)
+    if stat.S_ISDIR(status.st_mode):
+        root = os.path.realpath(where)
+        yield from _folder(root, root, b"" if alone else os.path.basename(where) + b"/", frozenset())
+    else:
+        yield _regular(os.path.basename(where), where, status)
+
+
+def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[SourceEntry]:
+    status = _stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise StorageError(f"{os.fsdecode(folder)}: a link leads back to a folder above it; remove the link")
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise StorageError.from_os_error(error, "list the folder", folder) from error
+    for name in names:
+        where, path = os.path.join(folder, name), prefix + name
+        if os.path.islink(where):
+            target = _kept_target(root, where)
+            if target is not None:
+                own = os.lstat(where)
+                yield SourceEntry(path, where, Kind.LINK, stat.S_IMODE(own.st_mode), own.st_mtime_ns, 0, target)
+                continue
+        entry = _stat(where)
+        if stat.S_ISDIR(entry.st_mode):
+            yield SourceEntry(path, where, Kind.DIRECTORY, stat.S_IMODE(entry.st_mode), entry.st_mtime_ns, 0)
+            yield from _folder(root, where, path + b"/", above | {identity})
+        else:
+            yield _regular(path, where, entry)
+
+
+def _kept_target(root: bytes, link: bytes) -> bytes | None:
+    """What a link inside ``root`` says, if it leads to something inside ``root``; relative, so that it still does when restored."""
+    target = os.readlink(link)
+    real = os.path.realpath(link)
+    if real != root and not real.startswith(root.rstrip(b"/") + b"/"):
+        return None
+    if not os.path.isabs(target):
+        # A relative target may leave the folder and come back by its name; restored elsewhere it would not.
+        lexical = os.path.normpath(os.path.join(os.path.dirname(link), target))
+        if lexical.startswith(root.rstrip(b"/") + b"/") or lexical == root:
+            return target
+    return os.path.relpath(real, os.path.realpath(os.path.dirname(link)))
+
+
+def _regular(path: bytes, where: bytes, status: os.stat_result) -> SourceEntry:
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"{os.fsdecode(where)}: is neither a file, a folder nor a link; move it out of the folder")
+    return SourceEntry(path, where, Kind.REGULAR, stat.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_size)
+
+
+def _stat(where: bytes) -> os.stat_result:
+    try:
+        return os.stat(where)
+    except OSError as error:
+        raise StorageError.from_os_error(error, "find it" if isinstance(error, FileNotFoundError) else "look at it", where) from error
+
+
+def open_source(entry: SourceEntry) -> LocalReader | FsspecReader:
+    """A reader for a regular file."""
+    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where)

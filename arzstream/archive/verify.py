@@ -1,0 +1,198 @@
+"""Is this archive what it was when it was sealed; does it decode; is it what the source is?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from arzstream.archive.decoding import Decoder
+from arzstream.archive.files import piece_starts, read_range
+from arzstream.archive.pipeline import MemberDigests
+from arzstream.archive.sources import collect, open_source
+from arzstream.container.directory import Directory, named, open_directory
+from arzstream.container.layout import END_MAGIC, TRAILER_BYTES, Trailer
+from arzstream.container.records import FileRecord, Kind, Unit, show
+from arzstream.container.scan import Replay
+from arzstream.container.state import TableRef, index_map
+from arzstream.errors import ArzError, CorruptError
+from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.ranges import RangeReader, open_reader
+
+__all__ = ["VerifyReport", "verify", "verify_reader"]
+
+BLOCK_BYTES = 16 << 20
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What was checked; that there is a report means that all of it was good."""
+
+    archive: str
+    frames: int
+    bytes: int
+    tensors: int
+    files: int
+    content: str
+    deep: bool = False
+    against: str = ""
+    """The source that every file was compared with, or empty."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    against: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    storage_options: dict[str, Any] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> VerifyReport:
+    """Check every header and every stored byte, the order of the frames, and that the index says what they say.
+
+    ``deep`` decodes everything and checks each tensor's BLAKE3 and each file's SHA-256; ``against`` compares the files with a source, byte for
+    byte. Raises CorruptError with the first thing that is wrong, UnsupportedError, or StorageError.
+    """
+    with open_reader(path, storage_options) as reader:
+        try:
+            report, directory = _verify(reader, limits, progress)
+            if deep or against is not None:
+                decoder = Decoder(reader, directory, limits=limits)
+                try:
+                    _decode_all(decoder, directory, progress)
+                    if against is not None:
+                        _compare(decoder, directory, against)
+                finally:
+                    decoder.close()
+        except ArzError as error:
+            raise named(error, reader.name) from error
+    return dataclasses.replace(report, deep=deep or against is not None, against=os.fspath(against) if against else "")
+
+
+def verify_reader(reader: RangeReader, limits: Limits = DEFAULT_LIMITS) -> VerifyReport:
+    """:func:`verify` of an open archive, without decoding."""
+    return _verify(reader, limits, None)[0]
+
+
+def _verify(reader: RangeReader, limits: Limits, progress: Progress | None) -> tuple[VerifyReport, Directory]:
+    size = reader.size
+    replay = Replay(reader, limits)
+    tail = reader.read_at(max(0, size - TRAILER_BYTES), min(size, TRAILER_BYTES))
+    if tail[-8:] != END_MAGIC or len(tail) < TRAILER_BYTES:
+        # Something later, or nothing: find out which, so that the message helps.
+        open_directory(reader, limits)
+        raise CorruptError("has no end: it is still being written, or it was cut short; arzstream recover saves what is whole")
+    trailer = Trailer.decode(tail, size)
+    frames = 0
+    for frame in replay.run(size - TRAILER_BYTES):
+        frames += 1
+        if progress is not None:
+            progress(frame.end, size, "verifying")
+    _check_trailer(replay, trailer)
+    directory = open_directory(reader, limits)
+    _check_index(replay, directory)
+    tensors = sum(member.name is not None for entry in directory.units for member in entry.unit.members)
+    content = directory.content.hex() if directory.content else ""
+    return VerifyReport(reader.name, frames, size, tensors, len(directory.files), content), directory
+
+
+def _check_trailer(replay: Replay, trailer: Trailer) -> None:
+    said, prologue = trailer.prologue, replay.prologue
+    features = said.incompatible & ~prologue.incompatible or said.compatible & ~prologue.compatible
+    same = dataclasses.replace(said, incompatible=prologue.incompatible, compatible=prologue.compatible) == prologue
+    if features or not same:
+        raise CorruptError("its beginning and its end do not belong together")
+    if replay.index is None or replay.index[0].offset != trailer.index_offset:
+        raise CorruptError("the index is not where the trailer says")
+    first = replay.tables[0][0].offset if replay.tables else trailer.index_offset
+    if first != trailer.tables_offset:
+        raise CorruptError("the chunk tables are not where the trailer says")
+
+
+def _check_index(replay: Replay, directory: Directory) -> None:
+    """The index, and the tables, against what the frames add up to; ARZ-1 section 5.5."""
+    state = replay.state
+    state.require_complete()
+    order = [entry.number for entry in directory.units]
+    if set(order) != state.live_units():
+        raise CorruptError("the index does not list the units that there are")
+    assert replay.index is not None
+    tables = [TableRef(frame.offset, frame.header.frame_bytes, frame.header.stored_xxh3) for frame, _ in replay.tables]
+    places = {entry.number: (entry.table, entry.first) for entry in directory.units}
+    if index_map(state, order, replay.chain_at_index, tables, places) != replay.index[1]:
+        raise CorruptError("the index does not say what the frames say")
+    entries = 0
+    for number in order:
+        if directory.chunk_table(number).tobytes() != state.table(number).tobytes():
+            raise CorruptError(f"the chunk table of unit {number} does not say what the frames say")
+        entries += len(state.table(number))
+    if entries != sum(len(rows) for _, rows in replay.tables):
+        raise CorruptError("the chunk tables have entries that belong to no unit")
+
+
+def _decode_all(decoder: Decoder, directory: Directory, progress: Progress | None) -> None:
+    total = sum(entry.unit.nbytes for entry in directory.units) + sum(record.size for _, record in directory.files)
+    done = 0
+    for entry in directory.units:
+        if member_digests(decoder, entry.number, entry.unit) != entry.digests:
+            raise CorruptError(f"unit {entry.number} does not decode to what was coded (BLAKE3)")
+        done += entry.unit.nbytes
+        if progress is not None:
+            progress(done, total, "decoding")
+    for _, record in directory.files:
+        if record.kind == Kind.REGULAR and file_digest(decoder, record) != record.sha256:
+            raise CorruptError(f"{show(record.path)} does not come out as it went in (SHA-256)")
+        done += record.size
+        if progress is not None:
+            progress(done, total, "decoding")
+
+
+def member_digests(decoder: Decoder, number: int, unit: Unit) -> tuple[bytes, ...]:
+    """BLAKE3 of each member, from the decoded chunks, some rows of chunks at a time."""
+    whole = dataclasses.replace(unit, grid=(max(1, min(unit.grid[0], unit.shape[0])), max(1, unit.shape[1])), refs=())
+    hashers = MemberDigests(whole)
+    step = max(1, BLOCK_BYTES // max(1, unit.type.itemsize))
+    for start in range(0, unit.elements, step):
+        end = min(unit.elements, start + step)
+        hashers.update(bytes(decoder.unit_bytes(number, start * unit.type.itemsize, end * unit.type.itemsize)))
+    return hashers.result()
+
+
+def file_digest(decoder: Decoder, record: FileRecord) -> bytes:
+    """SHA-256 of an original file as its recipe gives it."""
+    sha256, starts = hashlib.sha256(), piece_starts(record)
+    for start in range(0, record.size, BLOCK_BYTES):
+        sha256.update(read_range(decoder, record, starts, start, min(record.size, start + BLOCK_BYTES)))
+    return sha256.digest()
+
+
+def _compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[str]) -> None:
+    """Every file of the archive with the source of that name, and none missing on either side."""
+    entries = {entry.path: entry for entry in collect([against])}
+    records = {record.path: record for _, record in directory.files}
+    for path in sorted(entries.keys() | records.keys()):
+        entry, record = entries.get(path), records.get(path)
+        if entry is None or record is None:
+            where = "the archive" if entry is None else os.fspath(against)
+            raise CorruptError(f"{show(path)} is only in {where}")
+        if (entry.kind, entry.target) != (record.kind, record.target):
+            raise CorruptError(f"{show(path)} is not the same kind of file as in the source")
+        if record.kind == Kind.REGULAR:
+            _compare_file(decoder, record, entry)
+
+
+def _compare_file(decoder: Decoder, record: FileRecord, entry: Any) -> None:
+    starts = piece_starts(record)
+    with open_source(entry) as source:
+        if source.size != record.size:
+            raise CorruptError(f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive")
+        for start in range(0, record.size, BLOCK_BYTES):
+            end = min(record.size, start + BLOCK_BYTES)
+            if read_range(decoder, record, starts, start, end) != source.read_at(start, end - start):
+                raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")
