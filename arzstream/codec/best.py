@@ -1,25 +1,114 @@
-"""Which codec a chunk is written with."""
+"""Which codec a chunk is written with: the smallest, unless a faster one is nearly as small.
+
+The choice depends on the bytes, the type and the profile only, never on the machine or the backend.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
 
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.float_fast import SINGLE_GAIN, encode_floats
 from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
 
 __all__ = ["PROFILES", "Profile", "encode_best"]
 
-Profile = Literal["fast", "balanced", "max"]
-PROFILES: dict[str, int] = {"fast": 1, "balanced": 3, "max": 9}
-"""Zstandard level of each profile."""
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What a profile is willing to spend."""
+
+    levels: tuple[int, ...]
+    """Zstandard levels for bytes as they stand; each plane takes the one that makes it smallest."""
+    plane_levels: tuple[int, ...]
+    """The same for byte planes. Level 1 mostly beats level 3 there: what shrinks is the distribution of the bytes, and
+    the matches that a higher level finds are accidents that cost more than they save."""
+    single_gain: float
+    """See :data:`arzstream.codec.float_fast.SINGLE_GAIN`."""
+    zstd_gain: float
+    """How much smaller than ``float_fast`` zstd must be to be chosen: it decodes several times slower."""
+    thorough: bool
+    """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
+
+
+PROFILES = {
+    "fast": Profile((1,), (1,), single_gain=0.01, zstd_gain=0.03, thorough=False),
+    "balanced": Profile((3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False),
+    "max": Profile((12,), (1, 12), single_gain=0.0, zstd_gain=0.0, thorough=True),
+}
+
+RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
+SAMPLE_PIECE, SAMPLE_MIN_PIECES, SAMPLE_SHARE = 2048, 16, 64
+"""A sample is at least 16 pieces of 2 KiB, evenly spaced, and about 1/64 of a large chunk."""
+RAW_GAIN = 0.99
+"""A sample that does not shrink below this share says: not worth trying."""
+
+
+def _sample(data: memoryview) -> memoryview:
+    """Evenly spaced pieces of ``data``, aligned to 16 bytes; all of it where it is short."""
+    pieces = max(SAMPLE_MIN_PIECES, len(data) // (SAMPLE_SHARE * SAMPLE_PIECE))
+    if len(data) < 2 * pieces * SAMPLE_PIECE:
+        return data
+    step = (len(data) - SAMPLE_PIECE) // (pieces - 1) & ~15
+    return memoryview(b"".join(data[i * step : i * step + SAMPLE_PIECE] for i in range(pieces)))
+
+
+def _stored_planes(payload: bytes, stride: int) -> int:
+    """Bit j set: plane j of this zstd payload did not shrink."""
+    return sum((payload[4 + 4 * j + 3] >> 7) << j for j in range(stride))
+
+
+def _strides(ctx: ChunkContext, length: int) -> list[int]:
+    """Strides that may suit, likeliest first: one plane per byte of an element, bytes as they stand, and for bytes of
+    unknown meaning the sizes of common elements."""
+    size = ctx.dtype.itemsize // ctx.dtype.components
+    wanted = (1, 2, 4) if ctx.dtype.name == "U8" else (size, 1) if size > 1 else (1,)
+    return [s for s in wanted if s in STRIDES and length % s == 0]
+
+
+def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: float) -> bytes | None:
+    """Payload of codec 3, if a sample says that it can get below ``share`` of the data."""
+
+    def levels(stride: int) -> tuple[int, ...]:
+        return profile.levels if stride == 1 else profile.plane_levels
+
+    sample = _sample(data)
+    whole = len(sample) == len(data)
+    best, best_stride = None, 1
+    for stride in _strides(ctx, len(data)):
+        payload = encode_planes(sample, stride, levels(stride) if whole or profile.thorough else (1,))
+        if best is None or len(payload) < len(best):
+            best, best_stride = payload, stride
+        # Floats whose planes do not compress well do not compress without planes either.
+        if ctx.dtype.float_bits and not profile.thorough and len(best) >= share * len(sample):
+            break
+    if best is None or whole:
+        return best
+    if len(best) >= share * len(sample):
+        return None
+    # Planes that are noise in the sample are not tried again.
+    return encode_planes(data, best_stride, levels(best_stride), _stored_planes(best, best_stride))
 
 
 def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") -> tuple[int, bytes]:
-    """(codec number, payload) for ``data``, never longer than ``data``. The same on every backend."""
-    const = get(1).encode(data, ctx)
+    """(codec number, payload) for ``data``, never longer than ``data``.
+
+    ``profile`` is ``"fast"``, ``"balanced"`` or ``"max"``; another one raises ValueError.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
+    wish = PROFILES[profile]
+    const = get(CONST).encode(data, ctx)
     if const is not None:
-        return 1, const
-    stride = ctx.dtype.itemsize
-    packed = encode_planes(data, stride if stride in STRIDES and len(data) % stride == 0 else 1, PROFILES[profile])
-    return (3, packed) if len(packed) < len(data) else (0, bytes(data))
+        return CONST, const
+    best_id, best, limit = RAW, None, float(len(data))
+    if ctx.dtype.float_bits:
+        floats = encode_floats(data, ctx.dtype.float_bits, wish.single_gain)
+        if floats is not None and len(floats) < len(data):
+            best_id, best, limit = FLOAT_FAST, floats, len(floats) * (1 - wish.zstd_gain)
+    if len(data):
+        packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN))
+        if packed is not None and len(packed) < limit:
+            best_id, best = ZSTD, packed
+    return best_id, bytes(data) if best is None else best

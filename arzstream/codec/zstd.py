@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
@@ -36,15 +37,19 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return _local.decompressor  # type: ignore[no-any-return]
 
 
-def encode_planes(data: memoryview, stride: int, level: int, stored: int = 0) -> bytes:
-    """Payload of codec 3. ``stored`` has bit j set where plane j is known not to shrink and is not even tried."""
+def encode_planes(data: memoryview, stride: int, levels: Sequence[int], stored: int = 0) -> bytes:
+    """Payload of codec 3, each plane at the level that makes it smallest.
+
+    ``stored`` has bit j set where plane j is known not to shrink and is not even tried.
+    """
     count = len(data) // stride
     planes = api.split_planes(data, stride) if stride > 1 else np.frombuffer(data, np.uint8)
     header = bytearray(struct.pack("<B3x", stride))
     parts: list[bytes | memoryview] = [header]
     for j in range(stride):
         plane = memoryview(planes[j * count : (j + 1) * count])
-        packed = _compressor(level).compress(plane) if count and not stored >> j & 1 else None
+        skip = not count or stored >> j & 1
+        packed = None if skip else min((_compressor(level).compress(plane) for level in levels), key=len)
         if packed is not None and len(packed) < count:
             header += struct.pack("<I", len(packed))
             parts.append(packed)
@@ -71,7 +76,7 @@ class Zstd:
     def encode(self, data: memoryview, ctx: ChunkContext) -> bytes | None:
         """One plane per byte of an element, at the default level."""
         stride = ctx.dtype.itemsize
-        return encode_planes(data, stride if stride in STRIDES and len(data) % stride == 0 else 1, DEFAULT_LEVEL)
+        return encode_planes(data, stride if stride in STRIDES and len(data) % stride == 0 else 1, (DEFAULT_LEVEL,))
 
     def decode(self, payload: memoryview, out: memoryview, ctx: ChunkContext) -> None:
         if len(payload) < 4 or payload[0] not in STRIDES or any(payload[1:4]):
@@ -103,7 +108,7 @@ _zstd = Zstd()
 
 def encode_metadata(data: bytes | memoryview) -> tuple[int, bytes]:
     """(codec number, payload) for metadata: raw, or zstd with stride 1 where that is smaller."""
-    payload = encode_planes(memoryview(data), 1, METADATA_LEVEL)
+    payload = encode_planes(memoryview(data), 1, (METADATA_LEVEL,))
     return (Zstd.id, payload) if len(payload) < len(data) else (0, bytes(data))
 
 
