@@ -1,4 +1,7 @@
-"""The terms all parsers share: a file is literal bytes and *storages*; a storage is elements of one dtype; tensors are *views* of it."""
+"""The terms all parsers share.
+
+A file is literal bytes and *storages*; a storage is elements of one dtype; tensors are *views* of storages.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,8 @@ MAX_REPEATED = 1 << 32
 class View:
     """A tensor inside a storage.
 
-    ``start`` is the element of the storage at which it begins; ``strides`` are in elements, one per dimension, none negative;
-    ``None`` means row-major without gaps.
+    ``start`` is the element of the storage at which it begins; ``strides`` are in elements, one per dimension, none
+    negative; ``None`` means row-major without gaps.
     """
 
     name: str
@@ -69,10 +72,11 @@ class Storage:
 class Layout:
     """What is known about a file.
 
-    ``storages`` ascend by offset and do not overlap; each holds a whole number of elements, and its views lie inside it. What lies
-    between them is literal bytes. ``size`` is the total size the structure implies, ``None`` while that is unknown. ``complete``
-    means: by its structure the file is whole and valid. ``note`` says why a file is opaque, or what of it could not be named;
-    it is empty for ordinary opaque files. ``metadata`` is the format's own (``__metadata__`` of safetensors).
+    ``storages`` ascend by offset and do not overlap; each holds a whole number of elements, and its views lie inside
+    it. What lies between them is literal bytes. ``size`` is the total size the structure implies, ``None`` while that
+    is unknown. ``complete`` means: by its structure the file is whole and valid. ``note`` says why a file is opaque,
+    or what of it could not be named; it is empty for ordinary opaque files. ``metadata`` is the format's own
+    (``__metadata__`` of safetensors).
     """
 
     format: str
@@ -89,9 +93,9 @@ class Parser(Protocol):
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         """What is known when bytes [0, ``frontier``) are believed written.
 
-        Before ``final`` the answer is a belief: storages may lie beyond the frontier, and a later call may replace them. With
-        ``final`` the file is exactly ``frontier`` bytes long and the answer is definite; a malformed file is then
-        ``Layout("opaque", (), frontier, True, note)``. Raises only what ``read`` raises.
+        Before ``final`` the answer is a belief: storages may lie beyond the frontier, and a later call may replace
+        them. With ``final`` the file is exactly ``frontier`` bytes long and the answer is definite; a malformed file
+        is then ``Layout("opaque", (), frontier, True, note)``. Raises only what ``read`` raises.
         """
         ...
 
@@ -148,8 +152,8 @@ class Piece(NamedTuple):
 def pieces(layout: Layout, size: int) -> Iterator[Piece]:
     """Cut [0, ``size``) into literal runs and whole storages, in file order.
 
-    The non-empty pieces partition the range exactly. A storage that does not lie wholly inside it ends the walk: from there on
-    everything is literal. Storages of no bytes come too, so that their views are not lost.
+    The non-empty pieces partition the range exactly. A storage that does not lie wholly inside it ends the walk: from
+    there on everything is literal. Storages of no bytes come too, so that their views are not lost.
     """
     position = 0
     for storage in layout.storages:

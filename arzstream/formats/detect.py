@@ -1,7 +1,7 @@
 """Which parser a file gets: by its name where that is telling, and by its first bytes in any case.
 
-A name is a hint only. ``model.safetensors.tmp``, the blobs of a Hugging Face cache and other files without a telling name are
-known by their content, and a ``.bin`` that is no zip file is opaque.
+A name is a hint only. ``model.safetensors.tmp``, the blobs of a Hugging Face cache and other files without a telling
+name are known by their content, and a ``.bin`` that is no zip file is opaque.
 """
 
 from __future__ import annotations
@@ -20,11 +20,25 @@ SAFETENSORS_NAMES = (".safetensors",)
 TORCH_NAMES = (".pt", ".pth", ".ckpt")
 MAYBE_TORCH_NAMES = (".bin", ".pyt", ".pt2", ".ptl", ".distcp")
 """Names that PyTorch shares with others: that such a file is something else needs no remark."""
-PLAIN_NAMES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".toml", ".csv", ".log", ".py", ".npz", ".zip", ".jinja")
+PLAIN_NAMES = (
+    ".json",
+    ".jsonl",
+    ".txt",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".csv",
+    ".log",
+    ".py",
+    ".npz",
+    ".zip",
+    ".jinja",
+)
 
-_SNIFFED = 16
+_SNIFFED = 32
 _ZIP = b"PK\x03\x04"
-_OLD_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa8501914")  # pickle of torch.serialization.MAGIC_NUMBER, protocol 2
+_OLD_TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.serialization.MAGIC_NUMBER, pickled
 
 
 def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Parser:
@@ -74,4 +88,4 @@ def _kind(start: bytes) -> str:
         return "zip"
     if looks_like_safetensors(start):
         return "safetensors"
-    return "old-torch" if start.startswith(_OLD_TORCH) else ""
+    return "old-torch" if start[:1] == b"\x80" and _OLD_TORCH in start else ""

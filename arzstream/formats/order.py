@@ -3,15 +3,15 @@
 The layer of a tensor, by its name split at the dots:
 
 1. Optimiser state (``state.7.exp_avg``, ``optimizer.state.7.exp_avg``): ``optimizer.state.7``.
-2. Otherwise, if a part is a number: everything up to and with the first number. ``model.layers.3.mlp.up.weight`` belongs to
-   ``model.layers.3``, ``layer1.0.conv1.weight`` to ``layer1.0``.
-3. Otherwise, if a part names an embedding: everything up to and with that part. ``bert.embeddings.LayerNorm.weight`` belongs to
-   ``bert.embeddings``.
+2. Otherwise, if a part is a number: everything up to and with the first number. ``model.layers.3.mlp.up.weight``
+   belongs to ``model.layers.3``, ``layer1.0.conv1.weight`` to ``layer1.0``.
+3. Otherwise, if a part names an embedding: everything up to and with that part. ``bert.embeddings.LayerNorm.weight``
+   belongs to ``bert.embeddings``.
 4. Otherwise the module that holds it, at most three parts of its name: ``model.norm.weight`` belongs to ``model.norm``.
 
-Layers come in the order in which a model uses them, as far as names tell: embeddings, numbered layers (natural order, so that 10
-comes after 2, and encoders before decoders), final norms and heads, everything else, optimiser state, and last the bytes that are no
-tensor (layer ``""``).
+Layers come in the order in which a model uses them, as far as names tell: embeddings, numbered layers (natural order,
+so that 10 comes after 2, and encoders before decoders), final norms and heads, everything else, optimiser state, and
+last the bytes that are no tensor (layer ``""``).
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _is_number(part: str) -> bool:
 def _part_key(part: str) -> tuple[int, tuple[tuple[int, int, str], ...]]:
     order = 0 if part.startswith("encoder") else 2 if part.startswith("decoder") else 1
     tokens = re.findall(r"[0-9]+|[^0-9]+", part)
-    # A run of digits sorts by its value: by length without leading zeros, then as text (int() would be slow on a hostile name).
+    # A run of digits sorts by its value: by length without leading zeros, then as text (int() would be slow on a
+    # hostile name).
     return order, tuple(_token_key(token) for token in tokens)
 
 

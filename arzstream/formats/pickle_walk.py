@@ -1,9 +1,9 @@
 """Follows a pickle without running it.
 
-A pickle is a program for a stack machine: it may import anything and call it. Here every import becomes an inert :class:`Global`,
-every call an inert :class:`Call` that remembers its arguments, every external object a :class:`Persistent`. Nothing is imported,
-called, hashed or compared, so there is nothing for a hostile pickle to reach. Opcodes are those of protocols 2 to 5
-(PEP 307, 3154, 574 and the comments of CPython's Lib/pickletools.py).
+A pickle is a program for a stack machine: it may import anything and call it. Here every import becomes an inert
+:class:`Global`, every call an inert :class:`Call` that remembers its arguments, every external object a
+:class:`Persistent`. Nothing is imported, called, hashed or compared, so there is nothing for a hostile pickle to
+reach. Opcodes are those of protocols 2 to 5 (PEP 307, 3154, 574 and the comments of CPython's Lib/pickletools.py).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Dict:
 
 
 class Call:
-    """An object that the pickle would make by calling ``function``; with what it would append, set and build into it."""
+    """What the pickle would make by calling ``function``, with what it would append, set and build into it."""
 
     __slots__ = ("args", "function", "items", "pairs", "state")
 
@@ -74,7 +74,8 @@ class Call:
 class Machine:
     """Follows one pickle. Nodes are ``None``, bool, int, float, str, bytes, list, tuple and the classes of this module.
 
-    After :meth:`run`, ``end`` is where the pickle stopped. ``persistent`` holds the ids met so far, also when :meth:`run` raised.
+    After :meth:`run`, ``end`` is where the pickle stopped. ``persistent`` holds the ids met so far, also when
+    :meth:`run` raised.
     """
 
     def __init__(self, data: bytes, max_opcodes: int = MAX_OPCODES) -> None:

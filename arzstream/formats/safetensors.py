@@ -1,10 +1,10 @@
 """safetensors files, complete or still being written.
 
-Format: https://github.com/huggingface/safetensors#format. The checks are those of the reference reader, and stricter where
-two readers could disagree: a name that appears twice makes the file opaque.
+Format: https://github.com/huggingface/safetensors#format. The checks are those of the reference reader, and stricter
+where two readers could disagree: a name that appears twice makes the file opaque.
 
-A file is believed as soon as its header is there, whatever its size: writers before 0.8 let the file grow in place, 0.8 sets the
-final size first and fills in the bytes. Its tensors' places are then known, beyond the frontier too.
+A file is believed as soon as its header is there, whatever its size: writers before 0.8 let the file grow in place,
+0.8 sets the final size first and fills in the bytes. Its tensors' places are then known, beyond the frontier too.
 """
 
 from __future__ import annotations
@@ -195,4 +195,3 @@ def _size_differs(have: int, want: int) -> str:
     if have < want:
         return f"it is cut off, {have} of {want} bytes"
     return f"{have - want} bytes follow its last tensor"
-

@@ -1,9 +1,10 @@
-"""What a ``data.pkl`` of ``torch.save`` says: which storages there are, and which tensors are views of them under which names.
+"""What a ``data.pkl`` of ``torch.save`` says: which storages there are, and which tensors, by name, are views of them.
 
-The name of a tensor is the path to it: keys of dicts, numbers in lists and tuples, attributes of objects, joined with dots. So a
-``state_dict`` gives the names it has in torch, and an optimiser's gives ``state.0.exp_avg``. A module pickled whole gives the
-names of its ``state_dict``: the parts ``_modules``, ``_parameters`` and ``_buffers`` are left out. A name that would appear twice gets
-``#2``, ``#3``, … appended. What is called but not known here is not called; its arguments are looked through all the same.
+The name of a tensor is the path to it: keys of dicts, numbers in lists and tuples, attributes of objects, joined with
+dots. So a ``state_dict`` gives the names it has in torch, and an optimiser's gives ``state.0.exp_avg``. A module
+pickled whole gives the names of its ``state_dict``: the parts ``_modules``, ``_parameters`` and ``_buffers`` are left
+out. A name that would appear twice gets ``#2``, ``#3``, … appended. What is called but not known here is not called;
+its arguments are looked through all the same.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 @dataclass(frozen=True)
 class StorageFact:
-    """What a persistent id says of a storage: ``count`` elements of ``dtype``; ``None`` stands for bytes without a type."""
+    """What a persistent id says of a storage: ``count`` elements of ``dtype``, or bytes if that is ``None``."""
 
     dtype: str | None
     count: int
@@ -92,7 +93,7 @@ class StorageFact:
 
 @dataclass(frozen=True)
 class TensorFact:
-    """A tensor as the pickle describes it. Nothing here has been checked against the storage; numbers may be anything."""
+    """A tensor as the pickle describes it. Nothing is checked against the storage yet; numbers may be anything."""
 
     name: str
     key: str
@@ -311,8 +312,9 @@ class _Names:
         """_rebuild_sparse_tensor: layout, (indices…, values, size, …)"""
         if len(args) != 2 or not isinstance(args[1], tuple):
             return
-        layout = args[0].args[0] if isinstance(args[0], Call) and isinstance(args[0].args, tuple) and args[0].args else ""
-        parts = _SPARSE_PARTS.get(layout if isinstance(layout, str) else "", ())
+        layout = args[0].args if isinstance(args[0], Call) else None  # _get_layout(name)
+        name = layout[0] if isinstance(layout, tuple) and len(layout) == 1 else None
+        parts = _SPARSE_PARTS.get(name, ()) if isinstance(name, str) else ()
         self._charge(len(args[1]))
         for i, node in enumerate(args[1]):
             yield place.below(node, parts[i] if i < len(parts) else str(i))
@@ -373,7 +375,9 @@ def _numbers(node: Any) -> tuple[int, ...]:
     """A shape or strides, also as torch.Size((2, 3))."""
     if isinstance(node, Call) and isinstance(node.args, tuple) and len(node.args) == 1:
         node = node.args[0]
-    if not isinstance(node, (tuple, list)) or len(node) > MAX_DIMENSIONS or not all(type(number) is int for number in node):
+    if not isinstance(node, (tuple, list)) or len(node) > MAX_DIMENSIONS:
+        raise Malformed("its shape is not one")
+    if not all(type(number) is int for number in node):
         raise Malformed("its shape is not one")
     return tuple(node)
 

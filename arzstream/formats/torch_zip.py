@@ -1,11 +1,11 @@
 """The zip files of ``torch.save`` (``.pt .bin .pth .ckpt``), complete or still being written.
 
-Each ``<name>/data/<key>`` record is a storage; ``<name>/data.pkl`` says its dtype and which tensors are views of it. While
-the file grows, ``data.pkl``, which is the first record, is followed as soon as it is there, and the records after it are walked
-from the front: their sizes come from the pickle. The directory at the end has the last word.
+Each ``<name>/data/<key>`` record is a storage; ``<name>/data.pkl`` says its dtype and which tensors are views of it.
+While the file grows, ``data.pkl``, which is the first record, is followed as soon as it is there, and the records
+after it are walked from the front: their sizes come from the pickle. The directory at the end has the last word.
 
-Everything else in the file is literal bytes. TorchScript archives have the same shape and are read in the same way; their
-``constants`` are a second pair of pickle and storages.
+Everything else in the file is literal bytes. TorchScript archives have the same shape and are read in the same way;
+their ``constants`` are a second pair of pickle and storages.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _DESCRIPTOR_SIZE = 24  # the longer form; a file goes on for longer than that af
 
 
 class TorchZipParser:
-    """Incremental: a call costs what is new, and one read and hash of ``data.pkl`` to notice that the file was rewritten."""
+    """Incremental: a call costs what is new, and a read and hash of ``data.pkl`` to notice that it was rewritten."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
@@ -111,9 +111,11 @@ class _Front:
             self._stuck = True
 
     def layout(self) -> Layout:
+        if self._facts is None:
+            return Layout(FORMAT)
         notes = Notes()
         records = [*self._records, self._open[0]] if self._open else self._records
-        storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes) if self._facts else []
+        storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes)
         layout = Layout(FORMAT, tuple(storages), None, False, str(notes))
         return Layout(FORMAT) if problem_of(layout) else layout
 
@@ -172,7 +174,7 @@ class _Front:
         return self._search(header.start, read, frontier, _SMALL_RECORD)
 
     def _search(self, start: int, read: ReadAt, frontier: int, bound: int) -> int | None:
-        """Size of the record at ``start``, by the first descriptor after it that tells the distance; None if not there yet."""
+        """Size of the record at ``start``, by the first descriptor after it that tells it; None if not there yet."""
         at = max(self._searched, start)
         while at + _DESCRIPTOR_SIZE <= frontier:
             block = read(at, min(_SEARCH_BLOCK, frontier - at))

@@ -1,8 +1,8 @@
-"""Zip files as torch writes them: where the records lie, from the directory at the end or, while there is none, from the front.
+"""Zip files as torch writes them: where the records lie, by the directory at the end or, without one, from the front.
 
-PKWARE's APPNOTE.TXT 6.3 sections 4.3 and 4.5.3. torch stores records uncompressed, leaves sizes out of local headers and writes a data
-descriptor after each record instead (8-byte sizes in it once a record or its place passes 4 GiB), and pads local headers with
-an extra field so that data is aligned.
+PKWARE's APPNOTE.TXT 6.3 sections 4.3 and 4.5.3. torch stores records uncompressed, leaves sizes out of local headers
+and writes a data descriptor after each record instead (8-byte sizes in it once a record or its place passes 4 GiB),
+and pads local headers with an extra field so that data is aligned.
 """
 
 from __future__ import annotations
