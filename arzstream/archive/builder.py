@@ -233,6 +233,10 @@ class CheckpointBuilder:
         content = self._writer.seal(order)
         return self._summary(order, content)
 
+    def set_jobs(self, jobs: int) -> None:
+        """Encode with so many threads from now on; they start with the calling thread's priority."""
+        self._pipeline.set_jobs(jobs)
+
     def close(self) -> None:
         """End the threads; what was not sealed stays unsealed."""
         self._pipeline.close()

@@ -82,6 +82,12 @@ class Pipeline:
         while self._queue:
             self._step()
 
+    def set_jobs(self, jobs: int) -> None:
+        """Go on with so many threads. They are new ones, which start with the calling thread's priority."""
+        self.drain()
+        self._pool.shutdown(wait=True)
+        self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
+
     def close(self) -> None:
         """Drop what was not written and end the threads."""
         for _, future, _ in self._queue:
