@@ -75,9 +75,14 @@ make_environment() {
     pip_install --editable "$root[test]"
     install_models
     "$python" - <<'PYTHON' || fail "the installation cannot be imported; the whole output is in $log"
+import sys
+
 from arzstream.kernels import api
-error = api.native_error()
-print("==> kernels:", api.backend() + (f" (no native code: {error})" if error else ""), flush=True)
+
+if api.backend() == "native":
+    print("==> kernels: native", file=sys.stderr)
+else:
+    print("==> kernels: NumPy, which is slow; install a C++17 compiler and run this again:", api.native_error(), file=sys.stderr)
 PYTHON
     # Written last: an installation that was cut short has no stamp and is done again.
     fingerprint >"$venv/stamp"
