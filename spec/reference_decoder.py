@@ -484,6 +484,10 @@ def decode_float_fast(payload: bytes, length: int, dtype: str) -> bytes:
     need(len(set(palette)) == entries, "float_fast has an exponent twice in its palette")
     need(max(palette) < 1 << exponent_bits, "float_fast has an impossible exponent in its palette")
     frequencies = read_frequencies(payload[at : at + table_size], 256 if mode else entries) if table_size else []
+    if mode and table_size:
+        impossible = range(entries, 15)
+        unused = [f for symbol, f in enumerate(frequencies) if symbol % 16 in impossible or symbol // 16 in impossible]
+        need(not any(unused), "float_fast has an index beyond its palette")
     at += table_size
     need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a float_fast payload is not zero")
     at += -at % 8
@@ -535,7 +539,6 @@ def read_exponents(
     indices = [index for symbol in symbols for index in (symbol & 15, symbol >> 4)]
     if count % 2:
         need(indices.pop() == 0, "the upper half of the last symbol of an odd segment is not 0")
-    need(all(index < len(palette) or index == 15 for index in indices), "float_fast has an index beyond its palette")
     need(indices.count(15) * escape_size == len(escaped), "float_fast has another number of escapes than it says")
     exponents, at = [], 0
     for index in indices:
@@ -803,7 +806,8 @@ class Scan:
                 raise type(error)(f"{where}: {error}") from None
         if frame.type == COMMIT:
             self.headers.clear()
-        self.headers.append(frame.header)
+        if frame.type != INDEX:
+            self.headers.append(frame.header)
 
     def tensor(self, frame: Frame) -> None:
         need(frame.ordinal == len(self.units), f"TENSOR {frame.ordinal} is out of order")
