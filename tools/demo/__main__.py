@@ -1,0 +1,186 @@
+"""A training run, archived while it saves, and read back: ``python -m tools.demo``.
+
+A GPT of some 20 M parameters learns Python from Python source. The daemon watches ./checkpoints and fills ./archive.
+Every checkpoint is also saved once, at the same speed, into a folder nobody watches: that is what the writer's
+slowdown is measured against. At the end the last archive is opened lazily, its weights go into a fresh model, and that
+model must give the trained one's logits bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import arzstream
+from arzstream.testing import process
+from tools.demo.gpt import GPT, Config, Trainer
+from tools.demo.saving import Saved, save, weights
+
+VISIBLE_AT_MOST = 0.30
+SLOWER_AT_MOST = 0.15
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """One checkpoint's figures."""
+
+    saved: Saved
+    unwatched: float
+    visible: float
+    archive: Path
+
+    @property
+    def wait(self) -> float:
+        """Seconds from the last byte written to the archive visible."""
+        return self.visible - self.saved.last_byte
+
+
+@dataclasses.dataclass
+class Demo:
+    """What to do. ``rate`` is the speed of the storage that is saved to, in bytes per second; ``timed`` says that
+    times are among what must hold."""
+
+    base: Path
+    config: Config
+    checkpoints: int
+    steps: int
+    rate: float
+    timed: bool = True
+
+    def run(self) -> int:
+        """Everything; the exit status."""
+        started, name = time.monotonic(), time.strftime("run-%Y%m%d-%H%M%S")
+        source, dest = self.base / "checkpoints", self.base / "archive"
+        source.mkdir(exist_ok=True)
+        trainer = Trainer(self.config, batch=4)
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        say(f"training a GPT of {parameters / 1e6:.1f} M parameters on {len(trainer.text) / 1e6:.1f} MB of Python;")
+        say(f"it saves to {source / name}, at {self.rate / 1e6:.0f} MB/s as shared storage would; arzstream watches\n")
+        with tempfile.TemporaryDirectory(prefix=".unwatched-", dir=self.base) as aside:
+            with process.Daemon(source, dest) as daemon:
+                done = [self._one(trainer, daemon, name, Path(aside), i) for i in range(self.checkpoints)]
+            say("\npacking and verifying the last finished folder, for comparison")
+            packed = pack_and_verify(done[-1].saved.folder, Path(aside))
+        checks, times = self._read_back(trainer, done[-1]), summary(done, packed)
+        checks += times if self.timed else []
+        say(f"\nthe whole took {time.monotonic() - started:.0f} s; look at {source / name} and {dest / name}")
+        for text, good in checks:
+            say(f"  {'ok    ' if good else 'FAILED'}  {text}")
+        return 0 if all(good for _, good in checks) else 1
+
+    def _one(self, trainer: Trainer, daemon: process.Daemon, run: str, aside: Path, i: int) -> Checkpoint:
+        """Train, save twice (watched and not, in alternating order), and wait for the archive."""
+        loss = trainer.train(self.steps)
+        name = f"{run}/step-{trainer.step:06}"
+        unwatched = self._unwatched(trainer, aside) if i % 2 == 0 else 0.0
+        saved = save(trainer, daemon.source / name, self.rate)
+        visible = daemon.published(f"{name}.arz", timeout=120)
+        archive = daemon.dest / f"{name}.arz"
+        one = Checkpoint(saved, unwatched or self._unwatched(trainer, aside), visible, archive)
+        ratio = archive.stat().st_size / saved.bytes
+        say(
+            f"step {trainer.step:4}  loss {loss:.3f}  saved {saved.bytes / 1e6:.1f} MB in {saved.seconds:.2f} s, "
+            f"archived to {ratio:.1%}, visible {one.wait:.2f} s after the last byte"
+        )
+        return one
+
+    def _unwatched(self, trainer: Trainer, aside: Path) -> float:
+        seconds = save(trainer, aside / "save", self.rate).seconds
+        shutil.rmtree(aside / "save")
+        return seconds
+
+    def _read_back(self, trainer: Trainer, last: Checkpoint) -> list[tuple[str, bool]]:
+        """Lazily from the archive into a fresh model; and the whole folder, byte for byte."""
+        model, trained = GPT(self.config).bfloat16(), GPT(self.config).bfloat16()
+        trained.load_state_dict(weights(trainer))
+        names = list(model.state_dict())
+        began = time.monotonic()
+        with arzstream.open(str(last.archive)) as archive:
+            state = archive.state_dict()
+            model.load_state_dict({name: archive.get_tensor(name) for name in names})
+            seconds = time.monotonic() - began
+            say(f"\nread {len(names)} of {len(state)} tensors from {last.archive.name} in {seconds:.2f} s")
+        tokens = trainer.windows()[:, :-1]
+        with torch.no_grad():
+            same = torch.equal(model(tokens).view(torch.int16), trained(tokens).view(torch.int16))
+        with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=self.base) as back:
+            arzstream.unpack(str(last.archive), back)
+            identical = process.tree(back) == process.tree(last.saved.folder)
+        return [
+            ("logits of the model read from the archive: the trained model's, bit for bit", same),
+            ("unpacked folder: every file byte for byte", identical),
+        ]
+
+
+def pack_and_verify(folder: Path, aside: Path) -> float:
+    """Seconds that ``arzstream pack`` and ``arzstream verify --deep`` take on a folder that is finished."""
+    began = time.monotonic()
+    for arguments in (
+        ("pack", folder, "-o", aside / "finished.arz", "--quiet"),
+        ("verify", "--deep", aside / "finished.arz", "--quiet"),
+    ):
+        done = process.arzstream(*arguments)
+        if done.returncode:
+            raise SystemExit(f"arzstream {arguments[0]} failed: {done.stderr.strip()}")
+    return time.monotonic() - began
+
+
+def summary(done: list[Checkpoint], packed: float) -> list[tuple[str, bool]]:
+    """Print the table; what must hold, and whether it does."""
+    before, after = sum(c.saved.bytes for c in done), sum(c.archive.stat().st_size for c in done)
+    wait = statistics.median(c.wait for c in done)
+    watched, alone = statistics.median(c.saved.seconds for c in done), statistics.median(c.unwatched for c in done)
+    slower, waits = watched / alone - 1, ", ".join(f"{c.wait:.2f}" for c in done)
+    rows = [
+        ("checkpoints", f"{len(done)}"),
+        ("bytes in", f"{before:,}"),
+        ("bytes out", f"{after:,}"),
+        ("ratio", f"{after / before:.1%} of the original ({1 - after / before:.1%} saved)"),
+        ("last byte written to archive visible", f"{wait:.2f} s (median of {waits})"),
+        ("packing and verifying a finished folder", f"{packed:.2f} s"),
+        ("a save with the daemon watching", f"{watched:.2f} s (median)"),
+        ("a save that nobody watches", f"{alone:.2f} s (median)"),
+    ]
+    say("\nsummary")
+    for title, value in rows:
+        say(f"  {title:42}{value}")
+    share = wait / packed
+    return [
+        (
+            f"visible after {share:.0%} of the time to pack and verify (at most {VISIBLE_AT_MOST:.0%})",
+            share <= VISIBLE_AT_MOST,
+        ),
+        (f"saves {slower:+.1%} slower (at most {SLOWER_AT_MOST:.0%})", slower <= SLOWER_AT_MOST),
+    ]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tools/start", description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, default=Path.cwd(), help="where ./checkpoints and ./archive are (here)")
+    parser.add_argument("--checkpoints", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="training steps between checkpoints")
+    parser.add_argument("--layers", type=int, default=7)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--rate", type=float, default=60e6, help="speed of the storage saved to, bytes per second")
+    parser.add_argument("--quick", action="store_true", help="a tiny model; times are printed, and prove nothing")
+    args = parser.parse_args()
+    if args.quick:
+        args.checkpoints, args.steps, args.layers, args.width, args.rate = 4, 2, 2, 128, 10e6
+    config = Config(layers=args.layers, width=args.width, heads=args.width // 64)
+    return Demo(args.base.resolve(), config, args.checkpoints, args.steps, args.rate, timed=not args.quick).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

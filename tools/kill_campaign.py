@@ -1,0 +1,241 @@
+"""Kill the daemon, again and again, while a three-shard checkpoint lands: nothing may be lost, wrong or left behind.
+
+    python tools/kill_campaign.py                     200 kills at random moments
+    python tools/kill_campaign.py --syscalls          a kill at every system call that changes a file (needs strace)
+
+Random kills: a writer lands a checkpoint of three shards, tensor by tensor; the daemon is killed with signal 9 at a
+random moment between the writer's start and a little after the usual end, and started again, and sometimes killed once
+more while it starts. Then the archive must become visible, decode to exactly the bytes of the source with every digest
+right, and no other file may lie in the destination. Exit status 1 if that fails once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from arzstream.testing import process, tensors, writers
+
+CHANGING = (
+    "write,pwrite64,writev,pwritev,ftruncate,fallocate,fsync,fdatasync,sync_file_range,copy_file_range,sendfile,"
+    "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,"
+    "chmod,fchmod,fchmodat,utimensat,flock"
+)
+"""System calls that change a file system; openat, which creates files but mostly only reads, is counted apart."""
+
+SETTLED = 10.0
+"""Seconds after publication in which whatever a kill left behind must be gone."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What has happened so far."""
+
+    kills: int = 0
+    archives: int = 0
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    waits: list[float] = dataclasses.field(default_factory=list)
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+    def fail(self, what: str) -> None:
+        self.wrong.append(what)
+        print(f"FAILED: {what}", flush=True)
+
+    def report(self, what: str) -> int:
+        """Print the figure; the exit status."""
+        outcome = f"{len(self.wrong)} failures" if self.wrong else "0 lost, 0 corrupt, 0 stuck, no orphan files"
+        seconds = time.monotonic() - self.started
+        print(f"{self.kills} {what}, {self.archives} correct archives: {outcome} ({seconds:.0f} s)")
+        if self.waits:
+            middle, most = statistics.median(self.waits), max(self.waits)
+            print(f"from restart to archive visible: median {middle:.2f} s, most {most:.2f} s")
+        return 1 if self.wrong or not self.kills else 0
+
+
+def check(source: Path, archive: Path, scratch: Path) -> str:
+    """What is wrong with ``archive`` as a copy of the folder ``source``; empty if nothing is."""
+    import arzstream
+    from arzstream.archive.verify import verify
+
+    try:
+        verify(str(archive), deep=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        arzstream.unpack(str(archive), str(scratch))
+    except arzstream.ArzError as error:
+        return f"{archive.name}: {error}"
+    if process.tree(scratch) != process.tree(source):
+        return f"{archive.name}: the unpacked folder differs from the source"
+    return ""
+
+
+def check_all(source: Path, dest: Path, names: Sequence[str], tally: Tally, settled: float = SETTLED) -> None:
+    """Every checkpoint in ``names`` is archived exactly, and nothing else lies in ``dest``."""
+    with tempfile.TemporaryDirectory(prefix="arz-kill-") as scratch:
+        for name in names:
+            problem = check(source / name, dest / f"{name}.arz", Path(scratch) / "out")
+            if problem:
+                tally.fail(problem)
+            else:
+                tally.archives += 1
+    archives, deadline = [f"{name}.arz" for name in names], time.monotonic() + settled
+    while (left := process.leftovers(dest, archives)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        tally.fail(f"left behind in {dest}: {', '.join(left)}")
+
+
+def land(folder: Path, seed: int, seconds: float) -> threading.Thread:
+    """Start to write a checkpoint of three shards that takes ``seconds``; the style of the writer goes with the
+    seed."""
+    weights = tensors.model(layers=6, width=64, vocabulary=256, seed=seed)
+    pace = writers.Pace(rate=tensors.tensor_bytes(weights) / seconds, piece=1 << 14)
+    style = ("grow", "fill", "renamed")[seed % 3]
+    thread = threading.Thread(
+        target=writers.shards, args=(folder, weights), kwargs={"style": style, "pace": pace, "log": writers.EventLog()}
+    )
+    thread.start()
+    return thread
+
+
+def random_kills(base: Path, count: int, seed: int, tally: Tally, generation: int = 20) -> None:
+    """``count`` kills, the daemon living on from one checkpoint to the next; new folders every ``generation``
+    checkpoints."""
+    rng, span, number = random.Random(seed), 1.5, 0
+    while tally.kills < count and len(tally.wrong) < 5:
+        source, dest = base / f"source-{number}", base / f"dest-{number}"
+        source.mkdir()
+        with process.Daemon(source, dest) as daemon:
+            names = []
+            for _ in range(min(generation, count - tally.kills)):
+                name = f"step-{number:05}"
+                names.append(name)
+                if not _one(daemon, name, number, span, count, rng, tally):
+                    break
+                number += 1
+        check_all(source, dest, names, tally)
+        if tally.wrong:
+            return
+        shutil.rmtree(source)
+        shutil.rmtree(dest)
+
+
+def _one(
+    daemon: process.Daemon, name: str, number: int, span: float, count: int, rng: random.Random, tally: Tally
+) -> bool:
+    """One checkpoint with one or more kills; false if its archive never came."""
+    thread = land(daemon.source / name, number, rng.uniform(0.1, 0.6))
+    time.sleep(rng.uniform(0, span))
+    daemon.kill()
+    daemon.start()
+    tally.kills += 1
+    while rng.random() < 0.2 and tally.kills < count:
+        time.sleep(rng.uniform(0, 1.0))
+        daemon.kill()
+        daemon.start()
+        tally.kills += 1
+    began = time.time()
+    thread.join()
+    try:
+        tally.waits.append(daemon.published(f"{name}.arz", 60) - began)
+    except TimeoutError as error:
+        tally.fail(f"{name}: {error}")
+        return False
+    if tally.kills % 20 == 0:
+        print(f"  {tally.kills} kills, {number + 1} checkpoints", flush=True)
+    return True
+
+
+def every_syscall(base: Path, tally: Tally, limit: int, stride: int) -> None:
+    """Kill ``watch --once`` at its Nth changing system call, N = 1, 1 + stride, …, until it gets through; each kind of
+    call is counted by itself, and strace counts by thread."""
+    source = base / "source"
+    writers.shards(
+        source / "step-1", tensors.model(layers=3, width=32, vocabulary=64), pace=writers.Pace(), log=writers.EventLog()
+    )
+    for calls in _kinds(base, source):
+        for n in range(1, limit, stride):
+            dest = base / f"dest-{calls}-{n}"
+            if not _killed_at(source, dest, calls, n, tally):
+                break
+            shutil.rmtree(dest, ignore_errors=True)
+        print(f"  {calls}: up to the {n}th, {tally.kills} kills so far", flush=True)
+
+
+def _kinds(base: Path, source: Path) -> Iterator[str]:
+    """The changing system calls that one job makes."""
+    trace = base / "trace"
+    prefix = ["strace", "-f", "-q", "-o", str(trace), "-e", f"trace={CHANGING},openat"]
+    _once(source, base / "dest-trace", prefix)
+    lines = trace.read_text(errors="replace").splitlines()
+    seen = {line.split("(")[0].split()[-1] for line in lines if "(" in line}
+    yield from sorted(seen & set(CHANGING.split(",")))
+    if any("O_CREAT" in line for line in lines):
+        yield "openat"
+
+
+def _once(source: Path, dest: Path, prefix: Sequence[str] = ()) -> tuple[int, str]:
+    """``watch --once`` to its end; exit status (negative: killed by that signal) and output."""
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = process.arzstream("watch", source, dest, "--once", prefix=prefix, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def _killed_at(source: Path, dest: Path, calls: str, n: int, tally: Tally) -> bool:
+    """Kill at the nth of ``calls``, start again, check; false if it was not killed, as the job makes fewer such
+    calls."""
+    prefix = [
+        "strace",
+        "-f",
+        "-q",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={calls}",
+        "-e",
+        f"inject={calls}:signal=KILL:when={n}",
+    ]
+    status, output = _once(source, dest, prefix)
+    if status not in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        if status:
+            tally.fail(f"watch --once under strace ended with {status}: {output[-500:]}")
+        return False
+    tally.kills += 1
+    status, output = _once(source, dest)
+    if status:
+        tally.fail(f"after a kill at {calls} {n}: watch --once ended with {status}: {output[-500:]}")
+    else:
+        check_all(source, dest, ["step-1"], tally, settled=0)
+    return not tally.wrong
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=200, help="random kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--syscalls", action="store_true", help="kill at every changing system call instead")
+    parser.add_argument("--limit", type=int, default=10_000, help="with --syscalls: at most this many of each kind")
+    parser.add_argument("--stride", type=int, default=1, help="with --syscalls: every STRIDEth call")
+    args = parser.parse_args(argv)
+    if args.syscalls and not shutil.which("strace"):
+        parser.error("--syscalls needs strace; install it")
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="arz-kill-") as base:
+        if args.syscalls:
+            every_syscall(Path(base), tally, args.limit, args.stride)
+        else:
+            random_kills(Path(base), args.count, args.seed, tally)
+    return tally.report("kills at system calls" if args.syscalls else "random kills")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

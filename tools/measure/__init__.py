@@ -1,0 +1,1 @@
+"""Commands that print, and check, the figures the project states about itself: ``python -m tools.measure.NAME``."""
