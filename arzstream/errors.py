@@ -10,7 +10,8 @@
     │   └── MissingParentError    another archive is needed                     exit code 3
     └── StorageError          storage, permission, network                      exit code 4
 
-A message is one line in the user's words: which file, what is wrong, what to do. Usage errors are the command line's own.
+A message is one line in the user's words: which file, what is wrong, what to do. Usage errors are the command line's
+own.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class StorageError(ArzError):
         self.errno = errno
 
     @classmethod
-    def from_os_error(cls, error: OSError, doing: str, path: str | bytes | os.PathLike[str] | None = None) -> StorageError:
+    def from_os_error(
+        cls, error: OSError, doing: str, path: str | bytes | os.PathLike[str] | None = None
+    ) -> StorageError:
         """Turn ``error`` into one line: the file, what failed, and what to do where that is known."""
         name = path if path is not None else error.filename
         where = f"{os.fsdecode(name)}: " if name is not None else ""

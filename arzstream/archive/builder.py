@@ -1,12 +1,13 @@
 """Building an archive of a checkpoint while its files land, or after.
 
 ``pack`` and the daemon use the same three steps for each file: :meth:`CheckpointBuilder.update` codes every whole unit
-behind the frontier, as often as wanted; :meth:`~CheckpointBuilder.finish` reads the complete file once more, codes again
+behind the frontier, as often as wanted; :meth:`~CheckpointBuilder.finish` reads the complete file once more, codes
+again
 what is not what it was, and writes down how to make it; :meth:`~CheckpointBuilder.verify_written` decodes what has
 been written since and compares. Then :meth:`~CheckpointBuilder.seal`.
 
-Everything coded before ``finish`` is a belief: the writer may still rewrite what it wrote. ``finish`` settles it, by the
-XXH3-64 of every chunk of the source, and takes the SHA-256 from the very bytes it compared.
+Everything coded before ``finish`` is a belief: the writer may still rewrite what it wrote. ``finish`` settles it, by
+the XXH3-64 of every chunk of the source, and takes the SHA-256 from the very bytes it compared.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class FileJob:
         return self.source.read_at(offset, min(length, room)) if room else b""
 
     def changed(self, what: str) -> SourceChangedError:
-        return SourceChangedError(f"{self.path.decode('utf-8', 'backslashreplace')}: {what}; it is still being written, try again later")
+        return SourceChangedError(
+            f"{self.path.decode('utf-8', 'backslashreplace')}: {what}; it is still being written, try again later"
+        )
 
 
 class CheckpointBuilder:
@@ -156,7 +159,8 @@ class CheckpointBuilder:
             self._commit_later(layer)
 
     def finish(self, job: FileJob, *, size: int, mode: int, mtime: int) -> None:
-        """The file is complete and ``size`` bytes long: settle it. Raises SourceChangedError if it does not hold still."""
+        """The file is complete and ``size`` bytes long: settle it. Raises SourceChangedError if it does not hold
+        still."""
         for attempt in itertools.count():
             self.update(job, size, final=True)
             small = self._place_literals(job, size)
@@ -167,6 +171,7 @@ class CheckpointBuilder:
             if attempt == ATTEMPTS:
                 raise job.changed("keeps changing")
             self._code_again(job, changed)
+        assert sha256 is not None
         record = self._record(job, size, mode, mtime, sha256)
         if small:
             self._small_literals.append((job, record, small))
@@ -188,7 +193,8 @@ class CheckpointBuilder:
         """The source has another name now."""
         job.path = path
         self._small_literals = [
-            (j, dataclasses.replace(record, path=path) if j is job else record, small) for j, record, small in self._small_literals
+            (j, dataclasses.replace(record, path=path) if j is job else record, small)
+            for j, record, small in self._small_literals
         ]
         if job.record is not None:
             self._write_record(job, dataclasses.replace(job.record, path=path))
@@ -204,7 +210,8 @@ class CheckpointBuilder:
     # -- proof and end ----------------------------------------------------------------------------------------------
 
     def verify_written(self, reader: Reader) -> int:
-        """Read what has been written since the last call back from ``reader``, decode it, compare; returns decoded bytes.
+        """Read what has been written since the last call back from ``reader``, decode it, compare; returns decoded
+        bytes.
 
         Raises CorruptError if anything differs from what was read from the source.
         """
@@ -323,7 +330,9 @@ class CheckpointBuilder:
     def _original(self, job: FileJob, planned: Planned) -> Planned | None:
         """An earlier unit with the same bytes, found by its beginning and proved by its digests."""
         unit = planned.unit
-        single = len(unit.members) == 1 and unit.members[0].strides is None and unit.members[0].elements == unit.elements
+        single = (
+            len(unit.members) == 1 and unit.members[0].strides is None and unit.members[0].elements == unit.elements
+        )
         if not single or unit.nbytes < SMALL_BYTES:
             return None
         key = (unit.dtype, unit.shape, xxh3_64(planned.read(job.read, 0, FINGERPRINT_BYTES)))
@@ -339,7 +348,9 @@ class CheckpointBuilder:
 
     @staticmethod
     def _same_bytes(job: FileJob, planned: Planned, candidate: Planned) -> bool:
-        hashers = MemberDigests(dataclasses.replace(candidate.unit, members=(Member(None, (candidate.unit.elements,)),)))
+        hashers = MemberDigests(
+            dataclasses.replace(candidate.unit, members=(Member(None, (candidate.unit.elements,)),))
+        )
         for chunk, xxh3 in sorted(candidate.chunk_xxh3.items()):
             data = planned.read_chunk(job.read, chunk)
             if xxh3_64(data) != xxh3:
@@ -358,7 +369,8 @@ class CheckpointBuilder:
     # -- settling ---------------------------------------------------------------------------------------------------
 
     def _place_literals(self, job: FileJob, size: int) -> dict[int, bytes]:
-        """Code the bytes that are no tensor's; or, if they are few, return them by offset for the recipe or a shared unit."""
+        """Code the bytes that are no tensor's; or, if they are few, return them by offset for the recipe or a shared
+        unit."""
         assert job.layout is not None
         ranges = tuple((p.offset, p.nbytes) for p in pieces(job.layout, size) if p.storage is None)
         total = sum(nbytes for _, nbytes in ranges)
@@ -419,7 +431,11 @@ class CheckpointBuilder:
         """How to make the file again, neighbouring pieces of one unit joined."""
         last: Piece | None = None
         for piece in self._pieces(job, size, literals):
-            if last is not None and isinstance(piece, Piece) and (last.unit, last.offset + last.length) == (piece.unit, piece.offset):
+            if (
+                last is not None
+                and isinstance(piece, Piece)
+                and (last.unit, last.offset + last.length) == (piece.unit, piece.offset)
+            ):
                 last = Piece(last.unit, last.offset, last.length + piece.length)
                 continue
             if last is not None:
@@ -450,7 +466,8 @@ class CheckpointBuilder:
         self._commit("", force=True)
 
     def _flush_literals(self) -> None:
-        """Code the small literals of all finished files as one unit, so that they compress together, and write the records."""
+        """Code the small literals of all finished files as one unit, so that they compress together, and write the
+        records."""
         waiting, self._small_literals, self._small_bytes = self._small_literals, [], 0
         buffer = bytearray()
         placed: list[dict[int, Piece | bytes]] = []
@@ -466,7 +483,7 @@ class CheckpointBuilder:
             data = bytes(buffer)
             self._code(_in_memory(data), literal_unit([(0, len(data))]))
             self._pipeline.drain()
-        for (job, record, _), places in zip(waiting, placed):
+        for (job, record, _), places in zip(waiting, placed, strict=True):
             recipe = tuple(self._recipe(job, record.size, places))
             job.number = self._writer.add_file(dataclasses.replace(record, recipe=recipe), job.number)
             job.record = dataclasses.replace(record, recipe=recipe)
@@ -485,7 +502,9 @@ class CheckpointBuilder:
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
         except ArzError as error:
-            raise CorruptError(f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad") from error
+            raise CorruptError(
+                f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
+            ) from error
         return number, chunk, entry
 
     def _summary(self, order: list[int], content: bytes) -> PackSummary:
@@ -543,4 +562,3 @@ class _Memory:
 
 def _in_memory(data: bytes) -> FileJob:
     return FileJob(b"literals", _Memory(data), parser_for(b"literals"), PrefixHash())
-

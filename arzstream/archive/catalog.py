@@ -48,7 +48,8 @@ class TensorPlace:
 class Catalog:
     """Names of tensors and files.
 
-    A tensor is called by its own name. Where two files hold tensors of one name, the plain name means the one in the first
+    A tensor is called by its own name. Where two files hold tensors of one name, the plain name means the one in the
+    first
     safetensors file (else in the first file, by path), and the others are called ``path:name``; that form always works.
     """
 

@@ -37,7 +37,9 @@ def describe(unit: Unit) -> str:
 class Decoder:
     """Decodes chunks of an archive. Thread-safe; ``jobs`` threads serve all callers."""
 
-    def __init__(self, reader: Reader, directory: Directory, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None) -> None:
+    def __init__(
+        self, reader: Reader, directory: Directory, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None
+    ) -> None:
         self.reader, self.directory, self._limits = reader, directory, limits
         self._jobs = jobs or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
@@ -50,7 +52,9 @@ class Decoder:
         stored = int(row["stored"])
         try:
             data = memoryview(self.reader.read_at(int(row["offset"]), HEADER_BYTES + stored))
-            check_chunk_header(bytes(data[:HEADER_BYTES]), entry.number, chunk, row, self.directory.prologue, self._limits)
+            check_chunk_header(
+                bytes(data[:HEADER_BYTES]), entry.number, chunk, row, self.directory.prologue, self._limits
+            )
             payload = data[HEADER_BYTES:]
             if xxh3_64(payload) != int(row["stored_xxh3"]):
                 raise CorruptError("the stored bytes are damaged (checksum)")
@@ -118,7 +122,9 @@ class Decoder:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tasks(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> Iterator[Callable[[], None]]:
+    def _tasks(
+        self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray
+    ) -> Iterator[Callable[[], None]]:
         entry = self.directory.resolve(number)
         unit, shape = entry.unit, self.directory.by_number[number].unit.shape
         if rows[0] >= rows[1] or cols[0] >= cols[1]:
@@ -137,7 +143,10 @@ class Decoder:
             if (row1 - row0) * (col1 - col0) == tile.elements and part.flags.c_contiguous:
                 yield lambda c=chunk, p=part: self.chunk_into(entry, c, memoryview(p).cast("B"))  # type: ignore[misc]
             else:
-                inside = (slice(row0 - tile.row0, row1 - tile.row0), slice((col0 - tile.col0) * itemsize, (col1 - tile.col0) * itemsize))
+                inside = (
+                    slice(row0 - tile.row0, row1 - tile.row0),
+                    slice((col0 - tile.col0) * itemsize, (col1 - tile.col0) * itemsize),
+                )
                 yield lambda c=chunk, i=inside, p=part: self._cut(entry, c, i, p)  # type: ignore[misc]
 
     def _cut(self, entry: UnitEntry, chunk: int, inside: tuple[slice, slice], part: np.ndarray) -> None:
@@ -161,7 +170,9 @@ class Decoder:
                     self._kept.popitem(last=False)
         return data
 
-    def _reshaped(self, number: int, shape: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> None:
+    def _reshaped(
+        self, number: int, shape: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray
+    ) -> None:
         row_bytes = out.shape[1] // (cols[1] - cols[0]) * shape[1]
         data = self.unit_bytes(number, rows[0] * row_bytes, rows[1] * row_bytes)
         itemsize = row_bytes // shape[1]
@@ -173,6 +184,6 @@ def _done(task: Callable[[], None]) -> Future[None]:
     try:
         task()
         future.set_result(None)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (handed on by the future)
         future.set_exception(error)
     return future

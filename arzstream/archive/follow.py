@@ -20,8 +20,8 @@ POLL_SECONDS = 0.1
 def commits(reader: Reader, limits: Limits, timeout: float | None) -> Iterator[tuple[Commit, Replay]]:
     """Yield each COMMIT as it appears, with what the frames up to it add up to; ends when the archive is sealed.
 
-    A frame that is not good may be one that is not finished; so it is tried again until ``timeout`` seconds have passed without
-    a new frame, and only then reported, as StorageError.
+    A frame that is not good may be one that is not finished; so it is tried again until ``timeout`` seconds have
+    passed without a new frame, and only then reported, as StorageError.
     """
     replay = Replay(reader, limits)
     last = time.monotonic()

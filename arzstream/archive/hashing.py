@@ -92,8 +92,8 @@ def compare_source(
 ) -> tuple[Changed, bytes | None]:
     """Compare a file of ``size`` bytes with its ``units`` and with ``literals``, its bytes by offset.
 
-    Returns the units of which chunks changed, with the chunks' numbers, and the SHA-256 of the file: None if a literal, or
-    what ``prefix`` hashed ahead, is not what the file holds now (the prefix then starts again; ask again).
+    Returns the units of which chunks changed, with the chunks' numbers, and the SHA-256 of the file: None if a
+    literal, or what ``prefix`` hashed ahead, is not what the file holds now (the prefix then starts again; ask again).
     """
     runs = [_Run(planned) for planned in units if planned.contiguous]
     whole = prefix.complete()

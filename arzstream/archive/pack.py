@@ -41,11 +41,13 @@ def pack(
     force: bool = False,
     memory_bytes: int = 512 << 20,
 ) -> PackSummary:
-    """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``; ``"-"`` is standard output.
+    """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``; ``"-"`` is standard
+    output.
 
-    ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N cuts every matrix
-    so that each of N ranks reads its own rows or columns only. Raises StorageError (also if ``dest`` exists and not ``force``),
-    SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
+    ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N
+    cuts every matrix
+    so that each of N ranks reads its own rows or columns only. Raises StorageError (also if ``dest`` exists and not
+    ``force``), SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
@@ -77,7 +79,9 @@ def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) ->
             sink.sync()
             # A last look at every header and stored byte, now that nothing more is written.
             verify_reader(reader)
-        modes = [os.stat(entry.where) for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
+        modes = [
+            os.stat(entry.where) for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)
+        ]
         sink.set_mode(local.permissions_at_most(modes))
         sink.close()
         local.publish(temporary, final, replace=force)
@@ -136,15 +140,18 @@ class _Work:
             stack.callback(lambda: [future.cancel() for future in ahead])
             for _, source, _, job in jobs:
                 builder.plan(job, source.size, final=True)
-            for (entry, source, identity, job), hashed in zip(jobs, ahead):
+            for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
                 hashed.result()
                 builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
                 if _identity(source) != identity or source.size != entry.size:
-                    raise SourceChangedError(f"{source.name}: changed while it was packed; pack it again when its writer is done")
+                    raise SourceChangedError(
+                        f"{source.name}: changed while it was packed; pack it again when its writer is done"
+                    )
 
 
 def _hash_ahead(job: FileJob, size: int, stop: threading.Event) -> None:
-    """SHA-256 in a thread of its own, while others encode. A source that fails here fails again, and is reported, in ``finish``."""
+    """SHA-256 in a thread of its own, while others encode. A source that fails here fails again, and is reported, in
+    ``finish``."""
     frontier = 0
     with contextlib.suppress(ArzError):
         while frontier < size and not stop.is_set():

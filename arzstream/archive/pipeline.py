@@ -46,7 +46,9 @@ class Pipeline:
         self.writer = writer
         self._profile = profile
         self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
-        self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = collections.deque()
+        self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = (
+            collections.deque()
+        )
         self._in_flight = 0
         self._memory = memory_bytes
 
@@ -59,7 +61,8 @@ class Pipeline:
         self._queue.append((0, None, lambda _: action()))
 
     def put_chunk(self, planned: Planned, chunk: int, read_at: ReadAt, done: Callable[[bytes], None]) -> None:
-        """Read, encode and write a chunk; then ``done(decoded bytes)`` in the writing thread. ``planned.number`` is set by then."""
+        """Read, encode and write a chunk; then ``done(decoded bytes)`` in the writing thread. ``planned.number`` is
+        set by then."""
         cost = 2 * planned.unit.tile(chunk).elements * planned.unit.type.itemsize
         while self._queue and self._in_flight + cost > self._memory:
             self._step()
@@ -129,14 +132,16 @@ class MemberDigests:
             return self._take(data)
         self._blocks.append(data)
         if len(self._blocks) == self._across:
-            rows = len(data) // ((self._unit.tile(self._across - 1).col1 - self._unit.tile(self._across - 1).col0) * self._itemsize)
+            rows = len(data) // (
+                (self._unit.tile(self._across - 1).col1 - self._unit.tile(self._across - 1).col0) * self._itemsize
+            )
             self._take(np.hstack([np.frombuffer(b, np.uint8).reshape(rows, -1) for b in self._blocks]).tobytes())
             self._blocks = []
 
     def _take(self, data: bytes) -> None:
         start, end = self._position, self._position + len(data)
         view = memoryview(data)
-        for member, hasher in zip(self._unit.members, self._hashers):
+        for member, hasher in zip(self._unit.members, self._hashers, strict=True):
             if member.strides is None:
                 low = max(start, member.start * self._itemsize)
                 high = min(end, (member.start + member.elements) * self._itemsize)
@@ -148,7 +153,7 @@ class MemberDigests:
 
     def result(self) -> tuple[bytes, ...]:
         """One digest per member, after the last chunk."""
-        for member, hasher in zip(self._unit.members, self._hashers):
+        for member, hasher in zip(self._unit.members, self._hashers, strict=True):
             if member.strides is not None:
                 assert self._kept is not None
                 for part in gathered(memoryview(self._kept), member, self._itemsize):

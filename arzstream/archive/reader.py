@@ -37,7 +37,8 @@ def open(
 ) -> Archive:
     """Open an archive at a local path or any fsspec URL, in at most two reads.
 
-    ``parents`` is where to look for archives that this one was coded against. ``jobs`` threads decode (default: one per core).
+    ``parents`` is where to look for archives that this one was coded against. ``jobs`` threads decode (default: one
+    per core).
     Raises CorruptError, UnsupportedError, LimitError or StorageError.
     """
     reader = open_reader(path, storage_options)
@@ -60,7 +61,8 @@ class Archive:
         self.catalog = Catalog(directory)
         self._decoder = Decoder(self._reader, directory, limits=self._limits, jobs=self._jobs)
 
-    # -- what is there; nothing is decoded ------------------------------------------------------------------------------
+    # -- what is there; nothing is decoded
+    # ------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -98,7 +100,8 @@ class Archive:
         """Identity of the checkpoint, hexadecimal; None while the archive grows."""
         return self.directory.content.hex() if self.directory.content is not None else None
 
-    # -- tensors --------------------------------------------------------------------------------------------------------
+    # -- tensors
+    # --------------------------------------------------------------------------------------------------------
 
     def get_tensor(self, name: str) -> torch.Tensor:
         """Decode one tensor. Raises KeyError, CorruptError, UnsupportedError."""
@@ -140,7 +143,8 @@ class Archive:
     def _matching(self, only: str | None) -> list[str]:
         return [n for n in self.catalog.tensors if only is None or fnmatch.fnmatchcase(n, only)]
 
-    # -- files ----------------------------------------------------------------------------------------------------------
+    # -- files
+    # ----------------------------------------------------------------------------------------------------------
 
     def read_file(self, path: str) -> bytes:
         """The content of an original file."""
@@ -157,7 +161,8 @@ class Archive:
             raise KeyError(f"{self.name} holds no file called {path!r}")
         return record
 
-    # -- growing --------------------------------------------------------------------------------------------------------
+    # -- growing
+    # --------------------------------------------------------------------------------------------------------
 
     def follow(self, timeout: float | None = 60.0) -> Iterator[tuple[str, list[str]]]:
         """Yield (layer, names) for each committed layer, those already there first, until the archive is sealed.
@@ -175,7 +180,8 @@ class Archive:
                 yield commit.layer, names
         self._set_directory(open_directory(self._reader, self._limits))
 
-    # -- end ------------------------------------------------------------------------------------------------------------
+    # -- end
+    # ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self._decoder.close()
@@ -192,4 +198,5 @@ class Archive:
 
     def __repr__(self) -> str:
         state = "" if self.sealed else ", growing"
-        return f"<arzstream.Archive {self.name!r}: {len(self.catalog.tensors)} tensors, {len(self.catalog.files)} files{state}>"
+        tensors, files = len(self.catalog.tensors), len(self.catalog.files)
+        return f"<arzstream.Archive {self.name!r}: {tensors} tensors, {files} files{state}>"

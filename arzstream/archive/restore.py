@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from arzstream.archive.files import piece_starts, read_range
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
+from arzstream.archive.verify import NO_END
 from arzstream.container.records import FileRecord, Kind, show
 from arzstream.errors import CorruptError
 from arzstream.store import local
@@ -31,14 +32,15 @@ def unpack(
 ) -> list[str]:
     """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``; returns their paths.
 
-    ``only`` is a glob over paths. Modes and modification times come back; existing files are never overwritten (StorageError).
+    ``only`` is a glob over paths. Modes and modification times come back; existing files are never overwritten
+    (StorageError).
     Raises CorruptError before anything is written if the archive is not sealed.
     """
     if not isinstance(archive, Archive):
         with open_archive(archive) as opened:
             return unpack(opened, dest, only=only, progress=progress)
     if not archive.sealed:
-        raise CorruptError(f"{archive.name}: has no end: it is still being written, or it was cut short; arzstream recover saves what is whole")
+        raise CorruptError(f"{archive.name}: {NO_END}")
     chosen = [r for _, r in archive.directory.files if only is None or fnmatch.fnmatchcase(os.fsdecode(r.path), only)]
     for record in chosen:
         _check_link(archive, record)
@@ -69,7 +71,9 @@ def _check_link(archive: Archive, record: FileRecord) -> None:
     for part in record.target.split(b"/"):
         if part == b"..":
             if not place:
-                raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
+                raise CorruptError(
+                    f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to"
+                )
             place.pop()
         elif part not in (b"", b"."):
             place.append(part)
@@ -77,7 +81,7 @@ def _check_link(archive: Archive, record: FileRecord) -> None:
         raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
 
 
-def _restore_file(archive: Archive, folder: Beneath, record: FileRecord):  # type: ignore[no-untyped-def]
+def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iterator[int]:
     """Write one file; yields the bytes written. A file that cannot be finished is removed."""
     starts = piece_starts(record)
     fd = folder.create(record.path)

@@ -28,7 +28,8 @@ class SourceEntry:
 
 
 def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
-    """Everything below ``sources``, by path. One folder gives names relative to itself, more than one source also its name.
+    """Everything below ``sources``, by path. One folder gives names relative to itself, more than one source also its
+    name.
 
     Links that point inside the folder stay links, others are followed. Raises StorageError for what cannot be packed.
     """
@@ -36,7 +37,10 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
     for source in sources:
         for entry in _entries(source, alone=len(sources) == 1):
             if entry.path in found:
-                raise StorageError(f"{os.fsdecode(entry.where)}: another source has a file called {os.fsdecode(entry.path)} too; pack them separately")
+                raise StorageError(
+                    f"{os.fsdecode(entry.where)}: another source has a file called {os.fsdecode(entry.path)} too; "
+                    "pack them separately"
+                )
             found[entry.path] = entry
     return [found[path] for path in sorted(found)]
 
@@ -44,7 +48,9 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
 def _entries(source: str | os.PathLike[str], *, alone: bool) -> Iterator[SourceEntry]:
     if is_url(source):
         with open_reader(source) as reader:
-            yield SourceEntry(os.fsencode(os.path.basename(str(source).rstrip("/"))), str(source), Kind.REGULAR, 0o644, 0, reader.size)
+            yield SourceEntry(
+                os.fsencode(os.path.basename(str(source).rstrip("/"))), str(source), Kind.REGULAR, 0o644, 0, reader.size
+            )
         return
     where = os.fsencode(os.path.abspath(source))
     status = _stat(where)
@@ -81,7 +87,8 @@ def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[in
 
 
 def _kept_target(root: bytes, link: bytes) -> bytes | None:
-    """What a link inside ``root`` says, if it leads to something inside ``root``; relative, so that it still does when restored."""
+    """What a link inside ``root`` says, if it leads to something inside ``root``; relative, so that it still does
+    when restored."""
     target = os.readlink(link)
     real = os.path.realpath(link)
     if real != root and not real.startswith(root.rstrip(b"/") + b"/"):
@@ -104,7 +111,9 @@ def _stat(where: bytes) -> os.stat_result:
     try:
         return os.stat(where)
     except OSError as error:
-        raise StorageError.from_os_error(error, "find it" if isinstance(error, FileNotFoundError) else "look at it", where) from error
+        raise StorageError.from_os_error(
+            error, "find it" if isinstance(error, FileNotFoundError) else "look at it", where
+        ) from error
 
 
 def open_source(entry: SourceEntry) -> LocalReader | FsspecReader:

@@ -27,7 +27,8 @@ class Loaded:
     place: TensorPlace
     shape: tuple[int, ...]
     data: np.ndarray
-    """uint8, one-dimensional: the elements of ``shape`` in row-major order, or the unit's span if the member has strides."""
+    """uint8, one-dimensional: the elements of ``shape`` in row-major order, or the unit's span if the member has
+    strides."""
     futures: list[Future[None]]
 
     def wait(self) -> None:
@@ -56,7 +57,10 @@ class Loaded:
         self.wait()
         kind = getattr(torch, self.place.entry.unit.type.torch, None)
         if kind is None:
-            raise UnsupportedError(f"tensor {self.place.name!r} is {self.place.dtype}, which this torch does not have; install a newer torch")
+            raise UnsupportedError(
+                f"tensor {self.place.name!r} is {self.place.dtype}, which this torch does not have; "
+                "install a newer torch"
+            )
         if not self.data.size:
             return torch.empty(self.shape, dtype=kind)
         flat = torch.from_numpy(self.data).view(kind)
@@ -79,7 +83,8 @@ def load(decoder: Decoder, place: TensorPlace) -> Loaded:
 def _elements(
     decoder: Decoder, place: TensorPlace, start: int, end: int, *, ahead: bool = False
 ) -> tuple[np.ndarray, list[Future[None]]]:
-    """Bytes of elements [start, end) of the unit, flat, uint8; with ``ahead`` they are there when the futures are done."""
+    """Bytes of elements [start, end) of the unit, flat, uint8; with ``ahead`` they are there when the futures are
+    done."""
     unit = place.entry.unit
     if start >= end:
         return np.empty(0, np.uint8), []
@@ -125,7 +130,8 @@ class TensorSlice:
         return self._place.nbytes
 
     def __getitem__(self, index: Any) -> Any:
-        """Rows, and columns where the archive is cut that way, are decoded alone; the rest of the index is applied to them."""
+        """Rows, and columns where the archive is cut that way, are decoded alone; the rest of the index is applied to
+        them."""
         keys = _expand(index, len(self._place.shape))
         if keys is None or self._place.member.strides is not None:
             return self._finish(load(self._decoder, self._place))[index]
@@ -134,8 +140,8 @@ class TensorSlice:
         rows, first = _span(keys[0], self._place.shape[0])
         if self._is_tiled():
             columns, second = _span(keys[1], self._place.shape[1])
-            return self._finish(self._block(rows, columns))[(first, second, *keys[2:])]
-        return self._finish(self._rows(*rows))[(first, *keys[1:])]
+            return self._finish(self._block(rows, columns))[tuple([first, second, *keys[2:]])]
+        return self._finish(self._rows(*rows))[tuple([first, *keys[1:]])]
 
     def _is_tiled(self) -> bool:
         """Is the tensor cut into blocks of columns, so that some of them can be left out?"""
@@ -165,7 +171,9 @@ class TensorSlice:
 def _expand(index: Any, dimensions: int) -> list[Any] | None:
     """``index`` as one slice or integer per dimension; None if it is of another kind (a mask, a list, None)."""
     keys = list(index) if isinstance(index, tuple) else [index]
-    if keys.count(Ellipsis) > 1 or any(not (isinstance(k, (slice, int)) or k is Ellipsis) or isinstance(k, bool) for k in keys):
+    if keys.count(Ellipsis) > 1 or any(
+        not (isinstance(k, (slice, int)) or k is Ellipsis) or isinstance(k, bool) for k in keys
+    ):
         return None
     if Ellipsis in keys:
         at = keys.index(Ellipsis)

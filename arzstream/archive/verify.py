@@ -24,6 +24,7 @@ from arzstream.store.ranges import RangeReader, open_reader
 __all__ = ["VerifyReport", "verify", "verify_reader"]
 
 BLOCK_BYTES = 16 << 20
+NO_END = "has no end: it is still being written, or it was cut short; arzstream recover saves what is whole"
 Progress = Callable[[int, int, str], None]
 
 
@@ -56,7 +57,8 @@ def verify(
 ) -> VerifyReport:
     """Check every header and every stored byte, the order of the frames, and that the index says what they say.
 
-    ``deep`` decodes everything and checks each tensor's BLAKE3 and each file's SHA-256; ``against`` compares the files with a source, byte for
+    ``deep`` decodes everything and checks each tensor's BLAKE3 and each file's SHA-256; ``against`` compares the
+    files with a source, byte for
     byte. Raises CorruptError with the first thing that is wrong, UnsupportedError, or StorageError.
     """
     with open_reader(path, storage_options) as reader:
@@ -87,7 +89,7 @@ def _verify(reader: RangeReader, limits: Limits, progress: Progress | None) -> t
     if tail[-8:] != END_MAGIC or len(tail) < TRAILER_BYTES:
         # Something later, or nothing: find out which, so that the message helps.
         open_directory(reader, limits)
-        raise CorruptError("has no end: it is still being written, or it was cut short; arzstream recover saves what is whole")
+        raise CorruptError(NO_END)
     trailer = Trailer.decode(tail, size)
     frames = 0
     for frame in replay.run(size - TRAILER_BYTES):
@@ -191,7 +193,9 @@ def _compare_file(decoder: Decoder, record: FileRecord, entry: Any) -> None:
     starts = piece_starts(record)
     with open_source(entry) as source:
         if source.size != record.size:
-            raise CorruptError(f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive")
+            raise CorruptError(
+                f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive"
+            )
         for start in range(0, record.size, BLOCK_BYTES):
             end = min(record.size, start + BLOCK_BYTES)
             if read_range(decoder, record, starts, start, end) != source.read_at(start, end - start):

@@ -26,7 +26,7 @@ from arzstream.container.layout import (
 from arzstream.container.metadata import unpack
 from arzstream.container.records import FileRecord, Kind, Parent, Unit, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
-from arzstream.container.state import ModelEntry, TableRef, check_paths, check_recipe
+from arzstream.container.state import ModelEntry, TableRef, check_paths, check_recipe, check_references
 from arzstream.errors import ArzError, CorruptError, LimitError
 from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -187,7 +187,10 @@ def _number(value: Any) -> int:
 def _unit_entry(item: Any, limits: Limits) -> UnitEntry:
     number, body, digests, table, first, chunks, stored = item
     entry = UnitEntry(
-        _number(number), Unit.from_map(body, limits), unit_digests(digests), *map(_number, (table, first, chunks, stored))
+        _number(number),
+        Unit.from_map(body, limits),
+        unit_digests(digests),
+        *map(_number, (table, first, chunks, stored)),
     )
     expected = 0 if entry.unit.duplicate_of is not None else entry.unit.chunk_count
     if entry.chunks != expected or len(entry.digests) != len(entry.unit.members):
@@ -203,12 +206,14 @@ def _check_index(
     limits: Limits,
 ) -> None:
     if len(units) > limits.units or len(files) > limits.files:
-        raise LimitError(f"{len(units)} units and {len(files)} files; at most {limits.units} and {limits.files} are read")
+        raise LimitError(
+            f"{len(units)} units and {len(files)} files; at most {limits.units} and {limits.files} are read"
+        )
     by_number = {entry.number: entry.unit for entry in units}
     if len(by_number) != len(units) or len({number for number, _ in files}) != len(files):
         raise CorruptError("the index lists a unit or a file twice")
     for entry in units:
-        _check_references(entry, by_number, len(models), len(parents))
+        check_references(entry.number, entry.unit, by_number, len(models), len(parents))
     check_paths((record.path, record.kind) for _, record in files)
     if [record.path for _, record in files] != sorted(record.path for _, record in files):
         raise CorruptError("the index does not list the files in order")
@@ -216,22 +221,6 @@ def _check_index(
         if record.kind == Kind.WITHDRAWN:
             raise CorruptError("the index lists a file that was withdrawn")
         check_recipe(record, by_number)
-
-
-def _check_references(entry: UnitEntry, by_number: dict[int, Unit], models: int, parents: int) -> None:
-    unit, number = entry.unit, entry.number
-    if any(model >= models for model in unit.models):
-        raise CorruptError(f"unit {number} uses a model that is not there")
-    for ref in unit.refs:
-        if ref.kind == 1:
-            if ref.source >= parents:
-                raise CorruptError(f"unit {number} refers to a parent that is not there")
-            continue
-        source = by_number.get(ref.source)
-        if source is None or ref.source >= number or ref.start + ref.count > source.elements:
-            raise CorruptError(f"unit {number} refers to a unit that is not there")
-        if unit.duplicate_of is not None and (source.duplicate_of is not None or source.dtype != unit.dtype):
-            raise CorruptError(f"unit {number} duplicates a unit that it cannot duplicate")
 
 
 def _check_charge(units: list[UnitEntry], files: Iterable[tuple[int, FileRecord]], stored: int, limits: Limits) -> None:
@@ -266,7 +255,9 @@ class _TableLoader:
             ref = self._tables[number]
             if ref.offset < self._trailer.tables_offset or ref.offset % 64:
                 raise CorruptError(f"chunk table {number} is not where it should be")
-            frame = read_frame(self._reader, ref.offset, self._trailer.index_offset, self._trailer.prologue, self._limits)
+            frame = read_frame(
+                self._reader, ref.offset, self._trailer.index_offset, self._trailer.prologue, self._limits
+            )
             header = frame.header
             if (header.type, header.ordinal) != (FrameType.TABLE, number) or (
                 header.frame_bytes, header.stored_xxh3) != (ref.frame_bytes, ref.stored_xxh3):  # fmt: skip
@@ -279,7 +270,7 @@ def check_entries(entry: UnitEntry, rows: np.ndarray, end: int) -> None:
     """Every chunk lies inside the file before ``end`` and decodes to what the unit's grid says."""
     unit = entry.unit
     offsets, stored = rows["offset"].astype(object), rows["stored"].astype(object)  # Python integers: no overflow
-    if any(o % 64 or o < 64 or o + HEADER_BYTES + s > end for o, s in zip(offsets, stored)):
+    if any(o % 64 or o < 64 or o + HEADER_BYTES + s > end for o, s in zip(offsets, stored, strict=True)):
         raise CorruptError(f"a chunk of unit {entry.number} lies outside the file")
     itemsize = unit.type.itemsize
     if any(int(row) != unit.tile(k).elements * itemsize for k, row in enumerate(rows["decoded"])):
@@ -288,12 +279,28 @@ def check_entries(entry: UnitEntry, rows: np.ndarray, end: int) -> None:
         raise CorruptError(f"the stored bytes of unit {entry.number} do not add up")
 
 
-def check_chunk_header(head: bytes, number: int, chunk: int, row: Any, prologue: Prologue, limits: Limits) -> FrameHeader:
+def check_chunk_header(
+    head: bytes, number: int, chunk: int, row: Any, prologue: Prologue, limits: Limits
+) -> FrameHeader:
     """The header in front of a chunk against its entry in the table; raises CorruptError."""
     header = FrameHeader.decode(head)
     check_header(header, prologue, 1 << 62, limits)
-    said = (header.type, header.ordinal, header.chunk, header.stored, header.decoded, header.codec, header.stored_xxh3, header.decoded_xxh3)
-    meant = (FrameType.CHUNK, number, chunk, *(int(row[k]) for k in ("stored", "decoded", "codec", "stored_xxh3", "decoded_xxh3")))
+    said = (
+        header.type,
+        header.ordinal,
+        header.chunk,
+        header.stored,
+        header.decoded,
+        header.codec,
+        header.stored_xxh3,
+        header.decoded_xxh3,
+    )
+    meant = (
+        FrameType.CHUNK,
+        number,
+        chunk,
+        *(int(row[k]) for k in ("stored", "decoded", "codec", "stored_xxh3", "decoded_xxh3")),
+    )
     if said != meant:
         raise CorruptError(f"the chunk at byte {int(row['offset'])} is not the one the index means")
     return header

@@ -72,7 +72,9 @@ def _check_versions(major: int, minimum: int, frame_log2: int, chunk_log2: int, 
     if minimum > MINOR:
         raise UnsupportedError(f"format version {major}.{minimum} is needed to read it; install a newer arzstream")
     if incompatible & ~INCOMPATIBLE_KNOWN:
-        raise UnsupportedError(f"it uses features unknown to this version (flags {incompatible:#x}); install a newer arzstream")
+        raise UnsupportedError(
+            f"it uses features unknown to this version (flags {incompatible:#x}); install a newer arzstream"
+        )
     if not 7 <= frame_log2 <= 40 or not chunk_log2 <= 28:
         raise CorruptError("the largest frame or chunk it announces is out of range")
 
@@ -103,7 +105,9 @@ class Prologue:
             raise CorruptError("not an arzstream archive")
         if len(data) < PROLOGUE_BYTES:
             raise CorruptError("truncated within its first 64 bytes")
-        _, major, minimum, writer, frame_log2, chunk_log2, incompatible, compatible, file_id, zero, crc = _PROLOGUE.unpack(data)
+        _, major, minimum, writer, frame_log2, chunk_log2, incompatible, compatible, file_id, zero, crc = (
+            _PROLOGUE.unpack(data)
+        )
         if major != MAJOR:
             _check_versions(major, 0, 7, 0, 0)
         if crc != crc32c(data[:60]):
@@ -146,7 +150,9 @@ class FrameHeader:
         """Check everything that the 128 bytes alone can show; raises CorruptError."""
         if len(data) < HEADER_BYTES:
             raise CorruptError("truncated within a frame header")
-        sync, kind, codec, flags, sequence, tag, ordinal, chunk, stored, decoded, xs, xd, zero, crc = _HEADER.unpack(data)
+        sync, kind, codec, flags, sequence, tag, ordinal, chunk, stored, decoded, xs, xd, zero, crc = _HEADER.unpack(
+            data
+        )
         if sync != SYNC:
             raise CorruptError("a frame does not begin where one should")
         if crc != crc32c(data[:124]):
@@ -171,7 +177,8 @@ class Trailer:
         p = self.prologue
         body = _TRAILER.pack(
             MAJOR, p.minimum_minor, p.writer_minor, p.frame_log2, p.chunk_log2, p.incompatible, p.compatible, p.file_id,
-            self.index_offset, self.index_bytes, self.tables_offset, self.total_bytes, self.root, bytes(12), 0, END_MAGIC,
+            self.index_offset, self.index_bytes, self.tables_offset, self.total_bytes, self.root, bytes(12), 0,
+            END_MAGIC,
         )  # fmt: skip
         return body[:116] + struct.pack("<I", crc32c(body[:116])) + END_MAGIC
 

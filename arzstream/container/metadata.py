@@ -13,7 +13,8 @@ __all__ = ["pack", "unpack"]
 
 
 def pack(value: Any, *, max_depth: int = DEFAULT_LIMITS.metadata_depth) -> bytes:
-    """Encode ``value``: nil, bool, int, str, bytes, list or tuple, dict with string keys; anything else raises CorruptError."""
+    """Encode ``value``: nil, bool, int, str, bytes, list or tuple, dict with string keys; anything else raises
+    CorruptError."""
     return bytes(msgpack.packb(_canonical(value, max_depth), use_bin_type=True))
 
 
@@ -39,7 +40,7 @@ def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
         again = pack(value, max_depth=limits.metadata_depth)
     except CorruptError:
         raise
-    except Exception as error:  # msgpack raises ValueError, its own exceptions and RecursionError
+    except Exception as error:  # noqa: BLE001  msgpack raises ValueError, its own exceptions and RecursionError
         raise CorruptError(f"metadata does not parse: {type(error).__name__}: {error}") from None
     if again != data:
         raise CorruptError("metadata is not in canonical form")

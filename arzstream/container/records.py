@@ -7,6 +7,7 @@ is checked by :mod:`arzstream.container.state`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,19 @@ from arzstream.codec.dtypes import DType, dtype
 from arzstream.errors import CorruptError, LimitError
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Commit", "FileRecord", "Kind", "Member", "Parent", "Part", "Piece", "Reference", "Tile", "Unit", "check_path"]
+__all__ = [
+    "Commit",
+    "FileRecord",
+    "Kind",
+    "Member",
+    "Parent",
+    "Part",
+    "Piece",
+    "Reference",
+    "Tile",
+    "Unit",
+    "check_path",
+]
 
 MAX_BYTES = 2**63 - 1
 EMPTY_SHA256 = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
@@ -86,7 +99,7 @@ class Member:
             return self.start
         if self.strides is None:
             return self.start + self.elements
-        return self.start + 1 + sum((d - 1) * s for d, s in zip(self.shape, self.strides))
+        return self.start + 1 + sum((d - 1) * s for d, s in zip(self.shape, self.strides, strict=True))
 
     def to_list(self) -> list[Any]:
         return [self.name, list(self.shape), self.start, None if self.strides is None else list(self.strides)]
@@ -97,13 +110,16 @@ class Member:
         if name is not None and len(_typed(name, str, "a tensor's name").encode()) > limits.name_bytes:
             raise LimitError(f"a tensor's name is longer than {limits.name_bytes} bytes")
         dims = _shape(shape, "a tensor's shape", limits)
-        steps = None if strides is None else tuple(_natural(s, "a stride") for s in _array(strides, "strides", len(dims)))
+        steps = (
+            None if strides is None else tuple(_natural(s, "a stride") for s in _array(strides, "strides", len(dims)))
+        )
         return cls(name, dims, _natural(start, "a member's start"), steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """``count`` elements from ``start`` on of unit ``source`` (kind 0) or of the like-named tensor in parent ``source`` (kind 1)."""
+    """``count`` elements from ``start`` on of unit ``source`` (kind 0) or of the like-named tensor in parent
+    ``source`` (kind 1)."""
 
     kind: int
     source: int
@@ -162,7 +178,11 @@ class Unit:
     @property
     def duplicate_of(self) -> int | None:
         """The unit whose bytes these are, if this one is a duplicate."""
-        if len(self.refs) == 1 and self.refs[0].kind == 0 and (self.refs[0].start, self.refs[0].count) == (0, self.elements):
+        if (
+            len(self.refs) == 1
+            and self.refs[0].kind == 0
+            and (self.refs[0].start, self.refs[0].count) == (0, self.elements)
+        ):
             return self.refs[0].source
         return None
 
@@ -227,7 +247,9 @@ class Unit:
             raise LimitError(f"a unit has {self.chunk_count} chunks; at most {limits.chunks_per_unit} are read")
         rows, columns = min(self.grid[0], self.shape[0]), min(self.grid[1], self.shape[1])
         if rows * columns * self.type.itemsize > limits.chunk_bytes:
-            raise LimitError(f"a chunk of {rows * columns * self.type.itemsize} bytes; at most {limits.chunk_bytes} are read")
+            raise LimitError(
+                f"a chunk of {rows * columns * self.type.itemsize} bytes; at most {limits.chunk_bytes} are read"
+            )
         if not self.members:
             raise CorruptError("a unit has no members")
         if any(member.end > self.elements for member in self.members):
@@ -237,7 +259,9 @@ class Unit:
 
     def _check_part(self, part: Part) -> None:
         shape = self.members[0].shape
-        inside = len(shape) == len(part.shape) and all(o + n <= g for o, n, g in zip(part.offset, shape, part.shape))
+        inside = len(shape) == len(part.shape) and all(
+            o + n <= g for o, n, g in zip(part.offset, shape, part.shape, strict=True)
+        )
         if len(self.members) != 1 or not inside:
             raise CorruptError("a part does not lie inside the tensor it is a part of")
 
@@ -277,7 +301,8 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """An original file: what it was called and how to make its bytes again. ``mtime`` in nanoseconds, ``size`` in bytes."""
+    """An original file: what it was called and how to make its bytes again. ``mtime`` in nanoseconds, ``size`` in
+    bytes."""
 
     path: bytes
     kind: int = Kind.REGULAR
@@ -328,7 +353,11 @@ class FileRecord:
         )
         if sum(len(p) if isinstance(p, bytes) else p.length for p in record.recipe) != record.size:
             raise CorruptError(f"the recipe of {show(record.path)} does not add up to its size")
-        if (record.kind == Kind.LINK) != bool(record.target) or b"\0" in record.target or (record.kind != Kind.REGULAR and (record.recipe or record.sha256 != EMPTY_SHA256)):
+        if (
+            (record.kind == Kind.LINK) != bool(record.target)
+            or b"\0" in record.target
+            or (record.kind != Kind.REGULAR and (record.recipe or record.sha256 != EMPTY_SHA256))
+        ):
             raise CorruptError(f"{show(record.path)} is not a proper file, link or folder")
         return record
 
@@ -356,7 +385,8 @@ def check_path(path: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """Everything before it is durable; ``units`` are those completed since the previous one, with their members' BLAKE3."""
+    """Everything before it is durable; ``units`` are those completed since the previous one, with their members'
+    BLAKE3."""
 
     chain: bytes
     layer: str
@@ -378,7 +408,7 @@ class Commit:
         for item in _array(units, "a commit's units"):
             number, digests = _array(item, "a committed unit", 2)
             done.append((_natural(number, "a unit number"), unit_digests(digests)))
-        if any(a[0] >= b[0] for a, b in zip(done, done[1:])):
+        if any(a[0] >= b[0] for a, b in itertools.pairwise(done)):
             raise CorruptError("a commit's units are not in ascending order")
         return cls(
             _digest(chain, "a chain"), _typed(layer, str, "a layer"), _natural(previous, "an offset"), tuple(done)

@@ -43,6 +43,7 @@ class Reader(Protocol):
     def read_at(self, offset: int, length: int) -> bytes: ...
 
 
+KNOWN_TYPES = frozenset(int(kind) for kind in FrameType)
 _NUMBERED = {FrameType.TENSOR, FrameType.FILE, FrameType.MODEL, FrameType.CHUNK, FrameType.TABLE, FrameType.PARENT}
 _PACKED = {*FrameType} - {FrameType.CHUNK, FrameType.PAD}
 
@@ -91,7 +92,7 @@ def check_header(header: FrameHeader, prologue: Prologue, room: int, limits: Lim
         raise CorruptError("a frame is longer than the prologue allows")
     if header.frame_bytes > room:
         raise CorruptError("a frame goes beyond the end of the file")
-    if header.type not in iter(FrameType):
+    if header.type not in KNOWN_TYPES:
         if not header.type & ANCILLARY:
             raise UnsupportedError(f"frame type {header.type} is not known to this version; install a newer arzstream")
         return
@@ -115,7 +116,9 @@ def plain_payload(frame: Frame) -> bytes:
     header = frame.header
     data = zstd.decode_metadata(header.codec, frame.payload, header.decoded)
     if len(data) != header.decoded or xxh3_64(data) != header.decoded_xxh3:
-        raise CorruptError(f"the {_name(header.type)} frame at byte {frame.offset} decodes to something else (checksum)")
+        raise CorruptError(
+            f"the {_name(header.type)} frame at byte {frame.offset} decodes to something else (checksum)"
+        )
     return data
 
 
@@ -130,7 +133,7 @@ def table_entries(data: bytes) -> np.ndarray:
 
 
 def _name(kind: int) -> str:
-    return FrameType(kind).name if kind in iter(FrameType) else f"type {kind}"
+    return FrameType(kind).name if kind in KNOWN_TYPES else f"type {kind}"
 
 
 class Replay:
@@ -154,7 +157,8 @@ class Replay:
         self.chain_at_index = b""
 
     def run(self, end: int) -> Iterator[Frame]:
-        """Yield each frame up to ``end`` after it has been checked and taken over; raises at the first that is not good."""
+        """Yield each frame up to ``end`` after it has been checked and taken over; raises at the first that is not
+        good."""
         while self.offset < end:
             frame = read_frame(self.reader, self.offset, end, self.prologue, self.limits)
             if frame.header.sequence != self._sequence:
@@ -180,7 +184,7 @@ class Replay:
         elif kind == FrameType.PAD:
             if header.codec or any(frame.payload):
                 raise CorruptError(f"the padding frame at byte {frame.offset} is not zero")
-        elif kind in iter(FrameType):
+        elif kind in KNOWN_TYPES:
             self._take_metadata(frame, plain_payload(frame))
 
     def _take_metadata(self, frame: Frame, data: bytes) -> None:
@@ -231,7 +235,8 @@ class Replay:
 
 
 def resynchronise(reader: Reader, offset: int, end: int, prologue: Prologue | None) -> int:
-    """The next offset at or after ``offset`` where a believable header of this file stands, or ``end``; ARZ-1 section 9."""
+    """The next offset at or after ``offset`` where a believable header of this file stands, or ``end``; ARZ-1 section
+    9."""
     offset = align(offset)
     block = 1 << 20
     while offset < end:

@@ -7,7 +7,7 @@ there is one definition of what counts, what is dead, and what the index says.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,20 @@ from arzstream.errors import CorruptError, LimitError
 from arzstream.kernels.digests import Hasher, blake3, blake3_hasher
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["ENTRY", "ArchiveState", "ChunkEntry", "ModelEntry", "TableRef", "content_digest", "index_map", "chained", "check_chunk", "check_paths", "check_recipe"]
+__all__ = [
+    "ENTRY",
+    "ArchiveState",
+    "ChunkEntry",
+    "ModelEntry",
+    "TableRef",
+    "chained",
+    "check_chunk",
+    "check_paths",
+    "check_recipe",
+    "check_references",
+    "content_digest",
+    "index_map",
+]
 
 ENTRY = np.dtype(
     [("offset", "<u8"), ("stored", "<u8"), ("decoded", "<u8"), ("stored_xxh3", "<u8"), ("decoded_xxh3", "<u8"),
@@ -104,19 +117,7 @@ class ArchiveState:
         """What ``unit`` says about other units, models and parents; raises CorruptError or LimitError."""
         if ordinal >= self.limits.units:
             raise LimitError(f"more than {self.limits.units} units")
-        if any(model >= len(self.models) for model in unit.models):
-            raise CorruptError(f"unit {ordinal} uses a model that is not there")
-        for ref in unit.refs:
-            if ref.kind == 1 and ref.source >= len(self.parents):
-                raise CorruptError(f"unit {ordinal} refers to a parent that is not there")
-            if ref.kind == 0 and ref.source >= ordinal:
-                raise CorruptError(f"unit {ordinal} refers to a unit that does not come before it")
-            source = self.units.get(ref.source) if ref.kind == 0 else None
-            if source is not None and ref.start + ref.count > source.elements:
-                raise CorruptError(f"unit {ordinal} refers to elements that unit {ref.source} does not have")
-            if source is not None and unit.duplicate_of is not None:
-                if source.duplicate_of is not None or source.dtype != unit.dtype:
-                    raise CorruptError(f"unit {ordinal} duplicates a unit that it cannot duplicate")
+        check_references(ordinal, unit, self.units, len(self.models), len(self.parents))
 
     def add_chunk(self, ordinal: int, chunk: int, entry: ChunkEntry, frame_bytes: int) -> None:
         unit = self.units.get(ordinal)
@@ -222,6 +223,22 @@ def chained(link: bytes) -> Hasher:
     return hasher
 
 
+def check_references(number: int, unit: Unit, units: Mapping[int, Unit], models: int, parents: int) -> None:
+    """What a unit says about other ``units``, and how many models and parents there are; raises CorruptError."""
+    if any(model >= models for model in unit.models):
+        raise CorruptError(f"unit {number} uses a model that is not there")
+    for ref in unit.refs:
+        if ref.kind == 1:
+            if ref.source >= parents:
+                raise CorruptError(f"unit {number} refers to a parent that is not there")
+            continue
+        source = units.get(ref.source)
+        if source is None or ref.source >= number or ref.start + ref.count > source.elements:
+            raise CorruptError(f"unit {number} refers to a unit, or elements of one, that is not there before it")
+        if unit.duplicate_of is not None and (source.duplicate_of is not None or source.dtype != unit.dtype):
+            raise CorruptError(f"unit {number} duplicates a unit that it cannot duplicate")
+
+
 def check_chunk(ordinal: int, unit: Unit, chunk: int, entry: ChunkEntry) -> None:
     """A chunk's place and length against the unit's grid; raises CorruptError."""
     if unit.duplicate_of is not None:
@@ -229,10 +246,12 @@ def check_chunk(ordinal: int, unit: Unit, chunk: int, entry: ChunkEntry) -> None
     if chunk >= unit.chunk_count:
         raise CorruptError(f"unit {ordinal} has {unit.chunk_count} chunks, but there is one numbered {chunk}")
     if entry.decoded != unit.tile(chunk).elements * unit.type.itemsize:
-        raise CorruptError(f"chunk {chunk} of unit {ordinal} decodes to {entry.decoded} bytes, which its shape does not allow")
+        raise CorruptError(
+            f"chunk {chunk} of unit {ordinal} decodes to {entry.decoded} bytes, which its shape does not allow"
+        )
 
 
-def check_recipe(record: FileRecord, units: dict[int, Unit]) -> None:
+def check_recipe(record: FileRecord, units: Mapping[int, Unit]) -> None:
     """Every piece of a recipe lies inside the unit it names; raises CorruptError."""
     for piece in record.recipe:
         if isinstance(piece, Piece):
@@ -261,7 +280,7 @@ def content_digest(files: Iterable[FileRecord], units: Iterable[tuple[Unit, tupl
     tensors = [
         [member.name, unit.dtype, list(member.shape), digest]
         for unit, digests in units
-        for member, digest in zip(unit.members, digests)
+        for member, digest in zip(unit.members, digests, strict=True)
         if member.name is not None
     ]
     body = {

@@ -1,7 +1,7 @@
 """Writing frames, strictly forwards, into anything that appends.
 
-:class:`FrameWriter` numbers and chains the frames and keeps the :class:`~arzstream.container.state.ArchiveState` they add
-up to; what to write, and in which order, is decided above it.
+:class:`FrameWriter` numbers and chains the frames and keeps the :class:`~arzstream.container.state.ArchiveState` they
+add up to; what to write, and in which order, is decided above it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class FrameWriter:
         self.state.add_unit(number, unit, frame_bytes)
         return number
 
-    def add_chunk(self, unit: int, chunk: int, codec: int, payload: bytes | memoryview, decoded: int, decoded_xxh3: int) -> ChunkEntry:
+    def add_chunk(
+        self, unit: int, chunk: int, codec: int, payload: bytes | memoryview, decoded: int, decoded_xxh3: int
+    ) -> ChunkEntry:
         """Append a coded chunk; ``decoded`` is its decoded length in bytes."""
         offset = self.offset
         stored_xxh3 = xxh3_64(payload)
@@ -89,7 +91,8 @@ class FrameWriter:
         return number
 
     def commit(self, layer: str, units: Sequence[tuple[int, tuple[bytes, ...]]] = ()) -> int:
-        """Make everything so far count; ``units`` are those now complete, with their members' BLAKE3. Returns the file's length."""
+        """Make everything so far count; ``units`` are those now complete, with their members' BLAKE3. Returns the
+        file's length."""
         chain, offset = self._chain.digest(), self.offset
         record = Commit(chain, layer, self._previous_commit, tuple(sorted(units)))
         self._chain = chained(chain)
@@ -99,7 +102,8 @@ class FrameWriter:
         return self.offset
 
     def seal(self, order: Sequence[int]) -> bytes:
-        """Write the tables, the INDEX and the trailer; ``order`` lists the live units in layer order. Returns the content digest."""
+        """Write the tables, the INDEX and the trailer; ``order`` lists the live units in layer order. Returns the
+        content digest."""
         self.state.require_complete()
         check_paths((record.path, record.kind) for record in self.state.live_files().values())
         tables_offset = self.offset
@@ -149,11 +153,28 @@ class FrameWriter:
         return (self._last_header, payload), length
 
     def _frame(
-        self, kind: int, codec: int, payload: bytes | memoryview, decoded: int, stored_xxh3: int, decoded_xxh3: int, ordinal: int, chunk: int
+        self,
+        kind: int,
+        codec: int,
+        payload: bytes | memoryview,
+        decoded: int,
+        stored_xxh3: int,
+        decoded_xxh3: int,
+        ordinal: int,
+        chunk: int,
     ) -> int:
         assert not self.sealed, "an archive is sealed once"
         header = FrameHeader(
-            kind, codec, self._sequence, self.prologue.file_id[:8], ordinal, chunk, len(payload), decoded, stored_xxh3, decoded_xxh3
+            kind,
+            codec,
+            self._sequence,
+            self.prologue.file_id[:8],
+            ordinal,
+            chunk,
+            len(payload),
+            decoded,
+            stored_xxh3,
+            decoded_xxh3,
         )
         head = header.encode()
         self._append(head)

@@ -1,0 +1,263 @@
+"""Saving what is whole from a damaged archive, and saying exactly what is not.
+
+The result is an ordinary archive: every unit whose chunks are all good and decode to what they should, every file of
+which all bytes are there, and for tensors whose file cannot be made again a safetensors file that holds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from arzstream.archive.decoding import Decoder
+from arzstream.archive.pipeline import gathered
+from arzstream.archive.plan import choose_grid
+from arzstream.archive.salvage import Salvage, scan_everything
+from arzstream.archive.saving import NamedBytes, safetensors_header
+from arzstream.archive.verify import file_digest, member_digests, verify_reader
+from arzstream.container.directory import UnitEntry, named
+from arzstream.container.layout import HEADER_BYTES
+from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, Unit
+from arzstream.container.writer import FrameWriter
+from arzstream.errors import ArzError, CorruptError, StorageError
+from arzstream.formats.order import layer_key
+from arzstream.kernels.digests import blake3, xxh3_64
+from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store import local
+from arzstream.store.ranges import LocalReader, RangeReader, open_reader
+
+__all__ = ["RecoverReport", "recover"]
+
+RESCUED = "recovered"
+"""Tensors that are intact while the file they came from is not are put into ``recovered.safetensors``."""
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoverReport:
+    """What was saved and what was lost, by name. ``damaged_places`` counts runs of bytes that are no good frame."""
+
+    archive: str
+    output: str
+    tensors: list[str]
+    files: list[str]
+    lost_tensors: list[str]
+    lost_files: list[str]
+    damaged_places: int
+
+    @property
+    def complete(self) -> bool:
+        """Was nothing lost?"""
+        return not (self.lost_tensors or self.lost_files)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "complete": self.complete}
+
+
+def recover(
+    damaged: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> RecoverReport:
+    """Write what is intact in ``damaged`` to a new archive ``dest``.
+
+    Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
+    """
+    final = os.path.abspath(os.fspath(dest))
+    if os.path.lexists(final) and (not force or os.path.isdir(final)):
+        raise StorageError(f"{dest}: exists already; choose another name, or --force to replace it", errno=17)
+    with open_reader(damaged) as reader:
+        try:
+            salvage = scan_everything(reader, limits)
+            rescue = _Rescue(reader, salvage, limits, progress)
+            rescue.run()
+        except ArzError as error:
+            raise named(error, reader.name) from error
+        try:
+            if not rescue.good:
+                raise CorruptError(f"{reader.name}: nothing in it is whole")
+            _write(rescue, final, os.fspath(dest), force)
+        finally:
+            rescue.decoder.close()
+        return rescue.report(os.fspath(dest))
+
+
+def _write(rescue: _Rescue, final: str, shown: str, force: bool) -> None:
+    local.make_folders(os.path.dirname(final))
+    temporary = local.temporary_beside(final)
+    sink = local.LocalSink(temporary)
+    try:
+        rescue.write(FrameWriter(sink))
+        sink.sync()
+        with LocalReader(temporary, name=shown) as written:
+            verify_reader(written)
+        sink.close()
+        local.publish(temporary, final, replace=force)
+    except BaseException:
+        sink.abort()
+        raise
+
+
+class _Rescue:
+    """Decides what is intact, then copies it: chunks as they are stored, under new numbers."""
+
+    def __init__(self, reader: RangeReader, salvage: Salvage, limits: Limits, progress: Progress | None) -> None:
+        self.reader, self.salvage = reader, salvage
+        self._progress = progress or (lambda done, total, what: None)
+        self.candidates = salvage.complete_units()
+        self.directory = salvage.directory(reader.name, self.candidates)
+        self.decoder = Decoder(reader, self.directory, limits=limits)
+        self.good: dict[int, tuple[UnitEntry, tuple[bytes, ...]]] = {}
+        self.files: list[FileRecord] = []
+        self.lost_files: list[FileRecord] = []
+        self._numbers: dict[int, int] = {}
+        self._literals: dict[int, bytes] = {}
+
+    def run(self) -> None:
+        total, done = sum(entry.unit.nbytes for entry in self.candidates.values()), 0
+        for number, entry in self.candidates.items():
+            digests = self._digests(number, entry)
+            if digests is not None:
+                self.good[number] = (entry, digests)
+            done += entry.unit.nbytes
+            self._progress(done, total, "checking")
+        for record in self.salvage.live_files():
+            (self.files if self._restores(record) else self.lost_files).append(record)
+
+    def _digests(self, number: int, entry: UnitEntry) -> tuple[bytes, ...] | None:
+        """The members' BLAKE3 if the unit decodes, and to what was committed where that is known."""
+        try:
+            found = member_digests(self.decoder, number, entry.unit)
+        except ArzError:
+            return None
+        return found if not entry.digests or found == entry.digests else None
+
+    def _restores(self, record: FileRecord) -> bool:
+        if any(isinstance(p, Piece) and p.unit not in self.good for p in record.recipe):
+            return False
+        try:
+            return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
+        except ArzError:
+            return False
+
+    # -- writing
+    # --------------------------------------------------------------------------------------------------------
+
+    def write(self, writer: FrameWriter) -> None:
+        self._models = {n: writer.add_model(data) for n, (_, data) in sorted(self.salvage.models.items())}
+        self._parents = {n: writer.add_parent(parent) for n, parent in sorted(self.salvage.parents.items())}
+        for number in sorted(self.good):
+            entry, digests = self.good[number]
+            self._copy(writer, number, entry.unit)
+            writer.commit(entry.unit.layer, [(self._numbers[number], digests)])
+        for record in self.files:
+            recipe = tuple(
+                p if isinstance(p, bytes) else Piece(self._numbers[p.unit], p.offset, p.length) for p in record.recipe
+            )
+            writer.add_file(dataclasses.replace(record, recipe=recipe))
+        self._write_rescued(writer)
+        writer.commit("")
+        state = writer.state
+        writer.seal(sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number)))
+
+    def _copy(self, writer: FrameWriter, number: int, unit: Unit) -> None:
+        sources = (self._numbers, self._parents)
+        refs = tuple(Reference(ref.kind, sources[ref.kind][ref.source], ref.start, ref.count) for ref in unit.refs)
+        models = tuple(self._models[model] for model in unit.models)
+        self._numbers[number] = writer.add_unit(dataclasses.replace(unit, refs=refs, models=models))
+        for chunk, row in enumerate(self.directory.chunk_table(number)):
+            payload = self.reader.read_at(int(row["offset"]) + HEADER_BYTES, int(row["stored"]))
+            writer.add_chunk(
+                self._numbers[number], chunk, int(row["codec"]), payload, int(row["decoded"]), int(row["decoded_xxh3"])
+            )
+
+    def _write_rescued(self, writer: FrameWriter) -> None:
+        """One safetensors file of the tensors that no restored file holds."""
+        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        listed: dict[str, tuple[NamedBytes, Piece]] = {}
+        for number, (entry, _) in self.good.items():
+            itemsize = entry.unit.type.itemsize
+            for member in entry.unit.members if number not in held else ():
+                if member.name is None:
+                    continue
+                name, nbytes = self._free_name(member.name, listed), member.elements * itemsize
+                piece = Piece(self._numbers[number], member.start * itemsize, nbytes)
+                if member.strides is not None:
+                    piece = self._straightened(writer, number, member)
+                listed[name] = (NamedBytes(name, entry.unit.dtype, member.shape, nbytes), piece)
+        if not listed:
+            return
+        header = safetensors_header([tensor for tensor, _ in listed.values()])
+        pieces = [self._literal(writer, header), *(piece for _, piece in listed.values())]
+        size = sum(piece.length for piece in pieces)
+        sha256 = self._digest_of(header, pieces[1:])
+        writer.add_file(
+            FileRecord(self._free_path(), size=size, sha256=sha256, recipe=tuple(pieces), format="safetensors")
+        )
+
+    def _straightened(self, writer: FrameWriter, number: int, member: Member) -> Piece:
+        """A tensor with strides, row by row in a unit of its own."""
+        unit = self.good[number][0].unit
+        itemsize = unit.type.itemsize
+        data = b"".join(gathered(memoryview(self.decoder.unit_bytes(number, 0, unit.nbytes)), member, itemsize))
+        return self._literal(writer, data)
+
+    def _literal(self, writer: FrameWriter, data: bytes) -> Piece:
+        """New bytes as a unit without a name."""
+        unit = Unit("U8", (len(data), 1), choose_grid((len(data), 1), 1), (Member(None, (len(data),)),))
+        number = writer.add_unit(unit)
+        for chunk in range(unit.chunk_count):
+            tile = unit.tile(chunk)
+            part = data[tile.row0 : tile.row1]
+            writer.add_chunk(number, chunk, 0, part, len(part), xxh3_64(part))
+        writer.commit("", [(number, (blake3(data),))])
+        self._literals[number] = data
+        return Piece(number, 0, len(data))
+
+    def _digest_of(self, header: bytes, pieces: list[Piece]) -> bytes:
+        old = {new: number for number, new in self._numbers.items()}
+        sha256 = hashlib.sha256(header)
+        for piece in pieces:
+            if piece.unit in self._literals:
+                sha256.update(self._literals[piece.unit])
+                continue
+            block = 16 << 20
+            for start in range(piece.offset, piece.offset + piece.length, block):
+                sha256.update(
+                    self.decoder.unit_bytes(old[piece.unit], start, min(start + block, piece.offset + piece.length))
+                )
+        return sha256.digest()
+
+    @staticmethod
+    def _free_name(name: str, taken: dict[str, Any]) -> str:
+        free, count = name, 1
+        while free in taken:
+            count += 1
+            free = f"{name}#{count}"
+        return free
+
+    def _free_path(self) -> bytes:
+        taken = {record.path.split(b"/")[0] for record in self.files}
+        path, count = f"{RESCUED}.safetensors".encode(), 1
+        while path in taken:
+            count += 1
+            path = f"{RESCUED}-{count}.safetensors".encode()
+        return path
+
+    def report(self, output: str) -> RecoverReport:
+        lost = self.salvage.missing_units(set(self.good))
+        return RecoverReport(
+            archive=self.reader.name,
+            output=output,
+            tensors=[m.name for entry, _ in self.good.values() for m in entry.unit.members if m.name is not None],
+            files=[os.fsdecode(record.path) for record in self.files],
+            lost_tensors=[name for number in sorted(lost) for name in self.salvage.names_of(number)],
+            lost_files=[os.fsdecode(record.path) for record in self.lost_files],
+            damaged_places=self.salvage.damaged_places,
+        )

@@ -1,0 +1,239 @@
+"""Scanning a file whose parts cannot be trusted, for every frame that is whole; ARZ-1 section 9."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from typing import Any
+
+from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry
+from arzstream.container.layout import (
+    HEADER_BYTES,
+    PROLOGUE_BYTES,
+    TRAILER_BYTES,
+    FrameHeader,
+    FrameType,
+    Prologue,
+    Trailer,
+)
+from arzstream.container.metadata import unpack
+from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, Unit, unit_digests
+from arzstream.container.scan import (
+    KNOWN_TYPES,
+    Frame,
+    Reader,
+    check_header,
+    plain_payload,
+    read_frame,
+    read_prologue,
+    resynchronise,
+)
+from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk
+from arzstream.errors import ArzError, CorruptError, UnsupportedError
+from arzstream.limits import Limits
+
+__all__ = ["Salvage", "scan_everything"]
+
+
+@dataclasses.dataclass
+class Salvage:
+    """Everything good that was found, by number."""
+
+    prologue: Prologue
+    units: dict[int, Unit] = dataclasses.field(default_factory=dict)
+    files: dict[int, FileRecord] = dataclasses.field(default_factory=dict)
+    models: dict[int, tuple[ModelEntry, bytes]] = dataclasses.field(default_factory=dict)
+    parents: dict[int, Parent] = dataclasses.field(default_factory=dict)
+    digests: dict[int, tuple[bytes, ...]] = dataclasses.field(default_factory=dict)
+    chunks: dict[tuple[int, int], tuple[int, ChunkEntry]] = dataclasses.field(default_factory=dict)
+    """(sequence number, entry) of the last good frame of each chunk."""
+    repeated: set[int] = dataclasses.field(default_factory=set)
+    """Units of which a chunk was coded more than once: only a digest can tell which one counts."""
+    lost_chunks: set[int] = dataclasses.field(default_factory=set)
+    """Units of which a chunk frame is known to be damaged."""
+    listed: dict[int, Unit] = dataclasses.field(default_factory=dict)
+    """Units according to the index, if that is good: names what has no TENSOR frame any more."""
+    damaged_places: int = 0
+
+    def complete_units(self) -> dict[int, UnitEntry]:
+        """Units all of whose chunks were found and fit; whether they decode is still to be seen."""
+        found = {}
+        by_unit: dict[int, dict[int, ChunkEntry]] = collections.defaultdict(dict)
+        for (number, chunk), (_, entry) in self.chunks.items():
+            by_unit[number][chunk] = entry
+        for number, unit in sorted(self.units.items()):
+            entries = by_unit.get(number, {})
+            if unit.duplicate_of is None and not self._fits(number, unit, entries):
+                continue
+            if number in self.repeated and number not in self.digests:
+                continue
+            stored = sum(entry.stored for entry in entries.values())
+            found[number] = UnitEntry(number, unit, self.digests.get(number, ()), 0, 0, len(entries), stored)
+        return {n: e for n, e in found.items() if e.unit.duplicate_of is None or e.unit.duplicate_of in found}
+
+    @staticmethod
+    def _fits(number: int, unit: Unit, entries: dict[int, ChunkEntry]) -> bool:
+        with contextlib.suppress(CorruptError):
+            for chunk, entry in entries.items():
+                check_chunk(number, unit, chunk, entry)
+            return len(entries) == unit.chunk_count
+        return False
+
+    def directory(self, name: str, units: dict[int, UnitEntry]) -> Directory:
+        """A directory over ``units``, to decode with."""
+        state = ArchiveState()
+        for (number, chunk), (_, entry) in self.chunks.items():
+            state.chunks.setdefault(number, {})[chunk] = entry
+        return Directory(
+            name=name, prologue=self.prologue, sealed=False, units=list(units.values()), files=[],
+            load_table=lambda entry: state.table(entry.number), models=[], parents=[],
+            content=None, dead=(0, 0), valid_end=0,
+        )  # fmt: skip
+
+    def live_files(self) -> list[FileRecord]:
+        return [record for _, record in sorted(self.files.items()) if record.kind != Kind.WITHDRAWN]
+
+    def names_of(self, number: int) -> list[str]:
+        """What is known of a unit's tensors."""
+        unit = self.units.get(number) or self.listed.get(number)
+        if unit is None:
+            return [f"unit {number} (its name is lost too)"]
+        return [member.name for member in unit.members if member.name is not None]
+
+    def missing_units(self, good: set[int]) -> set[int]:
+        """Units that are known to have existed and are not in ``good``."""
+        known = (
+            set(self.units)
+            | set(self.listed)
+            | set(self.digests)
+            | {number for number, _ in self.chunks}
+            | self.lost_chunks
+        )
+        if not self.listed:
+            named = {p.unit for record in self.live_files() for p in record.recipe if isinstance(p, Piece)}
+            return (known | named) - good
+        return set(self.listed) - good
+
+
+def scan_everything(reader: Reader, limits: Limits) -> Salvage:
+    """Walk the whole file; never raises for damage, only if nothing at all is an archive's, or a newer version is
+    needed."""
+    size = reader.size
+    prologue = _prologue(reader, size)
+    salvage = Salvage(prologue)
+    try:
+        if read_prologue(reader)[0] != prologue:
+            salvage.damaged_places += 1
+    except CorruptError:
+        salvage.damaged_places += 1
+    end, whole = _end(reader, size)
+    offset = PROLOGUE_BYTES
+    while offset < end:
+        try:
+            frame = read_frame(reader, offset, end, prologue, limits)
+            _take(salvage, frame, limits)
+            offset = frame.end
+        except CorruptError:
+            salvage.damaged_places += 1
+            offset = _after_damage(reader, salvage, offset, end, limits)
+    salvage.damaged_places += not whole
+    return salvage
+
+
+def _prologue(reader: Reader, size: int) -> Prologue:
+    """The prologue; if it is damaged, one that fits the frames, by the tag that most of them carry."""
+    try:
+        return read_prologue(reader)[0]
+    except CorruptError:
+        pass
+    tags: collections.Counter[bytes] = collections.Counter()
+    offset = resynchronise(reader, 0, size, None)
+    while offset < size:
+        header = FrameHeader.decode(reader.read_at(offset, HEADER_BYTES))
+        tags[header.file_tag] += 1
+        offset = resynchronise(reader, offset + HEADER_BYTES, size, None)
+    if not tags:
+        raise CorruptError("not an arzstream archive, or nothing of it is left")
+    return Prologue(tags.most_common(1)[0][0] + bytes(8))
+
+
+def _end(reader: Reader, size: int) -> tuple[int, bool]:
+    """Where the frames end, and whether a good trailer stands there."""
+    if size >= PROLOGUE_BYTES + TRAILER_BYTES:
+        with contextlib.suppress(CorruptError):
+            Trailer.decode(reader.read_at(size - TRAILER_BYTES, TRAILER_BYTES), size)
+            return size - TRAILER_BYTES, True
+    return size, False
+
+
+def _after_damage(reader: Reader, salvage: Salvage, offset: int, end: int, limits: Limits) -> int:
+    """Where to go on: behind the payload of a frame whose header is good, else at the next header."""
+    with contextlib.suppress(ArzError):
+        header = FrameHeader.decode(reader.read_at(offset, min(HEADER_BYTES, end - offset)))
+        check_header(header, salvage.prologue, end - offset, limits)
+        if header.type == FrameType.CHUNK:
+            salvage.lost_chunks.add(header.ordinal)
+            held = salvage.chunks.get((header.ordinal, header.chunk))
+            if held is not None and held[0] < header.sequence:
+                del salvage.chunks[header.ordinal, header.chunk]  # an older version is not what counts
+        return offset + header.frame_bytes
+    return resynchronise(reader, offset + 64, end, salvage.prologue)
+
+
+def _take(salvage: Salvage, frame: Frame, limits: Limits) -> None:
+    header = frame.header
+    number = header.ordinal
+    if header.type == FrameType.CHUNK:
+        entry = ChunkEntry(
+            frame.offset, header.stored, header.decoded, header.stored_xxh3, header.decoded_xxh3, header.codec
+        )
+        held = salvage.chunks.get((number, header.chunk))
+        if held is not None:
+            salvage.repeated.add(number)
+        if held is None or held[0] < header.sequence:
+            salvage.chunks[number, header.chunk] = (header.sequence, entry)
+        return
+    if header.type not in KNOWN_TYPES or header.type == FrameType.PAD:
+        return
+    data = plain_payload(frame)
+    if header.type == FrameType.MODEL:
+        model = ModelEntry(
+            frame.offset, header.stored, header.decoded, header.codec, header.stored_xxh3, header.decoded_xxh3
+        )
+        salvage.models[number] = (model, data)
+    elif header.type != FrameType.TABLE:
+        _take_record(salvage, frame, unpack(data, limits), limits)
+
+
+def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> None:
+    number, kind = frame.header.ordinal, frame.header.type
+    if kind == FrameType.TENSOR:
+        salvage.units[number] = Unit.from_map(value, limits)
+    elif kind == FrameType.FILE:
+        salvage.files[number] = FileRecord.from_map(value, limits)
+    elif kind == FrameType.PARENT:
+        salvage.parents[number] = Parent.from_map(value)
+    elif kind == FrameType.COMMIT:
+        salvage.digests.update(Commit.from_map(value).units)
+    elif kind == FrameType.INDEX:
+        _take_index(salvage, value, limits)
+
+
+def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
+    """The index repeats what the frames said: it stands in for those that are lost."""
+    if not isinstance(value, dict) or set(value) != INDEX_KEYS:
+        raise CorruptError("the index does not have the keys it should have")
+    with contextlib.suppress(TypeError, ValueError, UnsupportedError):
+        for number, unit, digests, *_ in value["units"]:
+            salvage.listed[number] = Unit.from_map(unit, limits)
+            salvage.digests[number] = unit_digests(digests)
+        for number, record in value["files"]:
+            salvage.files[number] = FileRecord.from_map(record, limits)
+        for number, unit in salvage.listed.items():
+            salvage.units.setdefault(number, unit)
+        # With the index at hand, what it does not list is known to be dead.
+        for number in set(salvage.units) - set(salvage.listed):
+            del salvage.units[number]
+        for number in set(salvage.files) - {number for number, _ in value["files"]}:
+            del salvage.files[number]

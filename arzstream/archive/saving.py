@@ -1,0 +1,66 @@
+"""Tensors as a safetensors file that never lies on a disk: its header, and a source that reads from the tensors' own
+memory."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from arzstream.codec.dtypes import dtype
+
+__all__ = ["MemorySource", "NamedBytes", "safetensors_header", "tensor_order"]
+
+ALIGNMENT = 8
+
+
+class NamedBytes(NamedTuple):
+    """A tensor by name, dtype (safetensors' name), shape and length in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def tensor_order(tensors: Sequence[NamedBytes]) -> list[NamedBytes]:
+    """Large items first, then by name, as safetensors itself writes: so every tensor is aligned to its item size."""
+    return sorted(tensors, key=lambda tensor: (-dtype(tensor.dtype).itemsize, tensor.name))
+
+
+def safetensors_header(tensors: Sequence[NamedBytes], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The length and JSON header of a safetensors file that holds ``tensors`` one after the other."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+class MemorySource:
+    """Buffers one after the other, as a source file."""
+
+    name = "memory"
+
+    def __init__(self, buffers: Sequence[bytes | memoryview]) -> None:
+        self._buffers = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        self._starts = list(itertools.accumulate(map(len, self._buffers), initial=0))
+
+    @property
+    def size(self) -> int:
+        return self._starts[-1]
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        parts, end = [], min(offset + length, self.size)
+        at = bisect.bisect_right(self._starts, offset) - 1
+        while offset < end:
+            start = self._starts[at]
+            part = self._buffers[at][offset - start : end - start]
+            parts.append(part)
+            offset, at = offset + len(part), at + 1
+        return b"".join(parts)

@@ -1,0 +1,91 @@
+"""Drop-ins for ``safetensors.torch``: :func:`load_file` and :func:`save_file`."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.reader import open as open_archive
+from arzstream.archive.saving import MemorySource, NamedBytes, safetensors_header, tensor_order
+from arzstream.archive.summary import PackSummary
+from arzstream.archive.verify import verify_reader
+from arzstream.codec.dtypes import DTYPES
+from arzstream.store import local
+from arzstream.store.ranges import LocalReader
+
+__all__ = ["load_file", "save_file"]
+
+MEMBER = b"model.safetensors"
+"""What ``arzstream unpack`` calls the file that :func:`save_file` stands for."""
+
+
+def load_file(filename: str | os.PathLike[str], device: str | int = "cpu") -> dict[str, torch.Tensor]:
+    """All tensors of an archive, by name."""
+    with open_archive(filename) as archive:
+        return {name: tensor if str(device) == "cpu" else tensor.to(device) for name, tensor in archive.stream()}
+
+
+def save_file(
+    tensors: dict[str, torch.Tensor],
+    filename: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+    *,
+    profile: str = "balanced",
+    jobs: int | None = None,
+) -> PackSummary:
+    """Write ``tensors`` to an archive that unpacks to a safetensors file; ``filename`` is replaced, as safetensors
+    does.
+
+    The archive appears only when it was read back and found identical. Raises ValueError for a tensor that has no
+    dense bytes.
+    """
+    arrays = {name: _bytes_of(name, tensor) for name, tensor in tensors.items()}
+    listed = tensor_order(
+        [
+            NamedBytes(name, _dtype_name(tensor), tuple(tensor.shape), arrays[name].nbytes)
+            for name, tensor in tensors.items()
+        ]
+    )
+    source = MemorySource([safetensors_header(listed, metadata), *(arrays[tensor.name] for tensor in listed)])
+    final = os.path.abspath(os.fspath(filename))
+    local.make_folders(os.path.dirname(final))
+    temporary = local.temporary_beside(final)
+    sink = local.LocalSink(temporary, mode=0o666)  # less the umask, as any new file
+    try:
+        with (
+            LocalReader(temporary, name=os.fspath(filename)) as reader,
+            CheckpointBuilder(sink, profile=profile, jobs=jobs or os.cpu_count() or 1) as builder,
+        ):
+            job = builder.add_file(MEMBER, source)
+            builder.plan(job, source.size, final=True)
+            builder.finish(job, size=source.size, mode=0o644, mtime=0)
+            summary = builder.seal()
+            builder.verify_written(reader)
+            sink.sync()
+            verify_reader(reader)
+        sink.close()
+        local.publish(temporary, final, replace=True)
+    except BaseException:
+        sink.abort()
+        raise
+    return summary
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    for kind in DTYPES.values():
+        if kind.torch == name:
+            return kind.name
+    raise ValueError(f"tensors of dtype {tensor.dtype} cannot be saved")
+
+
+def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
+    """The elements of ``tensor`` in row-major order."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        raise ValueError(f"{name!r} is not a dense tensor; make it one before saving")
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if not flat.numel():
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy())
