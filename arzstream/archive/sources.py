@@ -11,7 +11,7 @@ from arzstream.container.records import Kind
 from arzstream.errors import StorageError
 from arzstream.store.ranges import FsspecReader, LocalReader, is_url, open_reader
 
-__all__ = ["SourceEntry", "collect", "open_source"]
+__all__ = ["SourceEntry", "collect", "kept_target", "open_source"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[in
     for name in names:
         where, path = os.path.join(folder, name), prefix + name
         if os.path.islink(where):
-            target = _kept_target(root, where)
+            target = kept_target(root, where)
             if target is not None:
                 own = os.lstat(where)
                 yield SourceEntry(path, where, Kind.LINK, stat.S_IMODE(own.st_mode), own.st_mtime_ns, 0, target)
@@ -86,7 +86,7 @@ def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[in
             yield _regular(path, where, entry)
 
 
-def _kept_target(root: bytes, link: bytes) -> bytes | None:
+def kept_target(root: bytes, link: bytes) -> bytes | None:
     """What a link inside ``root`` says, if it leads to something inside ``root``; relative, so that it still does
     when restored."""
     target = os.readlink(link)
