@@ -83,9 +83,9 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(f"{name!r} is not a dense tensor; make it one before saving")
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

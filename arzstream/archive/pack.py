@@ -134,7 +134,8 @@ class _Work:
             stack.callback(stop.set)
             jobs: list[tuple[SourceEntry, LocalReader | FsspecReader, object, FileJob]] = []
             for entry in files:
-                source = stack.enter_context(open_source(entry))
+                source: LocalReader | FsspecReader = open_source(entry)
+                stack.callback(source.close)
                 jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
             ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
             stack.callback(lambda: [future.cancel() for future in ahead])

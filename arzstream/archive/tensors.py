@@ -140,8 +140,10 @@ class TensorSlice:
         rows, first = _span(keys[0], self._place.shape[0])
         if self._is_tiled():
             columns, second = _span(keys[1], self._place.shape[1])
-            return self._finish(self._block(rows, columns))[tuple([first, second, *keys[2:]])]
-        return self._finish(self._rows(*rows))[tuple([first, *keys[1:]])]
+            inner = (first, second, *keys[2:])
+            return self._finish(self._block(rows, columns))[inner]
+        inner = (first, *keys[1:])
+        return self._finish(self._rows(*rows))[inner]
 
     def _is_tiled(self) -> bool:
         """Is the tensor cut into blocks of columns, so that some of them can be left out?"""
