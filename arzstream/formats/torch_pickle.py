@@ -19,8 +19,8 @@ from arzstream.formats.pickle_walk import Call, Dict, Global, Machine, Persisten
 
 __all__ = ["Contents", "StorageFact", "TensorFact", "read_contents"]
 
-MAX_STEPS = 8_000_000
-MAX_TENSORS = 1_000_000
+MAX_STEPS = 4_000_000
+TENSOR_STEPS = 10  # what it costs to note a tensor, in steps
 MAX_DEPTH = 100
 MAX_DIMENSIONS = 64
 MAX_NAME = 1024
@@ -321,12 +321,11 @@ class _Names:
 
     def _add(self, place: _Place, args: tuple[Any, ...], dtype: str | None, metadata: Any) -> None:
         """Note the tensor at ``place``; ``dtype`` is torch's name, or None for that of its storage."""
+        self._charge(TENSOR_STEPS)
         name = "a tensor"
         try:
             name = place.name()
             fact = _tensor_fact(name, args, dtype, metadata)
-            if len(self._contents.tensors) >= MAX_TENSORS:
-                raise Malformed("there are too many tensors")
         except Malformed as error:
             self._contents.notes.add(f"{shown(name)} is not named: {error}")
             return
