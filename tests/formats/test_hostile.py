@@ -1,0 +1,196 @@
+"""Truncated, flipped and made-up files: an answer that keeps its promises, quickly, whatever the bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arzstream.formats.base import Layout, pieces, problem_of
+from arzstream.formats.detect import parser_for
+from arzstream.formats.safetensors import SafetensorsParser
+from arzstream.formats.torch_pickle import read_contents
+from arzstream.formats.torch_zip import TorchZipParser
+
+Whole = Callable[..., Layout]
+
+
+def samples() -> dict[str, bytes]:
+    weights = {"layers.0.w": torch.ones(3, 2, dtype=torch.bfloat16), "norm": torch.ones(5), "e": torch.empty(0)}
+    buffer = io.BytesIO()
+    torch.save({"state": {0: {"exp_avg": torch.ones(4), "step": torch.tensor(1.0)}}, "n": [1, "x"]}, buffer)
+    return {"model.safetensors": safetensors.torch.save(weights, {"format": "pt"}), "optimizer.pt": buffer.getvalue()}
+
+
+SAMPLES = samples()
+
+
+def check(data: bytes, name: str) -> Layout:
+    """The definite layout, and what a growing file of these bytes gives, keep the promises of a layout."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert offset >= 0 and 0 <= length <= (64 << 20) + 8
+        return data[offset : offset + length]
+
+    parser = parser_for(name)
+    for frontier in (0, 9, len(data) // 2, len(data)):
+        early = parser.update(read, min(frontier, len(data)), False)
+        assert problem_of(early) == ""
+    layout = parser.update(read, len(data), True)
+    assert problem_of(layout, len(data)) == "" and layout.complete and layout.size == len(data)
+    assert sum(piece.nbytes for piece in pieces(layout, len(data))) == len(data)
+    assert len(layout.note) < 500 and "\n" not in layout.note
+    return layout
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_truncation_is_opaque_and_says_why(name: str) -> None:
+    data = SAMPLES[name]
+    for size in range(len(data)):
+        layout = check(data[:size], name)
+        assert layout.format == "opaque" and (layout.note or size == 0)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_flipped_bits_never_raise_or_break_a_layout(name: str) -> None:
+    data = SAMPLES[name]
+    bits = range(len(data) * 8) if name == "model.safetensors" else random.Random(5).sample(range(len(data) * 8), 4000)
+    for bit in bits:
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        check(bytes(damaged), name)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_bytes_overwritten_with_telling_values_never_raise(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(SAMPLES)))
+    damaged = bytearray(SAMPLES[name])
+    telling = [0, 1, -1, 1 << 31, 1 << 60, (1 << 63) - 1, 0xFFFF, 0xFFFFFFFF]
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 8))
+        width = data.draw(st.sampled_from([1, 2, 4, 8]))
+        value = data.draw(st.sampled_from(telling)) & ((1 << 8 * width) - 1)
+        damaged[at : at + width] = value.to_bytes(width, "little")
+    check(bytes(damaged), name)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_made_up_pickles_never_raise(body: bytes) -> None:
+    read_contents(b"\x80\x02" + body)
+    read_contents(body)
+
+
+OPCODES = [bytes([code]) for code in b"(.012NKMJGXUTCBQRbclehjqrstu)}]a"] + [
+    bytes([code]) for code in range(0x80, 0x99)
+]
+WORDS = st.one_of(
+    st.sampled_from(OPCODES),
+    st.sampled_from(
+        [b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"X\x07\0\0\0storage", b"K\x01"]
+    ),
+    st.sampled_from([b"q\0", b"h\0", b"X\x01\0\0\0" + b"0", b"}", b"\x86", b"\x87", b"(", b"t", b"R", b"Q"]),
+)
+
+
+@given(st.lists(WORDS, max_size=60))
+@settings(max_examples=500, deadline=None)
+def test_made_up_programs_of_real_opcodes_never_raise(words: list[bytes]) -> None:
+    read_contents(b"\x80\x02" + b"".join(words) + b".")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 65) | st.sampled_from(["F32", "U8", "F4", "", "x"]) | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a", "__metadata__"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), JSON, max_size=3), st.binary(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_made_up_headers_never_raise(header: dict[str, Any], data: bytes) -> None:
+    raw = json.dumps(header).encode()
+    check(struct.pack("<Q", len(raw)) + raw + data, "model.safetensors")
+
+
+def test_a_frontier_that_jumps_about_never_raises() -> None:
+    rng = random.Random(3)
+    for name, data in SAMPLES.items():
+        final = check(data, name)
+        parser = parser_for(name)
+        for _ in range(2000):
+            frontier = rng.randrange(len(data) + 1)
+            garbage = rng.random() < 0.3
+            seen = rng.randbytes(frontier) if garbage else data[:frontier]
+            layout = parser.update(lambda o, n, seen=seen: seen[o : o + n], frontier, False)
+            if not garbage:
+                assert set(layout.storages) <= set(final.storages)
+        assert parser.update(lambda o, n, data=data: data[o : o + n], len(data), True) == final
+
+
+def test_hostile_sizes_allocate_nothing_and_take_no_time() -> None:
+    """In a process that may use 1 GiB of address space."""
+    code = """
+import resource, struct
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from arzstream.formats.detect import parser_for
+def check(data, name, size=None):
+    for final in (False, True):
+        size = size or len(data)
+        layout = parser_for(name).update(lambda o, n: data[o:o + n], size, final)
+        print(layout.format, len(layout.storages))
+header = b'{"a":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,4611686018427387904]}}'
+check(struct.pack('<Q', len(header)) + header, 'a.safetensors')
+check(struct.pack('<Q', 1 << 60) + b'{}', 'a.safetensors')
+check(struct.pack('<Q', 99_000_000) + b'{}', 'a.safetensors', 1 << 60)
+end = struct.pack('<4s4H2IH', b'PK\\5\\6', 0, 0, 65535, 65535, 0xFFFFFFFE, 8, 0)
+check(b'PK\\3\\4' + bytes(100) + end, 'a.pt')
+end64 = struct.pack('<4sQ2H2I4Q', b'PK\\6\\6', 44, 0, 0, 0, 0, 1 << 60, 1 << 60, 1 << 61, 4)
+locator = struct.pack('<4sIQI', b'PK\\6\\7', 0, 104, 1)
+check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
+"""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:4] == ["safetensors 1", "opaque 0", "safetensors 0", "opaque 0"]
+    assert time.perf_counter() - begin < 20
+
+
+def test_many_false_ends_and_descriptors_take_no_time() -> None:
+    zeros = SAMPLES["optimizer.pt"][:64]
+    for filler in (b"PK\x05\x06", b"PK\x07\x08", b"PK\x06\x07", b"PK\x03\x04", b"PK\x01\x02"):
+        data = zeros + filler * 200_000
+        parser = TorchZipParser()
+        begin = time.perf_counter()
+        for frontier in (*range(100_000, len(data), 100_000), len(data)):
+            parser.update(lambda o, n, data=data: data[o : o + n], frontier, frontier == len(data))
+        assert time.perf_counter() - begin < 10
+
+
+def test_reads_that_come_back_short_mean_not_there_yet() -> None:
+    """A file that shrank after its size was asked for."""
+    for parser, data in (
+        (SafetensorsParser(), SAMPLES["model.safetensors"]),
+        (TorchZipParser(), SAMPLES["optimizer.pt"]),
+    ):
+        for have in range(0, len(data), 13):
+            layout = parser.update(lambda o, n, d=data[:have]: d[o : o + n], len(data), False)
+            assert problem_of(layout) == ""
+            final = parser.update(lambda o, n, d=data[:have]: d[o : o + n], len(data), True)
+            assert final.size == len(data) and final.complete
