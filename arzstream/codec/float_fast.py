@@ -36,7 +36,7 @@ U32 = NDArray[np.uint32]
 
 def _pack(mode: int, palette: U16, table: bytes, segments: U32, parts: list[NDArray[np.generic]]) -> bytes:
     head = _HEADER.pack(mode, _PRECISION, LOG_SEGMENT, 0, len(palette), len(table)) + palette.tobytes() + table
-    return b"".join([head, bytes(-len(head) % 8), segments.tobytes(), *(memoryview(p).cast("B") for p in parts)])
+    return b"".join([head, bytes(-len(head) % 8), segments.tobytes(), *(p.view(np.uint8).data for p in parts)])
 
 
 def encode_floats(data: memoryview, float_bits: tuple[int, int], single_gain: float = SINGLE_GAIN) -> bytes | None:

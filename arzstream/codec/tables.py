@@ -20,15 +20,15 @@ COST_UNIT = 1 << 16
 
 
 def normalise(counts: NDArray[np.integer]) -> U16:
-    """Frequencies in proportion to ``counts`` (up to 256 symbols, not all zero), summing to 4096, each below it.
+    """Frequencies in proportion to ``counts`` (2 to 256 symbols, not all zero), summing to 4096, each below it.
 
-    A symbol that occurs gets at least 1. Where only one does, symbol 0 (which is then another one) gets the 1 that the
-    largest frequency leaves.
+    A symbol that occurs gets at least 1. Where only one does, symbol 0 gets the 1 that the largest frequency leaves (or
+    symbol 1, if 0 is the one).
     """
     present = np.flatnonzero(counts)
     freqs = np.zeros(len(counts), np.uint16)
     if len(present) == 1:
-        freqs[0], freqs[present[0]] = 1, SLOTS - 1
+        freqs[0 if present[0] else 1], freqs[present[0]] = 1, SLOTS - 1
         return freqs
     c: I64 = counts[present].astype(np.int64)
     f = np.ones(len(c), np.int64)

@@ -45,9 +45,9 @@ def encode_planes(data: memoryview, stride: int, levels: Sequence[int], stored: 
     count = len(data) // stride
     planes = api.split_planes(data, stride) if stride > 1 else np.frombuffer(data, np.uint8)
     header = bytearray(struct.pack("<B3x", stride))
-    parts: list[bytes | memoryview] = [header]
+    parts: list[bytes | bytearray | memoryview] = [header]
     for j in range(stride):
-        plane = memoryview(planes[j * count : (j + 1) * count])
+        plane = planes[j * count : (j + 1) * count].data
         skip = not count or stored >> j & 1
         packed = None if skip else min((_compressor(level).compress(plane) for level in levels), key=len)
         if packed is not None and len(packed) < count:

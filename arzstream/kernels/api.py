@@ -6,6 +6,7 @@ Buffers are one-dimensional and contiguous; results go to memory that the caller
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -61,10 +62,9 @@ def _load_native() -> Any:
         _native_error = "the native kernels are for little-endian machines"
         return None
     try:
-        from arzstream.kernels import _native
-
+        native = importlib.import_module("arzstream.kernels._native")
         _native_error = None
-        return _native
+        return native
     except ImportError as error:
         built = not isinstance(error, ModuleNotFoundError) or error.name != "arzstream.kernels._native"
         _native_error = f"cannot be loaded: {error}" if built else "not built; install a C++17 compiler and reinstall"

@@ -1,0 +1,35 @@
+"""Our coder against constriction's: the same symbols under the same model must take the same space."""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+import pytest
+
+from arzstream.codec import tables
+from arzstream.kernels import api
+
+LANE_BITS = 32 * 32
+"""32 states of 32 bits, which another coder has one of."""
+
+
+@pytest.mark.parametrize("spread", [0.7, 2.0, 12.0, 60.0])
+@pytest.mark.parametrize("count", [1000, 200_000])
+def test_coded_size_is_that_of_the_reference_coder(spread: float, count: int) -> None:
+    rng = np.random.default_rng(count)
+    symbols = np.clip(rng.normal(128, spread, count), 0, 255).astype(np.uint8)
+    counts = np.bincount(symbols, minlength=256)
+    freqs = tables.normalise(counts)
+    streams, _ = api.rans_encode(symbols, 1 << 24, np.arange(256, dtype=np.uint8), freqs)
+
+    used = np.flatnonzero(freqs)
+    places = np.zeros(256, np.int32)
+    places[used] = np.arange(len(used))
+    model = constriction.stream.model.Categorical(freqs[used] / 4096, perfect=False)
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(places[symbols], model)
+
+    ours, theirs = 8 * len(streams), coder.num_bits()
+    assert theirs - 64 - 0.0005 * theirs <= ours <= theirs + LANE_BITS + 0.0005 * theirs
+    expected = tables.cost(counts, freqs) / tables.COST_UNIT
+    assert expected - 1 <= ours <= expected + LANE_BITS + 0.0005 * expected

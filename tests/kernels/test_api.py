@@ -1,0 +1,57 @@
+"""Which backend is used, and what the person is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from arzstream.errors import ArzError
+from arzstream.kernels import api
+
+SHOW = "from arzstream.kernels import api; print(api.backend())"
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_environment_picks_the_backend() -> None:
+    assert run(SHOW, ARZ_KERNELS="numpy").stdout == "numpy\n"
+    expected = "native\n" if api.native_error() is None else "numpy\n"
+    assert run(SHOW, ARZ_KERNELS="auto").stdout == expected
+    assert run(SHOW, ARZ_KERNELS="").stdout == expected
+
+
+def test_native_that_is_missing_is_an_error_only_where_it_is_demanded() -> None:
+    hide = "import sys; sys.modules['arzstream.kernels._native'] = None; "
+    assert run(hide + SHOW, ARZ_KERNELS="auto").stdout == "numpy\n"
+    demanded = run(hide + SHOW, ARZ_KERNELS="native")
+    assert demanded.returncode == 1
+    assert "the native kernels are wanted (ARZ_KERNELS=native) but" in demanded.stderr
+    why = run(hide + "from arzstream.kernels import api; print(api.native_error())")
+    assert why.stdout.strip() not in ("", "None")
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(ArzError, match="ARZ_KERNELS=fast"):
+        api.set_backend("fast")
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    data = np.zeros(10, np.uint8)
+    with pytest.raises(ValueError):
+        api.split_planes(memoryview(data), 4)
+    with pytest.raises(ValueError):
+        api.merge_planes(data, 2, memoryview(bytearray(8)))
+    with pytest.raises(ValueError):
+        api.split_fields(data[:3], (8, 7), 10)
+    with pytest.raises(ValueError):
+        api.merge_fields(data, data, (8, 7), 10, data)
+    with pytest.raises(ValueError):
+        api.pair_symbols(data, 10, np.arange(16, dtype=np.uint16))

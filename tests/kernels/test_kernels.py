@@ -1,0 +1,208 @@
+"""Every path of the kernels writes the same bytes as the NumPy reference, and undoes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arzstream.codec import tables
+from arzstream.errors import CorruptError
+from arzstream.kernels import api
+
+PATHS = [*api.cpu_features(), "numpy"]
+FORMATS = [(8, 7), (5, 10), (8, 23), (11, 52), (4, 3), (5, 2)]
+SIZES = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 257, 1021, 1023, 1024, 1025, 2047, 2048, 2049, 4099, 12289]
+BYTES = np.arange(256, dtype=np.uint8)
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, count, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("count", [0, 1, 31, 33, 1000])
+def test_planes(stride: int, count: int) -> None:
+    data = noise(stride * count)
+    for path in PATHS:
+        api.set_backend(path)
+        planes = api.split_planes(memoryview(data), stride)
+        assert np.array_equal(planes, np.concatenate([data[j::stride] for j in range(stride)])), path
+        out = bytearray(len(data))
+        api.merge_planes(planes, stride, memoryview(out))
+        assert out == data.tobytes(), path
+
+
+@pytest.mark.parametrize("bits", FORMATS)
+@pytest.mark.parametrize("count", SIZES)
+def test_fields_of_any_size(bits: tuple[int, int], count: int) -> None:
+    data = noise(count * (1 + sum(bits)) // 8)
+    seen = set()
+    for path in PATHS:
+        api.set_backend(path)
+        exponents, raw = api.split_fields(data, bits, 10)
+        out = np.empty_like(data)
+        api.merge_fields(exponents, raw, bits, 10, out)
+        assert np.array_equal(out, data), path
+        seen.add((exponents.tobytes(), raw.tobytes()))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bits", [(8, 7), (5, 10), (4, 3), (5, 2)])
+def test_fields_of_every_pattern(path: str, bits: tuple[int, int]) -> None:
+    """All 65,536 patterns of 16 bits and all 256 of 8 are cut where the format says."""
+    api.set_backend(path)
+    width = 1 + sum(bits)
+    values = np.arange(1 << width, dtype=f"<u{width // 8}")
+    exponents, raw = api.split_fields(values.view(np.uint8), bits, 24)
+    assert np.array_equal(exponents, values >> bits[1] & ((1 << bits[0]) - 1))
+    out = np.empty_like(values)
+    api.merge_fields(exponents, raw, bits, 24, out.view(np.uint8))
+    assert np.array_equal(out, values)
+    if bits == (8, 7):
+        assert np.array_equal(raw, (values >> 8 & 0x80) | (values & 0x7F))
+
+
+@pytest.mark.parametrize("bits", [(5, 10), (11, 52), (4, 3)])
+def test_unused_bits_of_planes_must_be_zero(bits: tuple[int, int]) -> None:
+    data = noise(11 * (1 + sum(bits)) // 8)
+    for path in PATHS:
+        api.set_backend(path)
+        exponents, raw = api.split_fields(data, bits, 10)
+        raw[-1] |= 0x80
+        with pytest.raises(CorruptError):
+            api.merge_fields(exponents, raw, bits, 10, np.empty_like(data))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("entries", [1, 2, 14, 15])
+def test_pairs(wide: bool, count: int, entries: int) -> None:
+    rng = np.random.default_rng(count)
+    exponents = np.minimum(rng.geometric(0.2, count), 2047 if wide else 255).astype(np.uint16 if wide else np.uint8)
+    palette = rng.permutation(20)[:entries].astype(np.uint16)
+    seen = set()
+    for path in PATHS:
+        api.set_backend(path)
+        symbols, escapes, counts = api.pair_symbols(exponents, 10, palette)
+        halves = np.stack([symbols & 15, symbols >> 4], axis=1).reshape(-1)[:count]
+        assert np.array_equal(halves == 15, ~np.isin(exponents, palette))
+        assert np.array_equal(escapes, exponents[halves == 15])
+        assert counts.sum() == len(escapes)
+        assert np.array_equal(palette[halves[halves != 15]], exponents[halves != 15])
+        seen.add((symbols.tobytes(), escapes.tobytes(), counts.tobytes(), api.histogram(symbols).tobytes()))
+    assert len(seen) == 1
+
+
+def coded(
+    symbols: np.ndarray, per_segment: int, values: np.ndarray, freqs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Streams and their lengths, the same on every path, and decoded on every path."""
+    seen = {}
+    for path in PATHS:
+        api.set_backend(path)
+        streams, lengths = api.rans_encode(symbols, per_segment, values, freqs)
+        seen[(streams.tobytes(), lengths.tobytes())] = (streams, lengths)
+    assert len(seen) == 1
+    ((streams, lengths),) = seen.values()
+    for path in PATHS:
+        api.set_backend(path)
+        out = np.empty_like(symbols)
+        api.rans_decode(streams, lengths, per_segment, values, freqs, out)
+        assert np.array_equal(out, symbols), path
+    return streams, lengths
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("skew", [0.01, 0.3, 0.9])
+def test_coder_of_any_size(count: int, skew: float) -> None:
+    symbols = np.minimum(np.random.default_rng(count).geometric(skew, count), 255).astype(np.uint8)
+    symbols[:2] = [1, 3][: len(symbols[:2])]
+    counts = np.bincount(symbols, minlength=256)
+    counts[:4] += 1
+    coded(symbols, 1024, BYTES, tables.normalise(counts))
+
+
+@given(
+    weights=st.lists(st.integers(0, 1 << 20), min_size=2, max_size=256).filter(lambda w: sum(map(bool, w)) > 1),
+    count=st.integers(0, 5000),
+    segment=st.integers(64, 3000),
+    seed=st.integers(0, 1 << 32),
+)
+def test_coder_of_any_distribution(weights: list[int], count: int, segment: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = np.array(weights)
+    values = rng.permutation(256)[: len(w)].astype(np.uint8)
+    symbols = values[rng.choice(len(w), count, p=w / w.sum())]
+    coded(symbols, segment, values, tables.normalise(w))
+
+
+def test_division_by_every_frequency() -> None:
+    """The encoder multiplies instead of dividing; every frequency must come out as if it divided."""
+    for first in range(1, 4096, 126):
+        freqs = np.zeros(256, np.uint16)
+        left, k = 4096, 0
+        for f in range(first, min(first + 126, 4096)):  # as many as fit one table
+            if f > left - 1:
+                break
+            freqs[k], left, k = f, left - f, k + 1
+        freqs[k] = left
+        symbols = np.random.default_rng(first).integers(0, k + 1, 4096).astype(np.uint8)
+        coded(symbols, 1 << 20, BYTES, freqs)
+    rng = np.random.default_rng(0)
+    for f in range(1, 4096, 7):
+        freqs = np.array([f, 4096 - f], np.uint16)
+        coded(rng.choice(2, 320, p=[0.5, 0.5]).astype(np.uint8), 1 << 20, BYTES[:2], freqs)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_symbol_without_frequency_cannot_be_coded(path: str) -> None:
+    api.set_backend(path)
+    freqs = np.array([2048, 2048, 0], np.uint16)
+    with pytest.raises(ValueError):
+        api.rans_encode(np.array([0, 1, 2], np.uint8), 64, BYTES[:3], freqs)
+    with pytest.raises(ValueError):
+        api.rans_encode(np.array([0, 1], np.uint8), 64, BYTES[:2], np.array([2048, 2047], np.uint16))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_streams_that_end_wrongly(path: str) -> None:
+    """Words missing, words left, states out of range or not the final ones."""
+    api.set_backend(path)
+    symbols = np.random.default_rng(0).integers(0, 4, 1000).astype(np.uint8)
+    freqs = np.full(4, 1024, np.uint16)
+    streams, _ = api.rans_encode(symbols, 1 << 20, BYTES[:4], freqs)
+
+    def decode(stream: np.ndarray) -> None:
+        lengths = np.array([len(stream)], np.uint32)
+        api.rans_decode(stream, lengths, 1 << 20, BYTES[:4], freqs, np.empty_like(symbols))
+
+    decode(streams)
+    bad = [streams[:-2], streams[:-1], streams[:100], streams[:0], np.append(streams, np.zeros(2, np.uint8))]
+    low = streams.copy()
+    low[2:4] = 0
+    for stream in [*bad, low]:
+        with pytest.raises(CorruptError):
+            decode(np.ascontiguousarray(stream))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_damaged_words_never_do_more_than_fail(path: str) -> None:
+    """With a skewed table a flipped bit nearly always shows in the final states; where it does not, symbols differ."""
+    api.set_backend(path)
+    symbols = np.minimum(np.random.default_rng(0).geometric(0.4, 3000), 15).astype(np.uint8)
+    freqs = tables.normalise(np.bincount(symbols, minlength=16))
+    streams, lengths = api.rans_encode(symbols, 1 << 20, BYTES[:16], freqs)
+    noticed = 0
+    for k in range(300):
+        flipped = streams.copy()
+        flipped[k * 7 % len(flipped)] ^= 1 << k % 8
+        out = np.empty_like(symbols)
+        try:
+            api.rans_decode(flipped, lengths, 1 << 20, BYTES[:16], freqs, out)
+            assert not np.array_equal(out, symbols)
+        except CorruptError:
+            noticed += 1
+    assert noticed > 290

@@ -1,0 +1,1 @@
+"""Measurements of speed: ``python -m tools.bench.float_fast``."""
