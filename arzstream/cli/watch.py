@@ -1,0 +1,102 @@
+"""``arzstream watch``: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from arzstream.cli.options import json_option, print_json, quiet_option
+
+__all__ = ["command"]
+
+
+@click.command("watch")
+@click.argument("source", required=False)
+@click.argument("dest", required=False)
+@click.option("--once", is_flag=True, help="Archive what is there and complete, then exit.")
+@click.option("--config", metavar="FILE", help="TOML file with these options' long names as keys. [ARZ_CONFIG]")
+@click.option("--jobs", type=int, metavar="N", help="Threads for complete checkpoints; 0 is one per core. [0]")
+@click.option("--profile", metavar="NAME", help="fast, balanced or max. [balanced]")
+@click.option("--memory", type=int, metavar="MB", help="Bound of the data in flight, in MiB. [512]")
+@click.option("--priority", metavar="NAME", help="low (while a writer works), idle (always) or normal. [low]")
+@click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source. [5]")
+@click.option("--quiet-time", type=float, metavar="S", help="Seconds without a change that make a checkpoint complete.")
+@click.option("--grace", type=float, metavar="S", help="Seconds to complete what is nearly done when stopped. [10]")
+@click.option("--log", "log_level", metavar="LEVEL", help="debug, info, warning or error. [ARZ_LOG, info]")
+@quiet_option
+@json_option
+def command(
+    source: str | None,
+    dest: str | None,
+    once: bool,
+    config: str | None,
+    log_level: str | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Archive checkpoints from SOURCE in DEST while they are being written.
+
+    Each checkpoint becomes DEST/<its path>.arz. SOURCE is only read. One log line on standard error for each change
+    of state; arzstream status DEST shows the whole. SOURCE is ./checkpoints and DEST ./archive unless named here or in
+    the settings.
+
+    Signals: TERM ends it cleanly, HUP reads the settings again, USR1 pauses, USR2 goes on.
+    """
+    from arzstream.daemon import log
+    from arzstream.daemon.config import Settings, SettingsError, merged
+    from arzstream.daemon.supervisor import Supervisor
+
+    named = {"source": source, "dest": dest, **options}
+
+    def settings() -> Settings:
+        return _local(merged(config, named))
+
+    log.set_up("warning" if quiet and log_level is None else log_level)
+    try:
+        daemon = Supervisor(settings(), once=once, reload=settings)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    code = daemon.run()
+    totals = daemon.totals()
+    if as_json:
+        print_json(totals)
+    elif once and not quiet:
+        click.echo(_sentence(totals))
+    if code and code != 130:
+        _complain(totals, code)
+    raise click.exceptions.Exit(code)
+
+
+def _local(settings: Any) -> Any:
+    """Buckets are another matter."""
+    from arzstream.errors import UnsupportedError
+    from arzstream.store.ranges import is_url
+
+    for place in (settings.source, settings.dest):
+        if is_url(place):
+            raise UnsupportedError(f"{place}: this version watches and writes local folders only; name a folder")
+    return settings
+
+
+def _sentence(totals: dict[str, Any]) -> str:
+    from arzstream.cli.text import counted, percent, size
+
+    parts = [f"{counted(totals['published'], 'checkpoint')} archived"]
+    if totals["bytes_in"]:
+        ratio = percent(totals["bytes_out"] / totals["bytes_in"])
+        parts.append(f"{size(totals['bytes_in'])} as {size(totals['bytes_out'])} ({ratio})")
+    for state in ("waiting", "blocked", "gone"):
+        if totals[state]:
+            parts.append(f"{totals[state]} {state}")
+    return ", ".join(parts)
+
+
+def _complain(totals: dict[str, Any], code: int) -> None:
+    from arzstream.cli.failure import UnwelcomeResult
+
+    problems = totals["problems"]
+    more = f" (and {len(problems) - 1} more; see arzstream status)" if len(problems) > 1 else ""
+    if problems:
+        raise UnwelcomeResult(f"{problems[0]}{more}", code)

@@ -1,0 +1,99 @@
+"""Which checkpoints are there, and what each consists of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from arzstream.daemon.scan import Item, Kind, Listing, look, scan
+from arzstream.errors import StorageError
+from arzstream.formats.checkpoint import group
+
+__all__ = ["Census"]
+
+
+class Census:
+    """Looks at a source folder; leaves out the destination, should it lie inside."""
+
+    def __init__(self, source: str, dest: str) -> None:
+        self.root = os.fsencode(source)
+        self._dest = dest
+
+    def everything(self) -> tuple[dict[bytes, dict[bytes, Item]], dict[bytes, StorageError]]:
+        """All checkpoints by path, each with its names; and the folders that could not be looked into."""
+        listing = scan(self.root, skip=self._skipped())
+        return _grouped(listing), listing.unreadable
+
+    def one(self, checkpoint: bytes) -> dict[bytes, Item]:
+        """The names of one checkpoint, or nothing if it is none any more. Raises StorageError if it cannot be told."""
+        item = look(self.root, checkpoint) if checkpoint else None
+        if checkpoint and item is None:
+            return {}
+        if item is not None and item.kind is not Kind.FOLDER:
+            return {checkpoint: item} if item.kind in (Kind.FILE, Kind.LINK) else {}
+        listing = scan(self.root, checkpoint, skip=self._skipped())
+        if item is not None:
+            listing.items[checkpoint] = item
+        for error in listing.unreadable.values():
+            raise error
+        return _grouped(listing).get(checkpoint, {})
+
+    def unchanged(self, checkpoint: bytes, items: Mapping[bytes, Item]) -> bool:
+        """Does the checkpoint still hold these files and no others? Names that were deleted do not count: whoever
+        deletes a complete checkpoint while it is archived wants it archived no less."""
+        try:
+            now = self.one(checkpoint)
+        except StorageError:
+            return not os.path.lexists(os.path.join(self.root, checkpoint))
+        for path, item in now.items():
+            before = items.get(path)
+            if before is None:
+                if item.kind is not Kind.FOLDER:
+                    return False
+                continue
+            replaced = item.kind is Kind.FILE and before.identity[:2] != item.identity[:2]
+            if replaced or before.kind is not item.kind or before.target != item.target:
+                return False
+        return True
+
+    def _skipped(self) -> frozenset[tuple[int, int]]:
+        try:
+            status = os.stat(self._dest)
+        except OSError:
+            return frozenset()
+        return frozenset({(status.st_dev, status.st_ino)})
+
+
+def _grouped(listing: Listing) -> dict[bytes, dict[bytes, Item]]:
+    names = [path for path, item in listing.items.items() if item.kind in (Kind.FILE, Kind.LINK)]
+    groups = {key: {path: listing.items[path] for path in paths} for key, paths in group(names).items()}
+    owners = {path: key for key, paths in groups.items() for path in paths}
+    used = _folders_above(owners)
+    for path, item in listing.items.items():
+        if item.kind is not Kind.FOLDER or path in groups:
+            continue
+        inside = used.get(path)
+        if inside is None:  # an empty folder goes with the checkpoint around it
+            key = next((above for above in _above(path) if above in groups), None)
+            inside = set() if key is None else {key}
+        for key in inside:
+            if not key or path.startswith(key + b"/"):
+                groups[key][path] = item
+    return groups
+
+
+def _folders_above(owners: Mapping[bytes, bytes]) -> dict[bytes, set[bytes]]:
+    """For each folder the checkpoints that have a file in or below it."""
+    used: dict[bytes, set[bytes]] = {}
+    for path, key in owners.items():
+        for above in _above(path):
+            if key in used.setdefault(above, set()):
+                break
+            used[above].add(key)
+    return used
+
+
+def _above(path: bytes) -> list[bytes]:
+    """The folders above a path, the nearest first, ending with the source itself."""
+    parts = path.split(b"/")[:-1]
+    return [b"/".join(parts[:n]) for n in range(len(parts), -1, -1)]

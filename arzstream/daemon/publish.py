@@ -1,0 +1,143 @@
+"""Names of archives, what is in the destination already, and the last step: a proved archive becomes visible."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from arzstream.archive.verify import verify_reader
+from arzstream.container.directory import open_directory
+from arzstream.container.records import FileRecord
+from arzstream.container.records import Kind as RecordKind
+from arzstream.daemon.journal import FOLDER
+from arzstream.daemon.scan import Item, Kind
+from arzstream.daemon.source import SourceFile
+from arzstream.errors import ArzError, CorruptError, StorageError
+from arzstream.store import local
+from arzstream.store.ranges import LocalReader
+
+__all__ = ["archive_name", "check", "existing", "holds", "make_visible", "sweep"]
+
+SUFFIX = ".arz"
+READ_BYTES = 8 << 20
+
+
+def archive_name(path: bytes, source: str, number: int = 1) -> str:
+    """``<relative path>.arz``; ``….2.arz`` for the second archive. The source itself goes by its own name."""
+    stem = os.fsdecode(path) or os.path.basename(os.path.abspath(source)) or "checkpoint"
+    return f"{stem}{SUFFIX}" if number == 1 else f"{stem}.{number}{SUFFIX}"
+
+
+def existing(dest: str, path: bytes, source: str) -> list[str]:
+    """Names of archives of this checkpoint that lie in the destination, newest number first."""
+    first = archive_name(path, source)
+    folder, name = os.path.split(first)
+    pattern = re.compile(re.escape(name[: -len(SUFFIX)]) + r"(?:\.(\d+))?" + re.escape(SUFFIX))
+    try:
+        names = os.listdir(os.path.join(dest, folder))
+    except OSError:
+        return []
+    found = [(int(match[1] or 1), match[0]) for match in map(pattern.fullmatch, names) if match]
+    return [os.path.join(folder, match) for _, match in sorted(found, reverse=True)]
+
+
+def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, source: str, by_hash: bool) -> bool:
+    """Is ``archive`` an archive of exactly these members: the same paths, sizes and times, and, ``by_hash``, content?
+
+    ``by_hash`` reads the sources and compares SHA-256 instead of times. An archive that cannot be opened is not one.
+    """
+    try:
+        with LocalReader(archive) as reader:
+            directory = open_directory(reader)
+            if not directory.sealed:
+                return False
+            records = {r.path: r for _, r in directory.files if r.kind == RecordKind.REGULAR}
+    except ArzError:
+        return False
+    prefix = len(checkpoint) + 1 if checkpoint else 0
+    files: dict[bytes, bytes] = {}
+    for path, item in members.items():
+        inside = path[prefix:] or os.path.basename(path)
+        if item.kind is Kind.FILE or (item.kind is Kind.LINK and inside in records):
+            files[inside] = path
+    if files.keys() != records.keys():
+        return False
+    return all(_same(records[inside], source, path, members[path], by_hash) for inside, path in files.items())
+
+
+def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: bool) -> bool:
+    if item.kind is Kind.LINK:  # followed when it was archived; what it points to has times of its own
+        try:
+            status = os.stat(os.path.join(os.fsencode(source), path))
+        except OSError:
+            return False
+    else:
+        status = item.status
+    if record.size != status.st_size:
+        return False
+    if not by_hash:
+        return record.mtime == status.st_mtime_ns
+    target = os.path.realpath(os.path.join(os.fsencode(source), path)) if item.kind is Kind.LINK else b""
+    file = SourceFile(os.fsencode(source), path, keep=True, target=target)
+    try:
+        digest = hashlib.sha256()
+        for offset in range(0, record.size, READ_BYTES):
+            digest.update(file.read_at(offset, min(READ_BYTES, record.size - offset)))
+        return digest.digest() == record.sha256
+    finally:
+        file.close()
+
+
+def check(reader: LocalReader, expected: Mapping[bytes, tuple[int, int]]) -> None:
+    """The last look before an archive becomes visible: every header and stored byte, the index against a scan of
+    the frames, and that it holds exactly the ``expected`` files, by path: (size, mtime in ns)."""
+    verify_reader(reader)
+    directory = open_directory(reader)
+    found = {r.path: (r.size, r.mtime) for _, r in directory.files if r.kind == RecordKind.REGULAR}
+    if not directory.sealed or found != dict(expected):
+        raise CorruptError(f"{reader.name}: does not hold the files it should; it is written again")
+
+
+def make_visible(temporary: str, dest: str, path: bytes, source: str) -> str:
+    """Publish under the first free name; returns it, relative to the destination. Nothing is ever replaced."""
+    taken = existing(dest, path, source)
+    number = 1 + max((_number(name) for name in taken), default=0)
+    while True:
+        name = archive_name(path, source, number)
+        try:
+            local.publish(temporary, os.path.join(dest, name))
+        except StorageError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            number += 1
+            continue
+        return name
+
+
+def _number(name: str) -> int:
+    match = re.search(r"\.(\d+)" + re.escape(SUFFIX) + "$", name)
+    return int(match[1]) if match else 1
+
+
+def sweep(dest: str) -> list[str]:
+    """Remove what an earlier daemon left half written; call it only with the destination's lock held.
+
+    Folders below that are destinations of their own (they have a journal) are not ours to sweep.
+    """
+    removed = []
+    for name in _leftovers(dest):
+        if local.unlink(name):
+            removed.append(name)
+    return removed
+
+
+def _leftovers(dest: str) -> Iterator[str]:
+    for folder, folders, names in os.walk(dest):
+        if folder != dest and FOLDER in folders:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if name != FOLDER]
+        yield from (os.path.join(folder, name) for name in names if local.is_temporary(name))

@@ -1,0 +1,306 @@
+"""What to do next with one checkpoint: the state machine's decisions, taken one look at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from arzstream.daemon import log, publish
+from arzstream.daemon.census import Census
+from arzstream.daemon.journal import Archive, Entry
+from arzstream.daemon.states import Problem, Reason, State, backoff, problem_of
+from arzstream.daemon.track import Track
+from arzstream.daemon.work import Changed, Failed, Job, Published, Shared
+from arzstream.errors import ArzError, SourceChangedError
+
+__all__ = ["Steering"]
+
+OPEN_JOBS = 8
+"""Checkpoints that are coded early at a time; more wait until they are complete."""
+FINISHING = 2
+"""Checkpoints that are completed at a time."""
+FREED_BYTES = 1 << 20
+
+
+class Steering:
+    """Takes decisions for tracks; knows what they share. Used by the supervisor's thread only."""
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        dest: str,
+        census: Census,
+        shared: Shared,
+        save: Callable[[Entry], None],
+        published: Callable[[Archive, Entry], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._source, self._dest = source, dest
+        self._census, self._shared = census, shared
+        self._save, self._published, self._wake = save, published, wake
+        self._recognisers = ThreadPoolExecutor(1, thread_name_prefix="arz-recognise")
+        self._recognising: dict[bytes, tuple[str, Future[str]]] = {}
+        self._recognised: dict[bytes, str] = {}
+        self._free_when_blocked: dict[bytes, int] = {}
+        self.jobs = 0
+        self.finishing = 0
+        self.started = time.time()
+
+    def count(self, tracks: Mapping[bytes, Track]) -> None:
+        """Take stock of what is running; once per round, before the decisions."""
+        jobs = [track.job for track in tracks.values() if track.job is not None]
+        self.jobs, self.finishing = len(jobs), sum(job.finishing for job in jobs)
+
+    def close(self) -> None:
+        self._recognisers.shutdown(wait=True, cancel_futures=True)
+
+    # ------------------------------------------------------------------------------------ decisions
+
+    def decide(self, track: Track, now: tuple[float, float]) -> None:
+        """One look at ``track``, whose names are up to date; ``now`` is (monotonic, wall) seconds."""
+        entry = track.entry
+        if track.job is not None and track.job.outcome is not None:
+            self._take_outcome(track)
+        if track.frozen:
+            self._follow(track)
+            return
+        if entry.state is State.PUBLISHED:
+            if entry.identity == track.fingerprint:
+                return
+            self._move(track, State.SEEN)
+        if entry.state is State.BLOCKED and not self._may_retry(track, now[1]):
+            return
+        if entry.state in (State.BLOCKED, State.GONE):
+            self._move(track, State.SEEN)
+        try:
+            if entry.state is State.SEEN and not self._may_begin(track):
+                return
+            self._look(track, now[0])
+        except SourceChangedError:
+            return  # the next look at the folder shows what it is now
+        except ArzError as error:
+            self.block(track, problem_of(error, in_source=True))
+
+    def _look(self, track: Track, monotonic: float) -> None:
+        track.open_files()
+        quiet_time = self._shared.settings.quiet_time
+        quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
+        verdict = track.judge(monotonic, quiet)
+        track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
+        if verdict.complete:
+            self._begin_finish(track)
+            return
+        self._move(track, State.SETTLING if track.rests else State.LANDING, verdict.waiting_for)
+        self._code_early(track)
+
+    def _code_early(self, track: Track) -> None:
+        files, frontiers = track.frontiers()
+        if track.job is None:
+            if self.jobs >= OPEN_JOBS or not any(frontiers.values()):
+                return
+            track.job = self._new_job(track)
+            self.jobs += 1
+        track.job.code(files, frontiers)
+        self._progress(track)
+
+    def _begin_finish(self, track: Track) -> None:
+        if self.finishing >= FINISHING:
+            self._move(track, State.SETTLING, "its turn")
+            return
+        if track.job is None:
+            track.job = self._new_job(track)
+            self.jobs += 1
+        if not track.job.hand_over():
+            self._move(track, State.SETTLING, "a moment")
+            return
+        self.finishing += 1
+        path, items = track.path, track.items
+        order = track.order(lambda: self._census.unchanged(path, items))
+        self._move(track, State.CODING)
+        track.job.finish(order)
+
+    def _new_job(self, track: Track) -> Job:
+        base = os.path.join(track.root, track.path)
+        try:
+            status = os.stat(base if os.path.isdir(base) else os.path.dirname(base))
+            mode = status.st_mode & 0o777 | 0o700
+        except OSError:
+            mode = 0o700
+        return Job(self._shared, self._dest, track.path, self._source, mode)
+
+    def _follow(self, track: Track) -> None:
+        """A job is finishing: show how far it is."""
+        assert track.job is not None
+        if track.job.phase == "verifying" and track.entry.state is State.CODING:
+            self._move(track, State.VERIFYING)
+        self._progress(track)
+
+    def vanished(self, track: Track) -> bool:
+        """The source is gone; True if nothing is left to do for it."""
+        entry = track.entry
+        if track.job is not None and track.job.outcome is not None:
+            self._take_outcome(track)
+        if track.frozen:
+            self._follow(track)
+            return False
+        if entry.state is State.PUBLISHED:
+            return True
+        if entry.state is not State.BLOCKED and track.rests and track.survives_deletion:
+            # It was complete, only not yet old enough to be believed: that it was deleted settles the matter.
+            self._begin_finish(track)
+            return False
+        track.close()
+        self._recognising.pop(track.path, None)
+        if entry.archive:  # an earlier content is published; what came after it was never complete
+            self._move(track, State.SEEN)
+            self._move(track, State.PUBLISHED, "the source vanished while it was written again")
+        else:
+            self._move(track, State.GONE, "the source vanished before it was complete")
+        return True
+
+    # ------------------------------------------------------------------------------------ what is there already
+
+    def _may_begin(self, track: Track) -> bool:
+        """Before anything is coded: is there an archive of just this already?"""
+        path, fingerprint = track.path, track.fingerprint
+        if self._recognised.get(path) == fingerprint:
+            return True
+        pending = self._recognising.get(path)
+        if pending is None:
+            names = publish.existing(self._dest, path, self._source)
+            if not names:
+                self._recognised[path] = fingerprint
+                return True
+            by_hash = bool(track.entry.identity)
+            items, path_ = dict(track.items), path
+            future = self._recognisers.submit(self._recognise, names, items, path_, by_hash)
+            future.add_done_callback(lambda _: self._wake())
+            self._recognising[path] = (fingerprint, future)
+            return False
+        asked, future = pending
+        if not future.done():
+            return False
+        del self._recognising[path]
+        if asked != fingerprint:
+            return False  # it changed meanwhile: ask again
+        name = future.result()
+        if not name:
+            self._recognised[path] = fingerprint
+            return True
+        self._adopt(track, name, fingerprint)
+        return False
+
+    def _recognise(self, names: list[str], items: Mapping[bytes, object], path: bytes, by_hash: bool) -> str:
+        """The first of ``names`` that holds just ``items``, or nothing."""
+        for name in names:
+            try:
+                if publish.holds(os.path.join(self._dest, name), items, path, source=self._source, by_hash=by_hash):  # type: ignore[arg-type]
+                    return name
+            except ArzError:
+                continue
+        return ""
+
+    def _adopt(self, track: Track, name: str, fingerprint: str) -> None:
+        entry = track.entry
+        entry.archive, entry.identity, entry.attempts = name, fingerprint, 0
+        entry.bytes_in = track.bytes_in
+        entry.bytes_out = os.stat(os.path.join(self._dest, name)).st_size
+        self._move(track, State.PUBLISHED)
+        archive = Archive(name, track.path, time.time(), entry.bytes_in, entry.bytes_out, "", identity=fingerprint)
+        self._published(archive, entry)
+        log.event("recognised", checkpoint=track.path, archive=name)
+        track.close()
+
+    # ------------------------------------------------------------------------------------ how jobs end
+
+    def _take_outcome(self, track: Track) -> None:
+        job = track.job
+        assert job is not None
+        outcome = job.outcome
+        if isinstance(outcome, Published):
+            self._take_published(track, outcome)
+        elif isinstance(outcome, Changed):
+            track.frozen = False
+            self._move(track, State.LANDING, "the writer: it changed again")
+            log.event("changed", checkpoint=track.path, what=outcome.text)
+            if outcome.usable:
+                job.resume()
+            else:
+                track.job = None
+                job.discard()
+        elif isinstance(outcome, Failed):
+            track.frozen = False
+            track.job = None
+            job.discard()
+            self.block(track, problem_of(outcome.error, in_source=outcome.in_source))
+
+    def _take_published(self, track: Track, outcome: Published) -> None:
+        entry, summary = track.entry, outcome.summary
+        self._progress(track)
+        track.frozen = False
+        entry.archive, entry.identity, entry.attempts = outcome.name, track.fingerprint, 0
+        entry.bytes_in, entry.bytes_out, entry.early = summary.bytes_in, summary.bytes_out, outcome.early
+        # Of what lay there before the daemon came, nobody waited for the archive.
+        recent = outcome.last_write > self.started
+        entry.latency = max(0.0, outcome.visible - outcome.last_write) if recent else None
+        self._move(track, State.VERIFYING)
+        self._move(track, State.PUBLISHED)
+        archive = Archive(
+            outcome.name, track.path, outcome.visible, summary.bytes_in, summary.bytes_out, summary.content,
+            identity=entry.identity,
+        )  # fmt: skip
+        self._published(archive, entry)
+        log.event(
+            "published", checkpoint=track.path, archive=outcome.name, bytes_in=summary.bytes_in,
+            bytes_out=summary.bytes_out, ratio=summary.ratio, early=outcome.early, latency=entry.latency,
+        )  # fmt: skip
+        track.close()
+
+    def block(self, track: Track, problem: Problem) -> None:
+        """Stop work on it for a while."""
+        job, track.job = track.job, None
+        if job is not None:
+            job.discard()
+        entry = track.entry
+        entry.attempts += 1
+        self._move(track, State.BLOCKED, problem.advice, reason=problem)
+        entry.retry = time.time() + backoff(entry.attempts)
+        self._free_when_blocked[track.path] = self._free() if problem.reason is Reason.DISK_FULL else -1
+        self._save(entry)
+
+    def _may_retry(self, track: Track, wall: float) -> bool:
+        if wall >= track.entry.retry:
+            return True
+        free = self._free_when_blocked.get(track.path, -1)
+        return free >= 0 and self._free() > free + FREED_BYTES
+
+    def _free(self) -> int:
+        try:
+            status = os.statvfs(self._dest)
+        except (OSError, AttributeError):
+            return -1
+        return status.f_bavail * status.f_frsize
+
+    # ------------------------------------------------------------------------------------ telling
+
+    def _progress(self, track: Track) -> None:
+        if track.job is not None:
+            track.entry.bytes_coded, track.entry.bytes_out = track.job.bytes_coded, track.job.bytes_out
+            track.entry.layers = track.job.commits
+
+    def _move(self, track: Track, state: State, waiting: str = "", reason: Problem | None = None) -> None:
+        entry = track.entry
+        before, waited = entry.state, entry.waiting
+        if entry.move(state, waiting=waiting):
+            if reason is not None:
+                entry.reason = f"{reason.reason.value}: {reason.text}"
+            log.event(
+                "state", level=30 if state in (State.BLOCKED, State.GONE) else 20, checkpoint=entry.path,
+                before=before.value, now=state.value, waiting=waiting or None, reason=entry.reason or None,
+            )  # fmt: skip
+            self._save(entry)
+        elif waiting != waited:
+            self._save(entry)

@@ -1,0 +1,257 @@
+"""What the daemon knows of one checkpoint: its files, opened; how they come to rest; what it still waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Mapping
+
+from arzstream.archive.sources import kept_target
+from arzstream.daemon.journal import Entry
+from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
+from arzstream.daemon.settle import Settle
+from arzstream.daemon.source import SourceFile, followed
+from arzstream.daemon.work import Finish, Job
+from arzstream.errors import ArzError, SourceChangedError
+from arzstream.formats import checkpoint
+from arzstream.formats.base import Layout, Parser
+from arzstream.formats.checkpoint import FileFacts, Verdict
+from arzstream.formats.detect import parser_for
+
+__all__ = ["Track"]
+
+SMALL_BYTES = 8 << 20
+"""Files that rules may want to read whole (indexes, states) are at most this long."""
+QUIET_WORDS = "without a change"
+
+
+class _Watched:
+    """A file and what its structure says so far."""
+
+    def __init__(self, file: SourceFile, path: bytes) -> None:
+        self.file = file
+        self.parser: Parser = parser_for(path)
+        self.layout: Layout | None = None
+        self.frontier = 0
+        self._seen: tuple[int, bool, Identity | None] = (-1, False, None)
+
+    def look(self, *, whole: bool) -> None:
+        """Find the frontier; parse again if anything changed. ``whole``: nobody writes to it any more."""
+        status = self.file.status()
+        self.frontier = status.st_size if whole else self.file.frontier()
+        final = whole and self.frontier == status.st_size
+        seen = (self.frontier, final, Identity.of(status))
+        if seen == self._seen:
+            return
+        self.layout = self.parser.update(self._read, self.frontier, False)
+        self._seen = seen
+
+    def _read(self, offset: int, length: int) -> bytes:
+        length = min(length, max(0, self.file.size - offset))
+        return self.file.read_at(offset, length) if length else b""
+
+
+class Track:
+    """Made and used by the supervisor's thread only."""
+
+    def __init__(self, source: str, entry: Entry, *, keep_open: int) -> None:
+        self.entry = entry
+        self.source = source
+        self.root = os.fsencode(source)
+        self.items: dict[bytes, Item] = {}
+        self.settle = Settle()
+        self.watched: dict[bytes, _Watched] = {}
+        """Regular files, and links that are followed, by path relative to the source."""
+        self.job: Job | None = None
+        self.verdict: Verdict | None = None
+        self.frozen = False
+        """A finish was ordered: the files are what they were then, whatever happens to the folder."""
+        self.deleted = False
+        """It looked complete, and now it is being deleted."""
+        self._keep_open = keep_open
+
+    # ------------------------------------------------------------------------------------ what is there
+
+    @property
+    def path(self) -> bytes:
+        return self.entry.path
+
+    def inside(self, path: bytes) -> bytes:
+        """A path relative to the checkpoint; a checkpoint that is one file goes by its own name."""
+        if path == self.path:
+            return os.path.basename(path)
+        return path[len(self.path) + 1 :] if self.path else path
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.items)
+
+    @property
+    def lone_file(self) -> bool:
+        return len(self.items) == 1 and self.path in self.items
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(item.status.st_size for item in self.items.values() if item.kind is Kind.FILE)
+
+    def update(self, items: Mapping[bytes, Item], now: tuple[float, float], *, trusted: bool) -> bool:
+        """Take note of what the folder holds now; True if that changed."""
+        if not items:
+            # Gone, or renamed as a whole: the open files are what is left to go on with.
+            changed, self.items = bool(self.items), {}
+            return changed
+        if self.deleted or self._is_being_deleted(items):
+            self.deleted = True
+            return False
+        files = {path: item.identity for path, item in items.items() if item.kind is Kind.FILE}
+        self._follow_renames(files)
+        changed = self.settle.look(files, now, trusted=trusted) or items.keys() != self.items.keys()
+        self.items = dict(items)
+        return changed
+
+    def _follow_renames(self, files: Mapping[bytes, Identity]) -> None:
+        """Files that have another name now are the same files; ones with the same name may not be."""
+        inodes = {identity[:2]: path for path, identity in files.items()}
+        for path, watched in list(self.watched.items()):
+            if watched.file.target:
+                continue
+            known = watched.file.identity[:2]
+            if path in files and files[path][:2] == known:
+                continue
+            del self.watched[path]
+            place = inodes.get(known)
+            if place is None or place in self.watched:
+                self._release(watched.file)
+                continue
+            watched.file.path = place
+            fresh = _Watched(watched.file, place)
+            self.watched[place] = fresh
+            self.settle.renamed(path, place)
+            self.settle.closed(place, files[place])  # nobody renames what is not done
+
+    def _is_being_deleted(self, items: Mapping[bytes, Item]) -> bool:
+        """Are files of a checkpoint that looked complete being deleted, and nothing else?"""
+        if not self.rests or not self.items.keys() > items.keys():
+            return False
+        missing = [self.watched[path] for path in self.items.keys() - items.keys() if path in self.watched]
+        return bool(missing) and all(watched.file.keep and not watched.file.status().st_nlink for watched in missing)
+
+    def _release(self, file: SourceFile) -> None:
+        if self.job is None or not self.job.working:
+            file.close()
+
+    def rename(self, path: bytes) -> None:
+        """The whole checkpoint has another name; its files are found again by their inodes."""
+        self.entry.path = path
+        if self.job is not None:
+            self.job.path = path
+
+    def note_closed(self, path: bytes) -> None:
+        """A hint: the writer closed ``path``, or moved it (and, if it is a folder, all in it) into place."""
+        for known, item in self.items.items():
+            if item.kind is Kind.FILE and (known == path or known.startswith(path + b"/")):
+                try:
+                    now = Identity.of(os.lstat(os.path.join(self.root, known)))
+                except OSError:
+                    continue
+                self.settle.closed(known, now)
+
+    def hopeless(self, monotonic: float, patience: float) -> bool:
+        """Does it wait for something other than quiet, and has nothing happened for ``patience`` seconds?"""
+        if self.verdict is None or self.rests:
+            return False
+        return all(self.settle.quiet(path, monotonic) >= patience for path in self.watched)
+
+    # ------------------------------------------------------------------------------------ how far it is
+
+    def open_files(self) -> None:
+        """Open what is new. Raises ArzError, so that the checkpoint is blocked with a reason."""
+        for path, item in self.items.items():
+            if path in self.watched or item.kind not in (Kind.FILE, Kind.LINK):
+                continue
+            target = followed(self.root, self.path, path) if item.kind is Kind.LINK else b""
+            if item.kind is Kind.LINK and not target:
+                continue
+            keep = sum(watched.file.keep for watched in self.watched.values()) < self._keep_open
+            file = SourceFile(self.root, path, keep=keep, target=target)
+            if not target and file.identity[:2] != item.identity[:2]:
+                file.close()
+                raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
+            self.watched[path] = _Watched(file, path)
+
+    def judge(self, monotonic: float, quiet: Mapping[str, float] | None) -> Verdict:
+        """Look at every file's frontier and structure, and say whether the checkpoint is complete."""
+        facts: dict[bytes, FileFacts] = {}
+        for path, watched in self.watched.items():
+            calm = self.settle.quiet(path, monotonic) if not watched.file.target else checkpoint.GIVE_UP
+            closed = bool(watched.file.target) or self._closed(path, watched)
+            watched.look(whole=closed or calm >= checkpoint.GIVE_UP)
+            facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
+        name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
+        self.verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
+        return self.verdict
+
+    def _closed(self, path: bytes, watched: _Watched) -> bool:
+        if self.settle.is_closed(path):
+            return True
+        item = self.items.get(path)
+        if item is None or watched.file.has_writer() is not False:
+            return False
+        if not Identity.of(watched.file.status()).same_content(item.identity):
+            return False
+        self.settle.closed(path, item.identity)
+        return True
+
+    def _read_small(self, inside: bytes) -> bytes | None:
+        path = os.path.join(self.path, inside) if self.path and not self.lone_file else (self.path or inside)
+        watched = self.watched.get(path)
+        if watched is None:
+            return None
+        with contextlib.suppress(ArzError):
+            size = watched.file.size
+            return watched.file.read_at(0, size) if size <= SMALL_BYTES else None
+        return None
+
+    def frontiers(self) -> tuple[dict[bytes, SourceFile], dict[bytes, int]]:
+        """All files that are read, by path inside the checkpoint, and how far each is written."""
+        files = {self.inside(path): watched.file for path, watched in self.watched.items()}
+        return files, {self.inside(path): watched.frontier for path, watched in self.watched.items()}
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def order(self, unchanged: Callable[[], bool]) -> Finish:
+        """What is to be archived, as it is now."""
+        base = os.path.join(self.root, self.path) if self.path and not self.lone_file else self.root
+        links: dict[bytes, tuple[bytes, int, int]] = {}
+        folders: dict[bytes, tuple[int, int]] = {}
+        for path, item in self.items.items():
+            mode, mtime = stat.S_IMODE(item.status.st_mode), item.status.st_mtime_ns
+            if item.kind is Kind.FOLDER:
+                folders[self.inside(path)] = (mode, mtime)
+            elif item.kind is Kind.LINK and path not in self.watched:
+                target = kept_target(os.path.realpath(base), os.path.join(self.root, path))
+                links[self.inside(path)] = (item.target if target is None else target, mode, mtime)
+        files = {self.inside(p): w.file for p, w in self.watched.items() if not checkpoint.is_temporary(p)}
+        self.frozen = True
+        return Finish(files, links, folders, unchanged)
+
+    @property
+    def rests(self) -> bool:
+        """Did it look complete but for having to be quiet for a while?"""
+        return self.verdict is not None and (self.verdict.complete or self.verdict.waiting_for.endswith(QUIET_WORDS))
+
+    @property
+    def survives_deletion(self) -> bool:
+        """Are all its files open, so that it can be finished although its folder is gone?"""
+        files = [watched.file for watched in self.watched.values()]
+        return bool(files) and all(file.keep for file in files)
+
+    def close(self) -> None:
+        """Stop the job and close the files."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.discard()
+        for watched in self.watched.values():
+            watched.file.close()
+        self.watched = {}
