@@ -131,9 +131,11 @@ def _show(result: dict[str, Any]) -> None:
         click.echo("No checkpoint has been seen.")
         return
     columns = [
-        Column("checkpoint", give=True), Column("state"), Column("done", right=True), Column("in", right=True),
-        Column("out", right=True), Column("ratio", right=True), Column("latency", right=True), Column("archive", give=True),
-    ]  # fmt: skip
+        Column("checkpoint", give=True),
+        Column("state"),
+        *(Column(title, right=True) for title in ("done", "in", "out", "ratio", "latency")),
+        Column("archive", give=True),
+    ]
     rows = [Row(_cells(entry), _notes(entry)) for entry in result["checkpoints"]]
     for line in table(columns, rows, room()):
         click.echo(line)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from arzstream.cli.options import json_option, print_json, quiet_option
+
+if TYPE_CHECKING:
+    from arzstream.daemon.config import Settings
 
 __all__ = ["command"]
 
@@ -45,7 +48,7 @@ def command(
     Signals: TERM ends it cleanly, HUP reads the settings again, USR1 pauses, USR2 goes on.
     """
     from arzstream.daemon import log
-    from arzstream.daemon.config import Settings, SettingsError, merged
+    from arzstream.daemon.config import SettingsError, merged
     from arzstream.daemon.supervisor import Supervisor
 
     named = {"source": source, "dest": dest, **options}
@@ -69,7 +72,7 @@ def command(
     raise click.exceptions.Exit(code)
 
 
-def _local(settings: Any) -> Any:
+def _local(settings: Settings) -> Settings:
     """Buckets are another matter."""
     from arzstream.errors import UnsupportedError
     from arzstream.store.ranges import is_url
