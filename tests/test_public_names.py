@@ -15,15 +15,19 @@ PUBLIC = [
     "Limits",
     "MissingParentError",
     "PackSummary",
+    "RecoverReport",
     "SourceChangedError",
     "StorageError",
     "UnsupportedError",
+    "VerifyReport",
     "__version__",
     "open",
     "pack",
+    "recover",
     "safe_open",
     "torch",
     "unpack",
+    "verify",
 ]
 
 
