@@ -6,6 +6,7 @@ change metadata or chunk tables, and put it together again with :func:`assemble`
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,8 @@ METADATA = {FrameType.TENSOR, FrameType.FILE, FrameType.COMMIT, FrameType.INDEX,
 
 @dataclasses.dataclass
 class Frame:
-    """A frame at ``offset`` of the original. ``value`` is its metadata, or its chunk table, where it has one."""
+    """A frame at ``offset`` of the original. ``value`` is its metadata, or its chunk table, where it has one; without
+    it, the payload is taken as it is."""
 
     offset: int
     header: FrameHeader
@@ -95,8 +97,8 @@ def assemble(
             value["offset"] = [moved.get(int(at), int(at)) for at in value["offset"]]
             if edit_table:
                 edit_table(value)
-        elif frame.kind == FrameType.INDEX:
-            value = {**value, "chain": blake3(chain + pending), "tables": tables}
+        elif frame.kind == FrameType.INDEX and value is not None:
+            value = {**copy.deepcopy(value), "chain": blake3(chain + pending), "tables": tables}
             if edit_index:
                 edit_index(value)
         head = _append(out, prologue, number, frame, value)

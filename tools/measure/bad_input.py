@@ -8,6 +8,7 @@ traceback. Archives that lie are forged: their checksums are right. The hostile 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import resource
 import shutil
@@ -27,6 +28,7 @@ from tools.measure.checks import Checks
 ADDRESS_SPACE = 2 << 30
 """Bytes that a hostile archive's reader may map, its libraries included."""
 NO_OVERRIDE = "-dac_override,-dac_read_search"
+ZEROS = 256 << 20
 UNPRIVILEGED = ["setpriv", "--bounding-set", NO_OVERRIDE, "--inh-caps", NO_OVERRIDE] if os.geteuid() == 0 else []
 """Root may read everything; without these capabilities it may not."""
 
@@ -75,6 +77,8 @@ def good_archive(folder: Path) -> bytes:
     ]
     (source / "model.safetensors").write_bytes(tensors.safetensors_bytes(weights))
     (source / "config.json").write_text("{}\n")
+    with open(source / "zeros.bin", "wb") as file:
+        file.truncate(ZEROS)
     done = process.arzstream("pack", source, "-o", folder / "good.arz", "--quiet")
     if done.returncode:
         raise SystemExit(f"packing failed: {done.stderr}")
@@ -117,13 +121,13 @@ def overflowing(unit: dict[str, Any]) -> None:
 
 
 def endless(index: dict[str, Any]) -> None:
-    """A file of sixteen million copies of the first unit."""
+    """Each file is more than 16 TiB of zeros: the largest unit, which costs a few bytes, again and again."""
+    number, unit = max(((u[0], u[1]) for u in index["units"]), key=lambda item: math.prod(item[1]["shape"]))
+    length = math.prod(unit["shape"])
+    times = (16 << 40) // length + 1
     for _, record in index["files"]:
-        if record["recipe"]:
-            unit = index["units"][0]
-            length = unit[1]["shape"][0] * unit[1]["shape"][1] * 2
-            record["recipe"] = [[unit[0], 0, length]] * (1 << 18)
-            record["size"] = length << 18
+        record["recipe"] = [[number, 0, length]] * times
+        record["size"] = length * times
 
 
 def escaping(index: dict[str, Any]) -> None:
@@ -198,14 +202,14 @@ def damaged(folder: Path) -> Iterator[Case]:
     out: Sequence[str | Path] = ("-o", folder / "out")
     for verb in ("ls", "verify"):
         yield case("not-an-archive", verb, 1, "not an arzstream archive")
-        yield case("empty", verb, 1, "empty")
+        yield case("empty", verb, 1, "not an arzstream archive")
         yield case("cut-short", verb, 1, "truncated")
         yield case("major-2", verb, 3, "newer")
         yield case("minor-9", verb, 3, "newer")
         yield case("feature-40", verb, 3, "newer")
     for name in ("truncated", "flipped", "longer", "text-mode", "beyond-the-end", "long-chunk", "overlap", "escape"):
         yield case(name, "verify", 1, name)
-    yield case("truncated", "unpack", 1, "truncated", *out)
+    yield case("truncated", "unpack", 1, "truncated.arz", *out)
     yield case("unknown-codec", "ls", 0, "")
     yield case("unknown-codec", "unpack", 3, "9999", *out)
     yield case("escape", "unpack", 1, "escape", *out)
