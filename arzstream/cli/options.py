@@ -1,0 +1,25 @@
+"""Options that several verbs have, and how their results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO, TypeVar
+
+import click
+
+__all__ = ["archive_argument", "force_option", "json_option", "print_json", "quiet_option"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+archive_argument = click.argument("archive", metavar="ARCHIVE")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors; no progress bar.")
+force_option = click.option("--force", is_flag=True, help="Replace an archive of that name.")
+
+
+def print_json(value: dict[str, Any], stream: TextIO | None = None) -> None:
+    """One JSON object on one line, or indented on a terminal. ASCII only: any name survives any pipe."""
+    target = stream or sys.stdout
+    print(json.dumps(value, indent=2 if target.isatty() else None), file=target)

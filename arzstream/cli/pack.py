@@ -1,0 +1,89 @@
+"""``arzstream pack``"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from arzstream.cli.options import force_option, json_option, print_json, quiet_option
+from arzstream.cli.progress import progress_bar
+from arzstream.cli.text import counted, duration, percent, safe, size
+
+if TYPE_CHECKING:
+    from arzstream.archive.summary import PackSummary
+
+__all__ = ["command"]
+
+NOTES_SHOWN = 20
+
+
+@click.command()
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--output", "-o", metavar="ARCHIVE", required=True, help="The archive to write; - is standard output.")
+@click.option(
+    "--profile", type=click.Choice(["fast", "balanced", "max"]), default="balanced", show_default=True,
+    help="How hard to try: fast, or small.",
+)  # fmt: skip
+@click.option("--jobs", "-j", type=click.IntRange(1, 1024), metavar="N", help="Threads.  [default: one per core]")
+@click.option(
+    "--tensor-parallel", type=click.IntRange(1, 1 << 16), default=1, metavar="N",
+    help="Cut matrices so that each of N ranks reads its own rows or columns only.",
+)  # fmt: skip
+@click.option("--reproducible", is_flag=True, help="The same input and options give the same bytes.")
+@force_option
+@json_option
+@quiet_option
+def command(
+    sources: tuple[str, ...],
+    output: str,
+    profile: str,
+    jobs: int | None,
+    tensor_parallel: int,
+    reproducible: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Pack files, checkpoint folders or URLs of files into one archive.
+
+    The archive appears under its name only when everything in it was read back, decoded, and found identical.
+    Each SOURCE stays as it is.
+
+    \b
+    arzstream pack runs/exp7/step-2000 -o step-2000.arz
+    arzstream pack model.safetensors -o - | ssh host 'cat > model.arz'
+    """
+    to_output = output == "-"
+    if to_output and sys.stdout.isatty():
+        raise click.UsageError("an archive is not for reading on a terminal; send standard output to a file or a pipe")
+
+    from arzstream.archive.pack import pack
+
+    with progress_bar(quiet) as progress:
+        summary = pack(
+            sources, output, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
+            tensor_parallel=tensor_parallel, force=force,
+        )  # fmt: skip
+    stream = sys.stderr if to_output else sys.stdout
+    if as_json:
+        print_json(summary.as_dict(), stream)
+    elif not quiet:
+        for line in _lines(summary, "standard output" if to_output else os.path.normpath(output)):
+            print(line, file=stream)
+
+
+def _lines(summary: PackSummary, name: str) -> list[str]:
+    ratio = percent(summary.ratio) if summary.bytes_in else "nothing in it"
+    lines = [
+        f"{safe(name)}: {size(summary.bytes_in)} → {size(summary.bytes_out)} ({ratio}), "
+        f"{counted(summary.tensors, 'tensor')}, {counted(summary.files, 'file')}, {duration(summary.seconds)}"
+    ]
+    notes = sorted(summary.opaque.items())
+    lines += [f"  {safe(path)}: {safe(why)}; kept byte for byte" for path, why in notes[:NOTES_SHOWN]]
+    more = len(notes) - NOTES_SHOWN
+    if more > 0:
+        lines.append(f"  and {counted(more, 'file')} more like these; arzstream ls says which and why")
+    return lines

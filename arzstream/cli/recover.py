@@ -1,0 +1,68 @@
+"""``arzstream recover``"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from arzstream.cli.failure import UnwelcomeResult
+from arzstream.cli.group import state
+from arzstream.cli.options import force_option, json_option, print_json, quiet_option
+from arzstream.cli.progress import progress_bar
+from arzstream.cli.text import counted, safe
+
+if TYPE_CHECKING:
+    from arzstream.archive.recover import RecoverReport
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("damaged", metavar="DAMAGED")
+@click.option("--output", "-o", metavar="ARCHIVE", required=True, help="The archive to write what is intact to.")
+@force_option
+@json_option
+@quiet_option
+def command(damaged: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
+    """Save what is intact in a damaged or unfinished archive, and list by name what was saved and what is lost.
+
+    DAMAGED stays as it is. Tensors whose file is damaged elsewhere are saved in a file called recovered.safetensors.
+    Ends with 1 if anything is lost.
+
+    \b
+    arzstream recover damaged.arz -o rescued.arz
+    """
+    from arzstream.archive.recover import recover
+
+    now = state()
+    now.archive, now.advice = damaged, "nothing can be saved; restore it from a copy"
+    with progress_bar(quiet) as progress:
+        report = recover(damaged, output, force=force, progress=progress)
+    if as_json:
+        print_json(report.as_dict())
+    elif not quiet:
+        for line in _lines(report):
+            print(line)
+    if not report.complete:
+        raise UnwelcomeResult(f"{damaged}: {_lost(report)} lost; {output} holds the rest")
+
+
+def _lost(report: RecoverReport) -> str:
+    tensors, files = len(report.lost_tensors), len(report.lost_files)
+    kinds = [counted(tensors, "tensor")] * bool(tensors) + [counted(files, "file")] * bool(files)
+    return f"{' and '.join(kinds)} {'is' if tensors + files == 1 else 'are'}"
+
+
+def _lines(report: RecoverReport) -> Iterator[str]:
+    saved = f"{counted(len(report.tensors), 'tensor')} and {counted(len(report.files), 'file')} saved"
+    places = f"{counted(report.damaged_places, 'damaged place')} in {safe(report.archive)}"
+    yield f"{safe(report.output)}: {saved}; {'nothing' if report.complete else _lost(report)} lost; {places}"
+    for title, names in (
+        ("lost tensors", report.lost_tensors), ("lost files", report.lost_files),
+        ("saved tensors", report.tensors), ("saved files", report.files),
+    ):  # fmt: skip
+        if names:
+            yield f"{title}:"
+            yield from (f"  {safe(name)}" for name in names)

@@ -1,0 +1,103 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["cells", "counted", "duration", "percent", "safe", "shape", "shorten", "size"]
+
+_PLAIN = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories that can move the cursor, reverse the text, or have no picture."""
+
+
+def size(nbytes: float) -> str:
+    """Bytes in powers of 1000, three digits: ``90.9 MB``."""
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    value, units = float(nbytes), iter(("kB", "MB", "GB", "TB", "PB", "EB", "ZB"))
+    unit = "B"
+    while value >= 999.5:
+        value /= 1000
+        unit = next(units)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def percent(ratio: float | None) -> str:
+    """``66.5 %``; nothing for None. What is not nothing is never shown as 0."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.1%}".replace("%", " %") if ratio >= 0.0005 or ratio == 0 else "<0.1 %"
+
+
+def duration(seconds: float) -> str:
+    """``0.8 s``, ``2 min 5 s``, ``1 h 3 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 tensor``, ``1,206 tensors``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shape(dimensions: tuple[int, ...] | list[int]) -> str:
+    """``4096×1024``; a tensor without dimensions is a ``scalar``."""
+    return "×".join(map(str, dimensions)) or "scalar"
+
+
+def safe(text: str) -> str:
+    """``text`` on one line; what could play tricks on a terminal becomes an escape, not UTF-8 becomes ``\\xff``."""
+    if text.isascii() and text.isprintable() and text == text.strip():
+        return text
+    shown = "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+    inner = shown.strip(" ")
+    if shown == inner:
+        return shown
+    before = len(shown) - len(shown.lstrip(" "))
+    return "\\x20" * before + inner + "\\x20" * (len(shown) - len(inner) - before)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if char in _PLAIN:
+        return _PLAIN[char]
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_cells_of, text))
+
+
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def shorten(text: str, room: int) -> str:
+    """``text`` in at most ``room`` columns; ``…`` stands for its middle: the ends of a tensor's name tell most."""
+    if cells(text) <= room:
+        return text
+    if room < 3:
+        return "…"[:room]
+    tail = _fitting(text[::-1], room // 2)[::-1]
+    return f"{_fitting(text, room - 1 - cells(tail))}…{tail}"
+
+
+def _fitting(text: str, room: int) -> str:
+    """The longest beginning of ``text`` that takes at most ``room`` columns."""
+    used = 0
+    for position, char in enumerate(text):
+        used += _cells_of(char)
+        if used > room:
+            return text[:position]
+    return text
