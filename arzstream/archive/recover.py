@@ -47,6 +47,8 @@ class RecoverReport:
     lost_tensors: list[str]
     lost_files: list[str]
     damaged_places: int
+    indexed: bool = True
+    """Was the index good? If not, the lists of what is lost name only what other frames tell of."""
 
     @property
     def complete(self) -> bool:
@@ -260,4 +262,5 @@ class _Rescue:
             lost_tensors=[name for number in sorted(lost) for name in self.salvage.names_of(number)],
             lost_files=[os.fsdecode(record.path) for record in self.lost_files],
             damaged_places=self.salvage.damaged_places,
+            indexed=self.salvage.indexed,
         )

@@ -54,6 +54,8 @@ class Salvage:
     """Units of which a chunk frame is known to be damaged."""
     listed: dict[int, Unit] = dataclasses.field(default_factory=dict)
     """Units according to the index, if that is good: names what has no TENSOR frame any more."""
+    indexed: bool = False
+    """Was the index good? If not, there may have been more than can be known."""
     damaged_places: int = 0
 
     def complete_units(self) -> dict[int, UnitEntry]:
@@ -237,3 +239,4 @@ def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
             del salvage.units[number]
         for number in set(salvage.files) - {number for number, _ in value["files"]}:
             del salvage.files[number]
+        salvage.indexed = True
