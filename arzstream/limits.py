@@ -21,6 +21,8 @@ class Limits:
     path_bytes: int = 4 * KIB
     dimensions: int = 32
     metadata_bytes: int = 64 * MIB
+    metadata_items: int = 16_000_000
+    """Arrays and maps in the metadata of one frame, and their items: 64 bytes of memory each, whatever their bytes."""
     metadata_depth: int = 8
     chunk_bytes: int = 256 * MIB
     total_bytes: int = 16 * TIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgpack
@@ -21,10 +22,13 @@ def pack(value: Any, *, max_depth: int = DEFAULT_LIMITS.metadata_depth) -> bytes
 def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode ``data`` and refuse it unless encoding the result gives the same bytes again.
 
-    Arrays come back as lists. Raises CorruptError, or LimitError if ``data`` is longer than ``limits.metadata_bytes``.
+    Arrays come back as lists. Raises CorruptError, or LimitError for more than ``limits.metadata_bytes`` bytes or
+    ``limits.metadata_items`` arrays, maps and items of them.
     """
     if len(data) > limits.metadata_bytes:
         raise LimitError(f"metadata of {len(data)} bytes; at most {limits.metadata_bytes} are read")
+    most = min(len(data), limits.metadata_items)
+    count = _Count(limits.metadata_items)
     try:
         # The lengths msgpack announces are bounded by the bytes that are there, so nothing larger is allocated.
         value = msgpack.unpackb(
@@ -32,19 +36,61 @@ def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
             raw=False,
             strict_map_key=True,
             use_list=True,
+            list_hook=count,
+            object_hook=count,
             max_str_len=len(data),
             max_bin_len=len(data),
-            max_array_len=len(data),
-            max_map_len=len(data),
+            max_array_len=most,
+            max_map_len=most,
         )
-        again = pack(value, max_depth=limits.metadata_depth)
+        _check(value, limits.metadata_depth)
+        again = msgpack.packb(value, use_bin_type=True)  # maps keep the order they have in ``data``
     except CorruptError:
         raise
-    except Exception as error:  # noqa: BLE001  msgpack raises ValueError, its own exceptions and RecursionError
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise CorruptError(f"metadata does not parse: {type(error).__name__}: {error}") from None
     if again != data:
         raise CorruptError("metadata is not in canonical form")
     return value
+
+
+class _Count:
+    """Counts while msgpack builds them: an array takes one byte in a file and 64 in memory, so bytes are no bound."""
+
+    def __init__(self, most: int) -> None:
+        self._left = self._most = most
+
+    def __call__(self, container: Any) -> Any:
+        self._left -= 1 + len(container)
+        if self._left < 0:
+            raise LimitError(f"metadata of more than {self._most} items; that many are not read")
+        return container
+
+
+def _check(value: Any, depth: int) -> None:
+    """What encoding again does not show: types that have no place here, depth, the order of keys."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return
+    if depth == 0:
+        raise CorruptError("metadata is nested too deeply")
+    if kind is list:
+        for item in value:
+            if type(item) not in _PLAIN:
+                _check(item, depth - 1)
+    elif kind is dict:
+        if not all(type(key) is str for key in value):
+            raise CorruptError("metadata has a key that is not a string")
+        keys = [key.encode() for key in value]
+        if any(a >= b for a, b in itertools.pairwise(keys)):
+            raise CorruptError("metadata is not in canonical form (order of keys)")
+        for item in value.values():
+            _check(item, depth - 1)
+    else:
+        raise CorruptError(f"metadata holds a {kind.__name__}")
+
+
+_PLAIN = frozenset({type(None), bool, int, str, bytes})
 
 
 def _canonical(value: Any, depth: int) -> Any:
