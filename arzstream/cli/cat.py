@@ -76,4 +76,4 @@ def _hint(paths: list[str], member: str) -> str:
     close = [*same, *(path for path in difflib.get_close_matches(member, paths, SHOWN) if path not in same)][:SHOWN]
     if close:
         return f"did you mean {' or '.join(map(safe, close))}?"
-    return f"arzstream ls lists all {len(paths)}"
+    return f"arzstream ls lists all {len(paths)}" if paths else "it has none yet, or lost them"

@@ -37,10 +37,12 @@ def explain(error: BaseException, state: State) -> tuple[str, int]:
     if isinstance(error, UnwelcomeResult):
         return str(error), error.exit_code
     if isinstance(error, OSError):
-        return str(StorageError.from_os_error(error, "go on", error.filename or "standard output")), STORAGE
+        doing, what = ("use it", error.filename) if error.filename is not None else ("write", "standard output")
+        return _known(StorageError.from_os_error(error, doing, what), state), STORAGE
     where = f"{state.archive}: " if state.archive else ""
     if isinstance(error, MemoryError):
-        return f"{where}there is not enough memory; end other programs, or give pack --jobs 1", STORAGE
+        advice = "give --jobs 1, or end other programs" if state.verb == "pack" else "end other programs"
+        return f"{where}there is not enough memory; {advice}", STORAGE
     if isinstance(error, ModuleNotFoundError) and not (error.name or PROGRAM).startswith(PROGRAM):
         return f"the Python module {error.name!r} is missing; arzstream doctor says what to install", UNSUPPORTED
     again = "report it" if state.debug else "run again with --debug and report it"

@@ -44,7 +44,7 @@ def listing(archive: Archive, *, chunks: bool = False, layers: bool = False) -> 
         "bytes": nbytes,
         "stored": directory.valid_end,
         "ratio": _ratio(directory.valid_end, nbytes),
-        "dead": directory.dead[1],
+        "dead": directory.dead[1] if archive.sealed else None,
         "files": files,
         "tensors": tensors,
     }

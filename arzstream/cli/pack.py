@@ -22,7 +22,13 @@ NOTES_SHOWN = 20
 
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option("--output", "-o", metavar="ARCHIVE", required=True, help="The archive to write; - is standard output.")
+@click.option(
+    "--output",
+    "-o",
+    metavar="ARCHIVE",
+    required=True,
+    help="The archive to write; - is standard output, and what is said goes to standard error.",
+)
 @click.option(
     "--profile", type=click.Choice(["fast", "balanced", "max"]), default="balanced", show_default=True,
     help="How hard to try: fast, or small.",

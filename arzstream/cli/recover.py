@@ -29,7 +29,7 @@ def command(damaged: str, output: str, force: bool, as_json: bool, quiet: bool) 
     """Save what is intact in a damaged or unfinished archive, and list by name what was saved and what is lost.
 
     DAMAGED stays as it is. Tensors whose file is damaged elsewhere are saved in a file called recovered.safetensors.
-    Ends with 1 if anything is lost.
+    Ends with 1 if anything is lost, or if the index is, because then there may have been more.
 
     \b
     arzstream recover damaged.arz -o rescued.arz
@@ -45,20 +45,21 @@ def command(damaged: str, output: str, force: bool, as_json: bool, quiet: bool) 
     elif not quiet:
         for line in _lines(report):
             print(line)
-    if not report.complete:
-        raise UnwelcomeResult(f"{damaged}: {_lost(report)} lost; {output} holds the rest")
+    if not report.complete or not report.indexed:
+        raise UnwelcomeResult(f"{damaged}: {_lost(report)}; {output} holds the rest")
 
 
 def _lost(report: RecoverReport) -> str:
     tensors, files = len(report.lost_tensors), len(report.lost_files)
     kinds = [counted(tensors, "tensor")] * bool(tensors) + [counted(files, "file")] * bool(files)
-    return f"{' and '.join(kinds)} {'is' if tensors + files == 1 else 'are'}"
+    text = f"{' and '.join(kinds)} lost" if kinds else "nothing lost"
+    return text if report.indexed else f"{text} that is known of (its index is lost, too)"
 
 
 def _lines(report: RecoverReport) -> Iterator[str]:
     saved = f"{counted(len(report.tensors), 'tensor')} and {counted(len(report.files), 'file')} saved"
     places = f"{counted(report.damaged_places, 'damaged place')} in {safe(report.archive)}"
-    yield f"{safe(report.output)}: {saved}; {'nothing' if report.complete else _lost(report)} lost; {places}"
+    yield f"{safe(report.output)}: {saved}; {_lost(report)}; {places}"
     for title, names in (
         ("lost tensors", report.lost_tensors), ("lost files", report.lost_files),
         ("saved tensors", report.tensors), ("saved files", report.files),

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     state = State()
     try:
         with _stopped_politely():
-            _never_fail_to_encode()
+            _prepare_streams()
             code = _call(arguments, state)
             sys.stdout.flush()
             return code
@@ -77,8 +77,18 @@ def _drop_unwritten_output() -> None:
             os.close(nowhere)
 
 
-def _never_fail_to_encode() -> None:
-    """A terminal that cannot show a character gets its escape instead of an error."""
+def _prepare_streams() -> None:
+    """Standard streams that are open, and that never fail to encode: an escape stands for what cannot be shown.
+
+    Were descriptor 1 or 2 closed, the next file opened would get its number, and our messages. What takes the place of
+    standard output can only be read, so that writing to it is an error like any other.
+    """
+    for name, number, flags in (("stdout", 1, os.O_RDONLY), ("stderr", 2, os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, flags)
+            if place != number:
+                os.dup2(place, number)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 __all__ = ["cells", "counted", "duration", "percent", "safe", "shape", "shorten", "size"]
@@ -9,6 +10,9 @@ __all__ = ["cells", "counted", "duration", "percent", "safe", "shape", "shorten"
 _PLAIN = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that can move the cursor, reverse the text, or have no picture."""
+
+LEAST_PART = 3
+"""Columns that a part of a shortened name keeps while others are longer."""
 
 
 def size(nbytes: float) -> str:
@@ -84,12 +88,28 @@ def _cells_of(char: str) -> int:
 
 
 def shorten(text: str, room: int) -> str:
-    """``text`` in at most ``room`` columns; ``…`` stands for its middle: the ends of a tensor's name tell most."""
+    """``text`` in at most ``room`` columns.
+
+    A name of several parts loses the middles of its longest parts first, its numbers last: what tells
+    ``model.layers.7.mlp.up_proj.weight`` from its neighbours should stay. ``…`` stands for what is gone.
+    """
+    parts = re.split(r"([./:])", text)
+    widths = [cells(part) for part in parts]
+    giving = [i for i, part in enumerate(parts) if not part.isdigit()]
+    while sum(widths) > room:
+        longest = max(giving, key=lambda i: widths[i], default=None)
+        if longest is None or widths[longest] <= LEAST_PART:
+            return _without_middle(text, room)
+        widths[longest] -= 1
+    return "".join(map(_without_middle, parts, widths))
+
+
+def _without_middle(text: str, room: int) -> str:
     if cells(text) <= room:
         return text
     if room < 3:
         return "…"[:room]
-    tail = _fitting(text[::-1], room // 2)[::-1]
+    tail = _fitting(text[::-1], (room - 1) // 2)[::-1]
     return f"{_fitting(text, room - 1 - cells(tail))}…{tail}"
 
 
