@@ -21,7 +21,7 @@ import re
 
 __all__ = ["LayerKey", "layer_key", "layer_of"]
 
-LayerKey = tuple[int, tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...]]
+LayerKey = tuple[int, tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...], str]
 
 _EMBEDDING = re.compile(
     r"^(.*embed.*|wte|wpe|tok_emb.*|pos_emb.*|emb|shared|stem|conv_stem|conv[12]|bn1|cls_token|class_token|dist_token|register_tokens"
@@ -49,8 +49,8 @@ def layer_of(name: str) -> str:
 
 
 def layer_key(layer: str) -> LayerKey:
-    """Sort key of a layer name as :func:`layer_of` gives it."""
-    return _rank(layer), tuple(_part_key(part) for part in layer.split("."))
+    """Sort key of a layer name as :func:`layer_of` gives it; no two layers have the same."""
+    return _rank(layer), tuple(_part_key(part) for part in layer.split(".")), layer
 
 
 def _optimizer_layer(parts: list[str]) -> str:

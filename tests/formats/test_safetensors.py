@@ -177,10 +177,10 @@ def test_updates_of_a_file_of_many_tensors_are_cheap(reader: Callable[..., Any])
     data = make(header, bytes(20_000))
     parser = SafetensorsParser()
     parser.update(reader(data), len(data) - 1, False)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(20):
         parser.update(reader(data), len(data) - 1, False)
-    assert (time.perf_counter() - begin) / 20 < 0.05
+    assert (time.process_time() - begin) / 20 < 0.05
 
 
 def test_arrays_that_numpy_writes_are_found(whole: Whole) -> None:

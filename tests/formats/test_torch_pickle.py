@@ -101,19 +101,26 @@ def test_paths_to_shared_nodes_are_bounded() -> None:
     data = b"\x80\x02" + tensor_at()
     for i in range(60):
         data += b"q" + bytes([i]) + b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"e"
-    begin = time.perf_counter()
+    begin = time.process_time()
     contents = read_contents(data + b".")
-    assert time.perf_counter() - begin < 15
+    assert time.process_time() - begin < 15
     assert "too many paths" in str(contents.notes)
     assert list(contents.storages) == ["0"]
+
+
+def test_what_contains_itself_is_named_once() -> None:
+    data = b"\x80\x02]q\0(" + tensor_at() + b"h\0]q\x01(h\x00h\x01" + tensor_at() + b"ee."
+    contents = read_contents(data)
+    assert [tensor.name for tensor in contents.tensors] == ["0", "2.2"]
+    assert str(contents.notes) == ""
 
 
 def test_lists_that_are_shared_widely_are_bounded() -> None:
     """100,000 references to one list of 100,000 numbers: 10^10 steps if each were looked at each time."""
     data = b"\x80\x02](" + b"N" * 100_000 + b"eq\x00](" + b"h\x00" * 100_000 + b"e."
-    begin = time.perf_counter()
+    begin = time.process_time()
     read_contents(data)
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_names_do_not_grow_without_bound() -> None:
@@ -141,7 +148,7 @@ def test_following_a_large_state_dict_takes_seconds_at_most() -> None:
         b"X" + len(name).to_bytes(4, "little") + name + tensor_at() for name in (b"%06d" % i for i in range(20_000))
     ]
     data = b"\x80\x02}(" + b"".join(parts) + b"u."
-    begin = time.perf_counter()
+    begin = time.process_time()
     contents = read_contents(data)
     assert len(contents.tensors) == 20_000
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
