@@ -6,6 +6,7 @@ Every decision is made here: the palette, the mode, the frequencies, the framing
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ SINGLE_GAIN = 0.003
 MAX_ESCAPES = 1 / 16
 """Share of elements outside the palette above which pairs are not tried."""
 
+SAMPLE = 1 << 14
+"""Elements from which the palette for pairs is guessed; the counts of all decide between the modes."""
+
 _HEADER = struct.Struct("<BBBBHH")
 _SINGLE, _PAIRS, _PRECISION, _PALETTE, _ESCAPE = 0, 1, 12, 15, 15
 _BYTE_VALUES = np.arange(256, dtype=np.uint8)
@@ -32,6 +36,7 @@ _NO_VALUES, _NO_FREQS = np.empty(0, np.uint8), np.empty(0, np.uint16)
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
+Exponents = NDArray[Any]
 
 
 def _pack(mode: int, palette: U16, table: bytes, segments: U32, parts: list[NDArray[np.generic]]) -> bytes:
@@ -39,17 +44,54 @@ def _pack(mode: int, palette: U16, table: bytes, segments: U32, parts: list[NDAr
     return b"".join([head, bytes(-len(head) % 8), segments.tobytes(), *(p.view(np.uint8).data for p in parts)])
 
 
+def _by_frequency(counts: U32) -> U16:
+    """The exponents that occur, the commonest first."""
+    order = np.argsort(-counts.astype(np.int64), kind="stable")[: np.count_nonzero(counts)]
+    return order.astype(np.uint16)
+
+
+def _guess_palette(data: U8, float_bits: tuple[int, int], size: int) -> U16 | None:
+    """Palette for pairs from evenly spaced elements, or None where too many would be escaped."""
+    elements = data.view(f"<u{(1 + sum(float_bits)) // 8}")
+    sample = np.ascontiguousarray(elements[:: max(1, len(elements) // SAMPLE)])
+    exponents, _ = api.split_fields(sample.view(np.uint8), float_bits, LOG_SEGMENT)
+    counts = api.histogram(exponents, size)
+    order = _by_frequency(counts)
+    escaped = len(sample) - int(counts[order[:_PALETTE]].sum())
+    return order[:_PALETTE] if escaped <= MAX_ESCAPES * len(sample) or len(order) > 256 else None
+
+
+def _count_exponents(pair_counts: U32, palette: U16, escaped: Exponents, odd: bool, size: int) -> U32:
+    """Counts of all exponents, from those of the pairs and from the escapes: cheaper than another pass."""
+    counts = api.histogram(escaped, size)
+    grid = pair_counts.reshape(16, 16)
+    halves = grid.sum(axis=0, dtype=np.uint32) + grid.sum(axis=1, dtype=np.uint32)
+    halves[0] -= odd  # the upper half of the last symbol is no element
+    counts[palette] += halves[: len(palette)]
+    return counts
+
+
 def encode_floats(data: memoryview, float_bits: tuple[int, int], single_gain: float = SINGLE_GAIN) -> bytes | None:
-    """Payload for floats of ``float_bits`` = (exponent, mantissa bits); None for none and where no mode applies.
+    """Payload for floats of ``float_bits`` = (exponent, mantissa bits); None if there are none.
 
     ``single_gain``: see :data:`SINGLE_GAIN`; 0 chooses the smaller mode.
     """
     if not len(data):
         return None
-    exponents, raw = api.split_fields(np.frombuffer(data, np.uint8), float_bits, LOG_SEGMENT)
-    counts = api.histogram(exponents, max(256, 1 << float_bits[0]))
-    order = np.argsort(-counts.astype(np.int64), kind="stable")[: np.count_nonzero(counts)].astype(np.uint16)
-    segments = np.zeros((-(-len(exponents) >> LOG_SEGMENT), 2), np.uint32)
+    elements = np.frombuffer(data, np.uint8)
+    count = len(data) * 8 // (1 + sum(float_bits))
+    size = max(256, 1 << float_bits[0])
+    segments = np.zeros((-(-count >> LOG_SEGMENT), 2), np.uint32)
+    exponents = None
+
+    palette = _guess_palette(elements, float_bits, size)
+    if palette is None:
+        exponents, raw = api.split_fields(elements, float_bits, LOG_SEGMENT)
+        counts = api.histogram(exponents, size)
+    else:
+        raw, symbols, escaped, escape_counts, pairs = api.split_pairs(elements, float_bits, LOG_SEGMENT, palette)
+        counts = _count_exponents(pairs, palette, escaped, count % 2 == 1, size)
+    order = _by_frequency(counts)
     if len(order) == 1:
         return _pack(_SINGLE, order, b"", segments, [raw])
 
@@ -58,21 +100,22 @@ def encode_floats(data: memoryview, float_bits: tuple[int, int], single_gain: fl
         single_freqs = tables.normalise(counts[order])
         single_table = tables.serialise(single_freqs)
         single_bits = tables.cost(counts[order], single_freqs) // tables.COST_UNIT
-        single_bits += 8 * (len(single_table) + 2 * len(order))
-    escapes = len(exponents) - int(counts[order[:_PALETTE]].sum())
-    if single_bits is None or escapes <= MAX_ESCAPES * len(exponents):
+        single_bits += 8 * (len(single_table) + 2 * len(order) + len(raw))
+    elif palette is None:  # the sample showed fewer exponents than there are
         palette = order[:_PALETTE]
-        symbols, escaped, segments[:, 1] = api.pair_symbols(exponents, LOG_SEGMENT, palette)
-        pair_counts = api.histogram(symbols)
-        freqs = tables.normalise(pair_counts)
+        raw, symbols, escaped, escape_counts, pairs = api.split_pairs(elements, float_bits, LOG_SEGMENT, palette)
+    if palette is not None:
+        freqs = tables.normalise(pairs)
         table = tables.serialise(freqs)
-        bits = tables.cost(pair_counts, freqs) // tables.COST_UNIT
-        bits += 8 * (len(table) + 2 * len(palette) + escaped.nbytes)
-        if single_bits is None or single_bits + 8 * len(raw) >= (1 - single_gain) * (bits + 8 * len(raw)):
+        bits = tables.cost(pairs, freqs) // tables.COST_UNIT
+        bits += 8 * (len(table) + 2 * len(palette) + escaped.nbytes + len(raw))
+        if single_bits is None or single_bits >= (1 - single_gain) * bits:
+            segments[:, 1] = escape_counts
             streams, segments[:, 0] = api.rans_encode(symbols, 1 << (LOG_SEGMENT - 1), _BYTE_VALUES, freqs)
             return _pack(_PAIRS, palette, table, segments, [raw, streams, escaped])
 
-    segments[:, 1] = 0
+    if exponents is None:
+        exponents, _ = api.split_fields(elements, float_bits, LOG_SEGMENT)
     if exponents.itemsize == 1:
         values = order.astype(np.uint8)
     else:

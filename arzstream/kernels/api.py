@@ -26,12 +26,12 @@ __all__ = [
     "merge_fields",
     "merge_planes",
     "native_error",
-    "pair_symbols",
     "rans_decode",
     "rans_encode",
     "raw_size",
     "set_backend",
     "split_fields",
+    "split_pairs",
     "split_planes",
 ]
 
@@ -178,16 +178,37 @@ def merge_fields(exponents: Exponents, raw: U8, float_bits: tuple[int, int], log
     _check(_kernels().merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out))
 
 
-def pair_symbols(exponents: Exponents, log_segment: int, palette: U16) -> tuple[U8, Exponents, U32]:
-    """(symbols, escaped exponents, escapes per segment) for places in ``palette`` of up to 15 different exponents."""
-    count = len(exponents)
-    if not 1 <= len(palette) <= 15:
-        raise ValueError(f"a palette of {len(palette)} exponents; 1 to 15 are possible")
+def split_pairs(
+    data: U8, float_bits: tuple[int, int], log_segment: int, palette: U16
+) -> tuple[U8, U8, Exponents, U32, U32]:
+    """(raw streams, symbols, escaped exponents, escapes per segment, counts of the 256 symbols).
+
+    A symbol is the places of two exponents in ``palette``, which has 1 to 15 different ones.
+    """
+    exponent_bits, mantissa_bits = float_bits
+    itemsize = (1 + exponent_bits + mantissa_bits) // 8
+    count = len(data) // itemsize
+    if len(data) % itemsize or not 1 <= len(palette) <= 15:
+        raise ValueError(f"{len(data)} bytes are no whole number of elements, or {len(palette)} exponents no palette")
+    raw = np.empty(raw_size(count, mantissa_bits, log_segment), np.uint8)
     symbols = np.empty((count + 1) // 2, np.uint8)
-    escapes = np.empty(count + 1, exponents.dtype)
-    escape_counts = np.empty(-(-count >> log_segment) if count else 0, np.uint32)
-    total = _kernels().pair_symbols(exponents, log_segment, palette, symbols, escapes, escape_counts)
-    return symbols, escapes[:total], escape_counts
+    escapes = np.empty(count + 1, np.uint16 if exponent_bits > 8 else np.uint8)
+    escape_counts = np.empty(-(-count >> log_segment), np.uint32)
+    pair_counts = np.empty(256, np.uint32)
+    total = _kernels().split_pairs(
+        data,
+        itemsize,
+        exponent_bits,
+        mantissa_bits,
+        log_segment,
+        palette,
+        raw,
+        symbols,
+        escapes,
+        escape_counts,
+        pair_counts,
+    )
+    return raw, symbols, escapes[:total], escape_counts, pair_counts
 
 
 def map_symbols(values: U16, places: U8) -> U8:

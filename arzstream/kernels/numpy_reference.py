@@ -17,10 +17,10 @@ __all__ = [
     "map_symbols",
     "merge_fields",
     "merge_planes",
-    "pair_symbols",
     "rans_decode",
     "rans_encode",
     "split_fields",
+    "split_pairs",
     "split_planes",
 ]
 
@@ -118,15 +118,27 @@ def merge_fields(
     return status
 
 
-# ---- exponents to symbols
+# ---- floats to symbols
 
 
-def pair_symbols(
-    exponents: Exponents, log_segment: int, palette: U16, symbols: U8, escapes: Exponents, escape_counts: U32
+def split_pairs(
+    data: U8,
+    itemsize: int,
+    exponent_bits: int,
+    mantissa_bits: int,
+    log_segment: int,
+    palette: U16,
+    raw: U8,
+    symbols: U8,
+    escapes: Exponents,
+    escape_counts: U32,
+    pair_counts: U32,
 ) -> int:
-    """Places in the palette, two to a symbol. Returns the number of escapes in all."""
+    """Raw streams, and places in the palette, two to a symbol, with their counts. Returns the number of escapes."""
+    exponents = np.empty(len(data) // itemsize, escapes.dtype)
+    split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
     lookup = np.full(1 << (8 * exponents.itemsize), ESCAPE, np.uint8)
-    lookup[palette[::-1]] = np.arange(len(palette), dtype=np.uint8)[::-1]
+    lookup[palette] = np.arange(len(palette), dtype=np.uint8)
     places = lookup[exponents]
     escaped = places == ESCAPE
     for s, (first, end) in enumerate(_segments(len(exponents), log_segment)):
@@ -134,6 +146,7 @@ def pair_symbols(
         halves = np.zeros((end - first + 1) // 2 * 2, np.uint8)  # segments have an even length, but for the last
         halves[: end - first] = places[first:end]
         symbols[first // 2 : first // 2 + len(halves) // 2] = halves[::2] | halves[1::2] << 4
+    histogram(symbols, pair_counts)
     found = exponents[escaped]
     escapes[: len(found)] = found
     return len(found)

@@ -54,4 +54,4 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError):
         api.merge_fields(data, data, (8, 7), 10, data)
     with pytest.raises(ValueError):
-        api.pair_symbols(data, 10, np.arange(16, dtype=np.uint16))
+        api.split_pairs(data, (8, 7), 10, np.arange(16, dtype=np.uint16))

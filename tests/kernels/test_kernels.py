@@ -76,23 +76,28 @@ def test_unused_bits_of_planes_must_be_zero(bits: tuple[int, int]) -> None:
             api.merge_fields(exponents, raw, bits, 10, np.empty_like(data))
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("bits", FORMATS)
 @pytest.mark.parametrize("count", SIZES)
-@pytest.mark.parametrize("entries", [1, 2, 14, 15])
-def test_pairs(wide: bool, count: int, entries: int) -> None:
+@pytest.mark.parametrize("entries, step", [(1, 1), (2, 1), (14, 1), (15, 1), (15, 3), (15, 16)])
+def test_pairs(bits: tuple[int, int], count: int, entries: int, step: int) -> None:
+    """Palettes that lie close together and far apart; elements inside and outside of them."""
     rng = np.random.default_rng(count)
-    exponents = np.minimum(rng.geometric(0.2, count), 2047 if wide else 255).astype(np.uint16 if wide else np.uint8)
-    palette = rng.permutation(20)[:entries].astype(np.uint16)
+    width, top = 1 + sum(bits), (1 << bits[0]) - 1
+    palette = rng.permutation(min(20, top // step + 1))[:entries].astype(np.uint16) * step
+    exponents = np.minimum(rng.geometric(0.2, count) * step, top).astype(np.uint64)
+    values = (exponents << np.uint64(bits[1]) | np.uint64(1 << (width - 1))).astype(f"<u{width // 8}")
     seen = set()
     for path in PATHS:
         api.set_backend(path)
-        symbols, escapes, counts = api.pair_symbols(exponents, 10, palette)
+        raw, symbols, escapes, escape_counts, counts = api.split_pairs(values.view(np.uint8), bits, 10, palette)
         halves = np.stack([symbols & 15, symbols >> 4], axis=1).reshape(-1)[:count]
         assert np.array_equal(halves == 15, ~np.isin(exponents, palette))
         assert np.array_equal(escapes, exponents[halves == 15])
-        assert counts.sum() == len(escapes)
+        assert escape_counts.sum() == len(escapes)
         assert np.array_equal(palette[halves[halves != 15]], exponents[halves != 15])
-        seen.add((symbols.tobytes(), escapes.tobytes(), counts.tobytes(), api.histogram(symbols).tobytes()))
+        assert np.array_equal(counts, np.bincount(symbols, minlength=256))
+        assert np.array_equal(raw, api.split_fields(values.view(np.uint8), bits, 10)[1])
+        seen.add((symbols.tobytes(), escapes.tobytes(), escape_counts.tobytes()))
     assert len(seen) == 1
 
 
@@ -139,22 +144,17 @@ def test_coder_of_any_distribution(weights: list[int], count: int, segment: int,
     coded(symbols, segment, values, tables.normalise(w))
 
 
-def test_division_by_every_frequency() -> None:
-    """The encoder multiplies instead of dividing; every frequency must come out as if it divided."""
-    for first in range(1, 4096, 126):
-        freqs = np.zeros(256, np.uint16)
-        left, k = 4096, 0
-        for f in range(first, min(first + 126, 4096)):  # as many as fit one table
-            if f > left - 1:
-                break
-            freqs[k], left, k = f, left - f, k + 1
-        freqs[k] = left
-        symbols = np.random.default_rng(first).integers(0, k + 1, 4096).astype(np.uint8)
-        coded(symbols, 1 << 20, BYTES, freqs)
-    rng = np.random.default_rng(0)
-    for f in range(1, 4096, 7):
+@pytest.mark.parametrize("path", api.cpu_features())
+def test_division_by_every_frequency(path: str) -> None:
+    """The native encoders multiply instead of dividing; a wrong quotient would not decode."""
+    api.set_backend(path)
+    symbols = (np.random.default_rng(0).random(20_000) < 0.02).astype(np.uint8)
+    out = np.empty_like(symbols)
+    for f in range(1, 4096):
         freqs = np.array([f, 4096 - f], np.uint16)
-        coded(rng.choice(2, 320, p=[0.5, 0.5]).astype(np.uint8), 1 << 20, BYTES[:2], freqs)
+        streams, lengths = api.rans_encode(symbols, 1 << 20, BYTES[:2], freqs)
+        api.rans_decode(streams, lengths, 1 << 20, BYTES[:2], freqs, out)
+        assert np.array_equal(out, symbols), f
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -186,6 +186,10 @@ def test_streams_that_end_wrongly(path: str) -> None:
     for stream in [*bad, low]:
         with pytest.raises(CorruptError):
             decode(np.ascontiguousarray(stream))
+    # Far more symbols than words: no path may read on and on.
+    many, lengths = np.empty(1 << 22, np.uint8), np.array([128], np.uint32)
+    with pytest.raises(CorruptError):
+        api.rans_decode(streams[:128], lengths, 1 << 24, BYTES[:4], freqs, many)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -110,16 +110,24 @@ int merge_fields(AnyIn exponents, In<uint8_t> raw, unsigned itemsize, unsigned e
   return active->merge_fields(type, exponents.data(), raw.data(), raw.size(), count, log_segment, out.data());
 }
 
-size_t pair_symbols(AnyIn exponents, unsigned log_segment, In<uint16_t> palette, Out<uint8_t> symbols, AnyOut escapes,
-                    Out<uint32_t> escape_counts) {
-  const size_t count = exponents.size();
-  need(log_segment >= 6 && log_segment <= 31 && palette.size() >= 1 && palette.size() <= 15 &&
-           exponents.itemsize() <= 2 && escapes.itemsize() == exponents.itemsize() && escapes.size() >= count + 1 &&
-           symbols.size() == ceil_div(count, 2) && escape_counts.size() == segments(count, log_segment),
+size_t split_pairs(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
+                   unsigned log_segment, In<uint16_t> palette, Out<uint8_t> raw, Out<uint8_t> symbols, AnyOut escapes,
+                   Out<uint32_t> escape_counts, Out<uint32_t> pair_counts) {
+  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
+  const size_t count = data.size() / itemsize;
+  need(data.size() % itemsize == 0 && palette.size() >= 1 && palette.size() <= 15 &&
+           raw.size() == raw_size(type, count, log_segment) && symbols.size() == ceil_div(count, 2) &&
+           escapes.itemsize() == exponent_size(exponent_bits) && escapes.size() == count + 1 &&
+           escape_counts.size() == segments(count, log_segment) && pair_counts.size() == 256,
        "pairs do not fit");
-  nb::gil_scoped_release unlocked;
-  return active->pair_symbols(exponents.data(), exponents.itemsize() == 2, count, log_segment, palette.data(),
-                              palette.size(), symbols.data(), escapes.data(), escape_counts.data());
+  size_t total;
+  {
+    nb::gil_scoped_release unlocked;
+    total = active->split_pairs(type, data.data(), count, log_segment, palette.data(), palette.size(), raw.data(),
+                                symbols.data(), escapes.data(), escape_counts.data(), pair_counts.data());
+  }
+  need(total != SIZE_MAX, "no such float");
+  return total;
 }
 
 void map_symbols(In<uint16_t> values, In<uint8_t> places, Out<uint8_t> symbols) {
@@ -193,7 +201,7 @@ NB_MODULE(_native, m) {
   m.def("histogram", &histogram);
   m.def("split_fields", &split_fields);
   m.def("merge_fields", &merge_fields);
-  m.def("pair_symbols", &pair_symbols);
+  m.def("split_pairs", &split_pairs);
   m.def("map_symbols", &map_symbols);
   m.def("rans_encode", &rans_encode);
   m.def("rans_decode", &rans_decode);

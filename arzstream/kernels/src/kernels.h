@@ -59,9 +59,11 @@ struct Kernels {
   int (*split_fields)(Floats, const uint8_t* data, size_t count, unsigned log_segment, void* exponents, uint8_t* raw);
   int (*merge_fields)(Floats, const void* exponents, const uint8_t* raw, size_t raw_size, size_t count,
                       unsigned log_segment, uint8_t* out);
-  // places: index of every exponent in the palette, 15 where it is not there. Returns the number of escapes in all.
-  size_t (*pair_symbols)(const void* exponents, bool wide, size_t count, unsigned log_segment, const uint16_t* palette,
-                         size_t palette_size, uint8_t* symbols, void* escapes, uint32_t* escape_counts);
+  // Raw streams, and pairs of places in a palette of 1 to 15 exponents, counted; exponents that are not in it become
+  // escapes, of which there is room for count + 1. Returns their number, or SIZE_MAX if there is no such float.
+  size_t (*split_pairs)(Floats, const uint8_t* data, size_t count, unsigned log_segment, const uint16_t* palette,
+                        size_t palette_size, uint8_t* raw, uint8_t* symbols, void* escapes, uint32_t* escape_counts,
+                        uint32_t* pair_counts /* 256 */);
   void (*map_symbols)(const uint16_t* values, size_t count, const uint8_t* places, size_t size, uint8_t* symbols);
   // The streams of all segments, one after the other, end at out + capacity; returns where they begin, or SIZE_MAX if
   // a symbol has no frequency. capacity must be rans_capacity().
