@@ -185,7 +185,7 @@ class CheckpointBuilder:
         """The source vanished: what was coded of it is dead."""
         self._small_literals = [item for item in self._small_literals if item[0] is not job]
         if job.number is not None:
-            self._writer.add_file(FileRecord(job.path, Kind.WITHDRAWN), job.number)
+            self._writer.add_file(FileRecord.withdrawn(job.path), job.number)
             self._writer.commit("")
         job.record = None
 

@@ -27,11 +27,11 @@ from arzstream.container.metadata import unpack
 from arzstream.container.records import FileRecord, Kind, Parent, Unit, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
 from arzstream.container.state import ModelEntry, TableRef, check_paths, check_recipe, check_references
-from arzstream.errors import ArzError, CorruptError, LimitError
+from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedError
 from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Directory", "TailReader", "UnitEntry", "open_directory"]
+__all__ = ["Directory", "TailReader", "UnitEntry", "check_charge", "open_directory"]
 
 TAIL_BYTES = 256 << 10
 """What the first read asks for: enough for the trailer, index and tables of a model of some thousand tensors."""
@@ -169,7 +169,7 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
     except (TypeError, ValueError) as error:
         raise CorruptError(f"the index is malformed: {error}") from None
     _check_index(units, files, models, parents, limits)
-    _check_charge(units, files, trailer.total_bytes, limits)
+    check_charge((entry.unit for entry in units), files, trailer.total_bytes, limits)
     loader = _TableLoader(reader, trailer, tables, limits)
     return Directory(
         name=reader.name, prologue=trailer.prologue, sealed=True, units=units, files=files, load_table=loader.load,
@@ -223,8 +223,12 @@ def _check_index(
         check_recipe(record, by_number)
 
 
-def _check_charge(units: list[UnitEntry], files: Iterable[tuple[int, FileRecord]], stored: int, limits: Limits) -> None:
-    total = sum(entry.unit.nbytes for entry in units)
+def check_charge(units: Iterable[Unit], files: Iterable[tuple[int, FileRecord]], stored: int, limits: Limits) -> None:
+    """What decoding everything, or restoring every file, would come to, against the limits; raises LimitError.
+
+    A unit costs its own bytes, and those of members with strides once more, because these may repeat its elements.
+    """
+    total = sum(unit.nbytes + unit.gathered_bytes for unit in units)
     restored = sum(record.size for _, record in files)
     bound = limits.total_bytes if limits.expansion is None else min(limits.total_bytes, limits.expansion * stored)
     if max(total, restored) > bound:
@@ -316,7 +320,24 @@ def _open_growing(reader: TailReader, limits: Limits) -> Directory:
             raise CorruptError("something follows its end; cut it off there or run arzstream recover") from None
         if not replay.valid_end:
             raise CorruptError(f"holds nothing that was committed ({error})") from None
+    except UnsupportedError:
+        if _commit_follows(replay):
+            raise
     return directory_of_replay(replay)
+
+
+def _commit_follows(replay: Replay) -> bool:
+    """Does a COMMIT stand somewhere behind a frame that is not understood, so that the frame counts?"""
+    reader, offset = replay.reader, replay.offset
+    with contextlib.suppress(CorruptError):
+        while offset + HEADER_BYTES <= reader.size:
+            header = FrameHeader.decode(reader.read_at(offset, HEADER_BYTES))
+            if header.file_tag != replay.prologue.file_id[:8]:
+                break
+            if header.type == FrameType.COMMIT:
+                return True
+            offset += header.frame_bytes
+    return False
 
 
 def _goes_on_after_trailer(replay: Replay, reader: TailReader) -> bool:
@@ -339,6 +360,7 @@ def directory_of_replay(replay: Replay) -> Directory:
         units.append(UnitEntry(number, state.units[number], state.digests[number], 0, 0, len(entries), stored))
     known = {entry.number for entry in units}
     files = sorted(state.live_files().items(), key=lambda item: item[1].path)
+    check_charge(state.units.values(), files, replay.valid_end, replay.limits)
     return Directory(
         name=replay.reader.name, prologue=replay.prologue, sealed=False, units=units,
         files=[(n, r) for n, r in files if all(isinstance(p, bytes) or p.unit in known for p in r.recipe)],

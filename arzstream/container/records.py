@@ -176,6 +176,11 @@ class Unit:
         return self.elements * self.type.itemsize
 
     @property
+    def gathered_bytes(self) -> int:
+        """Bytes of the members with strides, written out row by row: any number, where a stride is 0."""
+        return sum(m.elements for m in self.members if m.strides is not None) * self.type.itemsize
+
+    @property
     def duplicate_of(self) -> int | None:
         """The unit whose bytes these are, if this one is a duplicate."""
         if (
@@ -316,6 +321,11 @@ class FileRecord:
     note: str = ""
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def withdrawn(cls, path: bytes) -> FileRecord:
+        """The last record of a file whose source vanished: the path it had, and nothing else."""
+        return cls(path, Kind.WITHDRAWN, mode=0, format="")
+
     def to_map(self) -> dict[str, Any]:
         return {
             "format": self.format,
@@ -359,6 +369,8 @@ class FileRecord:
             or (record.kind != Kind.REGULAR and (record.recipe or record.sha256 != EMPTY_SHA256))
         ):
             raise CorruptError(f"{show(record.path)} is not a proper file, link or folder")
+        if record.kind == Kind.WITHDRAWN and record != cls.withdrawn(record.path):
+            raise CorruptError(f"{show(record.path)} was withdrawn but something of it is left")
         return record
 
 

@@ -117,7 +117,7 @@ def make(*, seal: bool = True, width: int = 2) -> Made:
     commit("", [(copy, a[1]), (none, (blake3(b""),))])
     gone = writer.add_file(file_record(b"gone", [Piece(b[0], 0, 2)], second[:2]))
     commit("", [])
-    writer.add_file(FileRecord(b"gone", 3), gone)
+    writer.add_file(FileRecord.withdrawn(b"gone"), gone)
     again = first[: 4 * width] + bytes(2 * width)
     writer.add_chunk(a[0], 1, 0, again[4 * width :], 2 * width, xxh3_64(again[4 * width :]))
     commit("", [(a[0], (blake3(again),)), (copy, (blake3(again),))])
