@@ -71,8 +71,8 @@ def test_chunk_tables_of_a_large_archive_are_read_when_asked_for(
     append_only: Any, reader_of: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tables too long to come with the index: it comes alone, and one tensor costs one table."""
-    monkeypatch.setattr(module, "TABLES_AT_ONCE", 64 << 10)
-    monkeypatch.setattr(module, "TAIL_BYTES", 16 << 10)
+    monkeypatch.setattr(module, "TABLES_AT_ONCE", 8 << 10)
+    monkeypatch.setattr(module, "TAIL_BYTES", 2 << 10)
     data = many_units(append_only, units=17, chunks=1000)
     reader = reader_of(data)
     directory = open_directory(reader)
