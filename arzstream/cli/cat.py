@@ -42,12 +42,17 @@ def command(archive: str, member: str) -> None:
     state().archive = archive
     with open_archive(archive) as opened:
         path = _find(opened, member)
-        out = sys.stdout.buffer
         buffer = memoryview(bytearray(min(BLOCK_BYTES, max(1, opened.catalog.files[path].size))))
         with opened.open_file(path) as file:
             while got := file.readinto(buffer):
-                out.write(buffer[:got])
-        out.flush()
+                _write(buffer[:got])
+        sys.stdout.buffer.flush()
+
+
+def _write(data: memoryview) -> None:
+    """All of ``data``: without Python's buffer (PYTHONUNBUFFERED), one call may take less."""
+    while data:
+        data = data[sys.stdout.buffer.write(data) :]
 
 
 def _find(archive: Archive, member: str) -> str:

@@ -24,6 +24,9 @@ def command(dest: str | None, config: str | None, as_json: bool) -> None:
     """What the daemon that archives into DEST has done, is doing, and is waiting for.
 
     Reads the journal, whether a daemon is running or not. DEST is ./archive unless named here or in the settings.
+
+    \b
+    arzstream status /archive/exp7
     """
     from arzstream.daemon.config import SettingsError, merged
     from arzstream.daemon.journal import Journal

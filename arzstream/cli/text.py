@@ -8,9 +8,6 @@ import unicodedata
 __all__ = ["cells", "counted", "duration", "percent", "safe", "shape", "shorten", "size"]
 
 _PLAIN = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that can move the cursor, reverse the text, or have no picture."""
-
 LEAST_PART = 3
 """Columns that a part of a shortened name keeps while others are longer."""
 
@@ -57,7 +54,7 @@ def safe(text: str) -> str:
     """``text`` on one line; what could play tricks on a terminal becomes an escape, not UTF-8 becomes ``\\xff``."""
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    shown = "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+    shown = "".join(char if char.isprintable() else _escape(char) for char in text)
     inner = shown.strip(" ")
     if shown == inner:
         return shown

@@ -46,6 +46,10 @@ def command(
     the settings.
 
     Signals: TERM ends it cleanly, HUP reads the settings again, USR1 pauses, USR2 goes on.
+
+    \b
+    arzstream watch runs/exp7 /archive/exp7
+    arzstream watch runs/exp7 /archive/exp7 --once
     """
     from arzstream.daemon import log
     from arzstream.daemon.config import SettingsError, merged
