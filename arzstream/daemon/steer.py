@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.census import Census
-from arzstream.daemon.journal import Archive, Entry
+from arzstream.daemon.journal import Archive
+from arzstream.daemon.memory import Memory
+from arzstream.daemon.scan import Item
 from arzstream.daemon.states import Problem, Reason, State, backoff, problem_of
 from arzstream.daemon.track import Track
 from arzstream.daemon.work import Changed, Failed, Job, Published, Shared
@@ -27,20 +29,9 @@ FREED_BYTES = 1 << 20
 class Steering:
     """Takes decisions for tracks; knows what they share. Used by the supervisor's thread only."""
 
-    def __init__(
-        self,
-        *,
-        source: str,
-        dest: str,
-        census: Census,
-        shared: Shared,
-        save: Callable[[Entry], None],
-        published: Callable[[Archive, Entry], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def __init__(self, source: str, dest: str, census: Census, shared: Shared, memory: Memory) -> None:
         self._source, self._dest = source, dest
-        self._census, self._shared = census, shared
-        self._save, self._published, self._wake = save, published, wake
+        self._census, self._shared, self._memory = census, shared, memory
         self._recognisers = ThreadPoolExecutor(1, thread_name_prefix="arz-recognise")
         self._recognising: dict[bytes, tuple[str, Future[str]]] = {}
         self._recognised: dict[bytes, str] = {}
@@ -175,9 +166,8 @@ class Steering:
                 self._recognised[path] = fingerprint
                 return True
             by_hash = bool(track.entry.identity)
-            items, path_ = dict(track.items), path
-            future = self._recognisers.submit(self._recognise, names, items, path_, by_hash)
-            future.add_done_callback(lambda _: self._wake())
+            future = self._recognisers.submit(self._recognise, names, dict(track.items), path, by_hash)
+            future.add_done_callback(lambda _: self._shared.wake())
             self._recognising[path] = (fingerprint, future)
             return False
         asked, future = pending
@@ -193,11 +183,11 @@ class Steering:
         self._adopt(track, name, fingerprint)
         return False
 
-    def _recognise(self, names: list[str], items: Mapping[bytes, object], path: bytes, by_hash: bool) -> str:
+    def _recognise(self, names: list[str], items: Mapping[bytes, Item], path: bytes, by_hash: bool) -> str:
         """The first of ``names`` that holds just ``items``, or nothing."""
         for name in names:
             try:
-                if publish.holds(os.path.join(self._dest, name), items, path, source=self._source, by_hash=by_hash):  # type: ignore[arg-type]
+                if publish.holds(os.path.join(self._dest, name), items, path, source=self._source, by_hash=by_hash):
                     return name
             except ArzError:
                 continue
@@ -210,7 +200,7 @@ class Steering:
         entry.bytes_out = os.stat(os.path.join(self._dest, name)).st_size
         self._move(track, State.PUBLISHED)
         archive = Archive(name, track.path, time.time(), entry.bytes_in, entry.bytes_out, "", identity=fingerprint)
-        self._published(archive, entry)
+        self._memory.published(archive, entry)
         log.event("recognised", checkpoint=track.path, archive=name)
         track.close()
 
@@ -252,7 +242,7 @@ class Steering:
             outcome.name, track.path, outcome.visible, summary.bytes_in, summary.bytes_out, summary.content,
             identity=entry.identity,
         )  # fmt: skip
-        self._published(archive, entry)
+        self._memory.published(archive, entry)
         log.event(
             "published", checkpoint=track.path, archive=outcome.name, bytes_in=summary.bytes_in,
             bytes_out=summary.bytes_out, ratio=summary.ratio, early=outcome.early, latency=entry.latency,
@@ -269,7 +259,7 @@ class Steering:
         self._move(track, State.BLOCKED, problem.advice, reason=problem)
         entry.retry = time.time() + backoff(entry.attempts)
         self._free_when_blocked[track.path] = self._free() if problem.reason is Reason.DISK_FULL else -1
-        self._save(entry)
+        self._memory.changed(entry)
 
     def _may_retry(self, track: Track, wall: float) -> bool:
         if wall >= track.entry.retry:
@@ -290,6 +280,7 @@ class Steering:
         if track.job is not None:
             track.entry.bytes_coded, track.entry.bytes_out = track.job.bytes_coded, track.job.bytes_out
             track.entry.layers = track.job.commits
+            self._memory.progressed(track.entry)
 
     def _move(self, track: Track, state: State, waiting: str = "", reason: Problem | None = None) -> None:
         entry = track.entry
@@ -301,6 +292,6 @@ class Steering:
                 "state", level=30 if state in (State.BLOCKED, State.GONE) else 20, checkpoint=entry.path,
                 before=before.value, now=state.value, waiting=waiting or None, reason=entry.reason or None,
             )  # fmt: skip
-            self._save(entry)
+            self._memory.changed(entry)
         elif waiting != waited:
-            self._save(entry)
+            self._memory.changed(entry)

@@ -12,6 +12,7 @@ from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
 from arzstream.daemon.settle import Settle
 from arzstream.daemon.source import SourceFile, followed
+from arzstream.daemon.states import Problem
 from arzstream.daemon.work import Finish, Job
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.formats import checkpoint
@@ -67,6 +68,11 @@ class Track:
         self.verdict: Verdict | None = None
         self.frozen = False
         """A finish was ordered: the files are what they were then, whatever happens to the folder."""
+        self.gone = False
+        """There is nothing of its name any more."""
+        self.unreadable: Problem | None = None
+        """Why it, or a folder in it, cannot be looked into."""
+        self._retired: list[SourceFile] = []
         self.deleted = False
         """It looked complete, and now it is being deleted."""
         self._keep_open = keep_open
@@ -97,10 +103,10 @@ class Track:
 
     def update(self, items: Mapping[bytes, Item], now: tuple[float, float], *, trusted: bool) -> bool:
         """Take note of what the folder holds now; True if that changed."""
-        if not items:
-            # Gone, or renamed as a whole: the open files are what is left to go on with.
-            changed, self.items = bool(self.items), {}
-            return changed
+        self._close_retired()
+        self.gone = not items
+        if not items:  # or renamed as a whole: what was known, and the open files, are left to go on with
+            return False
         if self.deleted or self._is_being_deleted(items):
             self.deleted = True
             return False
@@ -122,7 +128,7 @@ class Track:
             del self.watched[path]
             place = inodes.get(known)
             if place is None or place in self.watched:
-                self._release(watched.file)
+                self._retired.append(watched.file)
                 continue
             watched.file.path = place
             fresh = _Watched(watched.file, place)
@@ -137,9 +143,12 @@ class Track:
         missing = [self.watched[path] for path in self.items.keys() - items.keys() if path in self.watched]
         return bool(missing) and all(watched.file.keep and not watched.file.status().st_nlink for watched in missing)
 
-    def _release(self, file: SourceFile) -> None:
-        if self.job is None or not self.job.working:
-            file.close()
+    def _close_retired(self) -> None:
+        """Close files that are no longer there, once the job has let go of them."""
+        for file in list(self._retired):
+            if self.job is None or not self.job.uses(file):
+                file.close()
+                self._retired.remove(file)
 
     def rename(self, path: bytes) -> None:
         """The whole checkpoint has another name; its files are found again by their inodes."""
@@ -230,7 +239,9 @@ class Track:
             if item.kind is Kind.FOLDER:
                 folders[self.inside(path)] = (mode, mtime)
             elif item.kind is Kind.LINK and path not in self.watched:
-                target = kept_target(os.path.realpath(base), os.path.join(self.root, path))
+                target: bytes | None = item.target
+                with contextlib.suppress(OSError):  # deleted meanwhile: as it was
+                    target = kept_target(os.path.realpath(base), os.path.join(self.root, path))
                 links[self.inside(path)] = (item.target if target is None else target, mode, mtime)
         files = {self.inside(p): w.file for p, w in self.watched.items() if not checkpoint.is_temporary(p)}
         self.frozen = True
@@ -252,6 +263,6 @@ class Track:
         job, self.job = self.job, None
         if job is not None:
             job.discard()
-        for watched in self.watched.values():
-            watched.file.close()
-        self.watched = {}
+        for file in [*self._retired, *(watched.file for watched in self.watched.values())]:
+            file.close()
+        self._retired, self.watched = [], {}

@@ -163,6 +163,11 @@ class Job:
         """Is a thread of it alive?"""
         return self._thread is not None and self._thread.is_alive()
 
+    def uses(self, file: SourceFile) -> bool:
+        """Might a thread of it still read ``file``?"""
+        with self._condition:
+            return file in self._files.values() or file in self._known.values()
+
     def stop(self) -> None:
         """Tell its threads to end soon, without publishing."""
         with self._condition:
@@ -225,7 +230,7 @@ class Job:
             if frontier <= file.coded or self._interrupted:
                 continue
             target = min(frontier, file.coded + SLICE_BYTES)
-            self._shared.going.wait()
+            self._check_going()
             with self._shared.landing:
                 builder = self._open_archive()
                 if file.job is None:
@@ -353,9 +358,11 @@ class Job:
         return min(1.0, before[-1] / total) if before and total else 0.0
 
     def _check_going(self) -> None:
+        while not self._shared.going.wait(0.1):
+            if self._stopped:
+                break
         if self._stopped:
             raise _Stopped
-        self._shared.going.wait()
 
     # ------------------------------------------------------------------------------------ the archive being written
 

@@ -1,0 +1,95 @@
+"""The journal as the main loop uses it: entries live here, and are written when they change and when they can be."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from arzstream.daemon import log
+from arzstream.daemon.journal import Archive, Entry, Journal
+from arzstream.errors import StorageError
+
+__all__ = ["Memory"]
+
+SAVE_EVERY = 0.5
+"""Seconds between two records of mere progress."""
+RETRY_AFTER = 1.0
+
+
+class Memory:
+    """What is true is in ``entries``; the journal follows. A journal that cannot be written (a full disk) stops
+    nothing: what is missing in it is kept and written later."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.entries: dict[bytes, Entry] = journal.entries()
+        self._due: dict[bytes, float] = {}
+        self._publications: list[tuple[Archive, Entry]] = []
+        self._retry_at = 0.0
+
+    def changed(self, entry: Entry) -> None:
+        """Write ``entry`` at the next :meth:`flush`."""
+        self._due[entry.path] = 0.0
+
+    def progressed(self, entry: Entry) -> None:
+        """Write ``entry`` some time soon."""
+        self._due.setdefault(entry.path, time.monotonic() + SAVE_EVERY)
+
+    def published(self, archive: Archive, entry: Entry) -> None:
+        """Write a publication, at once if possible."""
+        self._publications.append((archive, entry))
+        self._due.pop(entry.path, None)
+        self.flush()
+
+    def forget(self, path: bytes) -> None:
+        """Nothing was ever published of it, and nothing will be."""
+        self.entries.pop(path, None)
+        self._due.pop(path, None)
+        self._try(lambda: self._journal.forget(path))
+
+    def rename(self, old: bytes, entry: Entry) -> None:
+        """What was called ``old`` is ``entry`` now."""
+        self.entries.pop(old, None)
+        self._due.pop(old, None)
+        self.entries[entry.path] = entry
+        self._try(lambda: self._journal.rename(old, entry))
+
+    def set_meta(self, **values: Any) -> None:
+        """Facts about the daemon itself."""
+        self._try(lambda: self._journal.set_meta(**values))
+
+    @property
+    def behind(self) -> bool:
+        """Is anything not written yet?"""
+        return bool(self._due or self._publications)
+
+    def flush(self, *, force: bool = False) -> None:
+        """Write what is due; everything with ``force``."""
+        now = time.monotonic()
+        if now < self._retry_at and not force:
+            return
+        while self._publications:
+            archive, entry = self._publications[0]
+            if not self._try(functools.partial(self._journal.add_archive, archive, entry)):
+                return
+            self._publications.pop(0)
+        for path, due in list(self._due.items()):
+            if due > now and not force:
+                continue
+            known = self.entries.get(path)
+            if known is not None and not self._try(functools.partial(self._journal.put, known)):
+                return
+            del self._due[path]
+
+    def _try(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except StorageError as error:
+            if time.monotonic() >= self._retry_at:
+                log.event("journal-not-written", level=logging.WARNING, reason=error)
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            return False
+        return True
