@@ -12,6 +12,7 @@ the XXH3-64 of every chunk of the source, and takes the SHA-256 from the very by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -112,6 +113,7 @@ class CheckpointBuilder:
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes)
         self._parallel = tensor_parallel
         self._progress = progress or (lambda nbytes: None)
+        self._unfinished: set[Planned] = set()
         self._completed: list[Planned] = []
         self._originals: dict[tuple[str, tuple[int, int], int], list[Planned]] = {}
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
@@ -134,10 +136,11 @@ class CheckpointBuilder:
         ``final`` says that the file is complete and ``frontier`` its length.
         """
         before = self.bytes_coded
-        self.plan(job, frontier, final)
-        self._pipeline.drain()
-        if not final:
-            job.prefix.advance(job.read, frontier)
+        with self._nothing_half_done():
+            self._plan(job, frontier, final)
+            self._pipeline.drain()
+            if not final:
+                job.prefix.advance(job.read, frontier)
         return self.bytes_coded - before
 
     def layout(self, job: FileJob, frontier: int, final: bool = False) -> Layout:
@@ -147,6 +150,10 @@ class CheckpointBuilder:
 
     def plan(self, job: FileJob, frontier: int, final: bool = False) -> None:
         """Put what :meth:`update` codes into the queue, without waiting for it."""
+        with self._nothing_half_done():
+            self._plan(job, frontier, final)
+
+    def _plan(self, job: FileJob, frontier: int, final: bool) -> None:
         layout = self.layout(job, frontier, final)
         by_layer = self._ready(job, layout, frontier, final)
         for layer in sorted(by_layer, key=layer_key):
@@ -161,6 +168,22 @@ class CheckpointBuilder:
     def finish(self, job: FileJob, *, size: int, mode: int, mtime: int) -> None:
         """The file is complete and ``size`` bytes long: settle it. Raises SourceChangedError if it does not hold
         still."""
+        with self._nothing_half_done():
+            self._finish(job, size, mode, mtime)
+
+    @contextlib.contextmanager
+    def _nothing_half_done(self) -> Iterator[None]:
+        """After a failure, forget the units that were being coded: they are dead, and coded anew if asked for again."""
+        try:
+            yield
+        except BaseException:
+            self._pipeline.abandon()
+            for planned in self._unfinished:
+                planned.abandoned = True
+            self._unfinished.clear()
+            raise
+
+    def _finish(self, job: FileJob, size: int, mode: int, mtime: int) -> None:
         for attempt in itertools.count():
             self.update(job, size, final=True)
             small = self._place_literals(job, size)
@@ -267,7 +290,7 @@ class CheckpointBuilder:
         waiting: set[str] = set()
         last_layer = _layer(layout.storages[-1]) if layout.storages else ""
         for storage in layout.storages:
-            if storage in job.placed:
+            if storage in job.placed and not job.placed[storage][0].abandoned:
                 continue
             layer = _layer(storage)
             small = storage.nbytes < SMALL_BYTES
@@ -300,13 +323,14 @@ class CheckpointBuilder:
     def _code(self, job: FileJob, planned: Planned) -> None:
         """Queue a unit: as a duplicate if its bytes are those of an earlier one, else chunk by chunk."""
         source = self._original(job, planned)
+        self._unfinished.add(planned)
         if source is not None:
             source.duplicates += 1
             ref = Reference(0, source.number, 0, planned.unit.elements)
             planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
             self._pipeline.put(lambda: self._begin(planned))
-            self._pipeline.put(lambda: self._completed.append(planned))
+            self._pipeline.put(lambda: self._complete(planned))
             return
         self._pipeline.put(lambda: self._begin(planned))
         hashers = MemberDigests(planned.unit)
@@ -325,6 +349,10 @@ class CheckpointBuilder:
 
     def _end(self, planned: Planned, hashers: MemberDigests) -> None:
         planned.digests = hashers.result()
+        self._complete(planned)
+
+    def _complete(self, planned: Planned) -> None:
+        self._unfinished.discard(planned)
         self._completed.append(planned)
 
     def _original(self, job: FileJob, planned: Planned) -> Planned | None:
@@ -340,7 +368,7 @@ class CheckpointBuilder:
         if earlier:
             self._pipeline.drain()
             for candidate in earlier:
-                if candidate.digests and self._same_bytes(job, planned, candidate):
+                if candidate.digests and not candidate.abandoned and self._same_bytes(job, planned, candidate):
                     self._progress(unit.nbytes)
                     return candidate
         earlier.append(planned)
@@ -362,9 +390,11 @@ class CheckpointBuilder:
         self._pipeline.put(lambda: self._commit(layer))
 
     def _commit(self, layer: str, force: bool = False) -> None:
-        done, self._completed = self._completed, []
+        # A unit that was coded again before it was committed stands here twice.
+        done = {planned.number: planned.digests for planned in self._completed if not planned.abandoned}
+        self._completed = []
         if done or force:
-            self._writer.commit(layer, [(planned.number, planned.digests) for planned in done])
+            self._writer.commit(layer, list(done.items()))
 
     # -- settling ---------------------------------------------------------------------------------------------------
 
@@ -377,7 +407,7 @@ class CheckpointBuilder:
         if total < SMALL_BYTES:
             job.literals = None
             return {offset: job.read(offset, nbytes) for offset, nbytes in ranges}
-        if job.literals is None or job.literals[0] != ranges:
+        if job.literals is None or job.literals[0] != ranges or job.literals[1].abandoned:
             planned = literal_unit(ranges)
             self._code(job, planned)
             self._commit_later("")
@@ -395,11 +425,10 @@ class CheckpointBuilder:
     def _code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:
         """The source of these chunks is not what it was."""
         for planned, chunks in changed:
-            if planned.duplicates:
-                raise job.changed("changed where another tensor was found to be equal to it")
-            if planned.unit.duplicate_of is not None:
-                self._replace_duplicate(job, planned)
+            if planned.duplicates or planned.unit.duplicate_of is not None:
+                self._replace(job, planned)
                 continue
+            self._unfinished.add(planned)
             self._originals = {key: [p for p in found if p is not planned] for key, found in self._originals.items()}
             for chunk in chunks:
                 self._pipeline.put_chunk(planned, chunk, job.read, lambda data: self._progress(0))
@@ -411,9 +440,12 @@ class CheckpointBuilder:
         self._commit_later("")
         self._pipeline.drain()
 
-    def _replace_duplicate(self, job: FileJob, planned: Planned) -> None:
+    def _replace(self, job: FileJob, planned: Planned) -> None:
+        """A new unit for bytes that were those of another unit, or that other units were found to be equal to."""
         fresh = Planned(dataclasses.replace(planned.unit, refs=()), planned.extents)
-        self._units[planned.unit.refs[0].source].duplicates -= 1
+        source = planned.unit.duplicate_of
+        if source is not None:
+            self._units[source].duplicates -= 1
         self._code(job, fresh)
         job.placed = {s: (fresh if p is planned else p, start) for s, (p, start) in job.placed.items()}
         if job.literals is not None and job.literals[1] is planned:

@@ -60,7 +60,8 @@ class Catalog:
             TensorPlace(member.name, entry, index, owners.get(entry.number))
             for entry in directory.units
             for index, member in enumerate(entry.unit.members)
-            if member.name is not None
+            # In a sealed archive, a unit of no file is only there because another one has the same bytes.
+            if member.name is not None and (entry.number in owners or not directory.sealed)
         ]
         self._qualified = {f"{place.path}:{place.name}": place for place in places if place.path is not None}
         first: dict[str, TensorPlace] = {}

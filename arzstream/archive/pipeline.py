@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +85,15 @@ class Pipeline:
         while self._queue:
             self._step()
 
+    def abandon(self) -> None:
+        """Drop what was not written, and wait until nothing reads from a source any more."""
+        futures = [future for _, future, _ in self._queue if future is not None]
+        self._queue.clear()
+        self._in_flight = 0
+        for future in futures:
+            future.cancel()
+        wait([future for future in futures if not future.cancelled()])
+
     def set_jobs(self, jobs: int) -> None:
         """Go on with so many threads. They are new ones, which start with the calling thread's priority."""
         self.drain()
@@ -93,10 +102,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Drop what was not written and end the threads."""
-        for _, future, _ in self._queue:
-            if future is not None:
-                future.cancel()
-        self._queue.clear()
+        self.abandon()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:

@@ -44,6 +44,8 @@ class Planned:
     chunk_xxh3: dict[int, int] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     """How many units duplicate this one."""
+    abandoned: bool = False
+    """Something failed while it was coded, in part or again: it does not count, its bytes are coded anew."""
 
     @property
     def contiguous(self) -> bool:
