@@ -318,6 +318,8 @@ def _open_growing(reader: TailReader, limits: Limits) -> Directory:
     except CorruptError as error:
         if _goes_on_after_trailer(replay, reader):
             raise CorruptError("something follows its end; cut it off there or run arzstream recover") from None
+        if replay.believed and _commit_follows(replay):
+            raise  # not where the writer was cut off: committed, and wrong
         if not replay.valid_end:
             raise CorruptError(f"holds nothing that was committed ({error})") from None
     except UnsupportedError:
@@ -327,7 +329,7 @@ def _open_growing(reader: TailReader, limits: Limits) -> Directory:
 
 
 def _commit_follows(replay: Replay) -> bool:
-    """Does a COMMIT stand somewhere behind a frame that is not understood, so that the frame counts?"""
+    """Does a COMMIT stand at or somewhere behind a frame that is not understood, or wrong, so that the frame counts?"""
     reader, offset = replay.reader, replay.offset
     with contextlib.suppress(CorruptError):
         while offset + HEADER_BYTES <= reader.size:

@@ -155,6 +155,8 @@ class Replay:
         self._chain = chained(blake3(head))
         self._after_commit = False
         self.chain_at_index = b""
+        self.believed = False
+        """The frame at ``offset`` is good by itself: if it is refused, then for what it says."""
 
     def run(self, end: int) -> Iterator[Frame]:
         """Yield each frame up to ``end`` after it has been checked and taken over; raises at the first that is not
@@ -163,12 +165,13 @@ class Replay:
             frame = read_frame(self.reader, self.offset, end, self.prologue, self.limits)
             if frame.header.sequence != self._sequence:
                 raise CorruptError(f"frame {frame.header.sequence} stands where frame {self._sequence} should")
+            self.believed = frame.header.type == FrameType.CHUNK or self.index is not None
             if self.index is not None:
                 raise CorruptError("something follows the index")
             self._take(frame)
             self._chain.update(frame.head)
             self._sequence += 1
-            self.offset = frame.end
+            self.offset, self.believed = frame.end, False
             if frame.header.type == FrameType.COMMIT:
                 self.valid_end = frame.end
             yield frame
@@ -189,6 +192,8 @@ class Replay:
 
     def _take_metadata(self, frame: Frame, data: bytes) -> None:
         header = frame.header
+        value = None if header.type in (FrameType.TABLE, FrameType.MODEL) else metadata.unpack(data, self.limits)
+        self.believed = True
         if header.type == FrameType.TABLE:
             self._take_table(frame, data)
         elif header.type == FrameType.MODEL:
@@ -198,7 +203,7 @@ class Replay:
             )
             self.state.add_model(header.ordinal, model)
         else:
-            self._take_record(frame, metadata.unpack(data, self.limits))
+            self._take_record(frame, value)
 
     def _take_table(self, frame: Frame, data: bytes) -> None:
         if frame.header.ordinal != len(self.tables) or self._after_commit:
