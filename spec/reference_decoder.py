@@ -1122,6 +1122,9 @@ class Decoder:
             need(len(data) == frame.decoded_length, f"chunk {k} of unit {unit.number}: decodes to another length")
             need(xxh3(data) == frame.xxh_decoded, f"chunk {k} of unit {unit.number}: the decoded XXH3 is wrong")
             row, rows, column, columns = unit.tile(k)
+            if columns == unit.columns:
+                out[row * columns * item : (row + rows) * columns * item] = data
+                continue
             for i in range(rows):
                 at = ((row + i) * unit.columns + column) * item
                 out[at : at + columns * item] = data[i * columns * item : (i + 1) * columns * item]
