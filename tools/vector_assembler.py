@@ -1,0 +1,559 @@
+"""An assembler of ARZ-1 archives, right ones and wrong ones, for ``tools/gen_vectors.py``.
+
+It shares no code with the package or with the reference decoder. Every field of every structure can be set by hand, so
+that an archive is wrong in one place and right everywhere else: checksums and chains are taken over what was written.
+Nothing here depends on the version of a compressor: Zstandard frames are put together from raw and run-length blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import blake3 as _blake3
+import google_crc32c
+import msgpack
+import xxhash
+
+TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 0xC009
+NONE = 0xFFFFFFFF
+RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
+ITEM = {
+    **dict.fromkeys(("U8", "I8", "BOOL", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+    "C128": 16,
+}
+NO_SHA256 = hashlib.sha256(b"").digest()
+
+
+def blake3(data: bytes) -> bytes:
+    return _blake3.blake3(data).digest()
+
+
+def crc32c(data: bytes) -> bytes:
+    return struct.pack("<I", google_crc32c.value(data))
+
+
+def xxh3(data: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical metadata, by the msgpack library, with the keys sorted before."""
+
+    def ordered(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: ordered(item[key]) for key in sorted(item, key=lambda key: key.encode())}
+        return [ordered(part) for part in item] if isinstance(item, (list, tuple)) else item
+
+    return bytes(msgpack.packb(ordered(value), use_bin_type=True))
+
+
+# ------------------------------------------------------------------------------------------------------ zstd payloads
+
+
+def zstd_frame(data: bytes, *, size: int | None = None, state_size: bool = True, run: int = 0) -> bytes:
+    """A Zstandard frame of one raw block, or with ``run`` of run-length blocks of that many bytes of data[0]."""
+    size = (run or len(data)) if size is None else size
+    if state_size:  # single segment, content size of 4 bytes
+        head = b"\x28\xb5\x2f\xfd" + bytes([0b10100000]) + struct.pack("<I", size)
+    else:  # a window of 1 KiB, no content size
+        head = b"\x28\xb5\x2f\xfd" + bytes([0, 0])
+    if not run:
+        return head + struct.pack("<I", 1 | len(data) << 3)[:3] + data
+    blocks = []
+    while run:
+        part = min(run, 1 << 17)
+        run -= part
+        blocks.append(struct.pack("<I", (run == 0) | 1 << 1 | part << 3)[:3] + data[:1])
+    return head + b"".join(blocks)
+
+
+def zstd_payload(
+    planes: Sequence[tuple[bytes, bool]], *, stride: int | None = None, reserved: bytes = bytes(3)
+) -> bytes:
+    """A payload of codec 3 from (stored bytes, stored as is) of its planes."""
+    words = b"".join(struct.pack("<I", len(stored) | as_is << 31) for stored, as_is in planes)
+    return bytes([len(planes) if stride is None else stride]) + reserved + words + b"".join(s for s, _ in planes)
+
+
+def zstd(data: bytes, stride: int = 1) -> bytes:
+    """``data`` in planes: even ones as frames, odd ones as is; a plane of one repeated byte as a run."""
+    planes = []
+    for j in range(stride):
+        plane = data[j::stride]
+        if len(set(plane)) == 1 and len(plane) > 8:
+            planes.append((zstd_frame(plane, run=len(plane)), False))
+        else:
+            planes.append((plane, True) if j % 2 or not plane else (zstd_frame(plane), False))
+    return zstd_payload(planes)
+
+
+# ------------------------------------------------------------------------------------------------------- float_fast
+
+FIELDS = {
+    "BF16": (2, 8, 7), "F16": (2, 5, 10), "F32": (4, 8, 23), "C64": (4, 8, 23), "F64": (8, 11, 52), "C128": (8, 11, 52),
+    "F8_E4M3": (1, 4, 3), "F8_E4M3FNUZ": (1, 4, 3), "F8_E5M2": (1, 5, 2), "F8_E5M2FNUZ": (1, 5, 2),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class FloatFast:
+    """The parts of a payload of codec 4, to be bent before :meth:`payload` joins them."""
+
+    mode: int
+    log_segment: int
+    palette: list[int]
+    table: bytes
+    raws: list[bytes]
+    symbols: list[bytes]
+    escapes: list[bytes]
+    escape_counts: list[int]
+    precision: int = 12
+    zero: int = 0
+    padding: bytes | None = None
+    palette_size: int | None = None
+    tail: bytes = b""
+
+    def payload(self) -> bytes:
+        entries = len(self.palette) if self.palette_size is None else self.palette_size
+        head = struct.pack("<BBBBHH", self.mode, self.precision, self.log_segment, self.zero, entries, len(self.table))
+        head += struct.pack(f"<{len(self.palette)}H", *self.palette) + self.table
+        head += bytes(-len(head) % 8) if self.padding is None else self.padding
+        sizes = b"".join(struct.pack("<II", len(s), n) for s, n in zip(self.symbols, self.escape_counts, strict=True))
+        return head + sizes + b"".join([*self.raws, *self.symbols, *self.escapes]) + self.tail
+
+
+def frequencies_of(symbols: Sequence[int], alphabet: int, spare: Sequence[int]) -> list[int]:
+    """Frequencies from 0 to 4095 that sum to 4096, 0 where no symbol occurs but for one of ``spare``."""
+    counts = [0] * alphabet
+    for symbol in symbols:
+        counts[symbol] += 1
+    used = [symbol for symbol in range(alphabet) if counts[symbol]]
+    frequencies = [max(1, counts[s] * 4000 // len(symbols)) if counts[s] else 0 for s in range(alphabet)]
+    largest = max(used, key=lambda s: frequencies[s])
+    frequencies[largest] += 4096 - sum(frequencies)
+    if frequencies[largest] > 4095:  # one symbol alone: 4096 has no encoding, so another gets 1 and is never used
+        frequencies[largest] = 4095
+        frequencies[next(symbol for symbol in spare if symbol != largest)] += 1
+    return frequencies
+
+
+def table_of(frequencies: Sequence[int], long_form: bool = False) -> bytes:
+    """The bytes of a frequency table; ``long_form`` uses two bytes even where one would do, and single zeros."""
+    out, i = bytearray(), 0
+    last = max(i for i, f in enumerate(frequencies) if f)
+    while i <= last:
+        f = frequencies[i]
+        if f == 0 and not long_form:
+            run = 1
+            while frequencies[i + run] == 0 and run < 256:
+                run += 1
+            out += bytes([0, run - 1])
+            i += run
+            continue
+        out += bytes([f]) if 0 < f < 128 and not long_form else bytes([0x80 | f >> 8, f & 255])
+        i += 1
+    return bytes(out)
+
+
+def encode_symbols(symbols: Sequence[int], frequencies: Sequence[int]) -> bytes:
+    """32-lane rANS: the decoder of the registry, run backwards."""
+    starts = [sum(frequencies[:y]) for y in range(len(frequencies))]
+    state, words = [65536] * 32, []
+    for i in reversed(range(len(symbols))):
+        x, y = state[i % 32], symbols[i]
+        if x >= frequencies[y] << 20:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        state[i % 32] = (x // frequencies[y] << 12) + x % frequencies[y] + starts[y]
+    return struct.pack("<32I", *state) + struct.pack(f"<{len(words)}H", *reversed(words))
+
+
+def float_fast(
+    data: bytes,
+    dtype: str,
+    *,
+    mode: int,
+    log_segment: int = 18,
+    palette: list[int] | None = None,
+    long_form: bool = False,
+    bend: Callable[[list[int]], None] = lambda symbols: None,
+) -> FloatFast:
+    """Code ``data``. ``bend`` changes the symbols of a segment before they are coded."""
+    size, e_bits, m_bits = FIELDS[dtype]
+    values = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
+    exponents = [v >> m_bits & ((1 << e_bits) - 1) for v in values]
+    rests = [v >> (e_bits + m_bits) << m_bits | v & ((1 << m_bits) - 1) for v in values]
+    if palette is None:
+        by_count = sorted(set(exponents), key=lambda e: (-exponents.count(e), e))
+        palette = by_count[: 15 if mode else 256]
+    whole, bits = divmod(m_bits + 1, 8)
+    segment, raws, symbol_lists, escapes, counts = 1 << log_segment, [], [], [], []
+    for first in range(0, len(values), segment):
+        part, rest = exponents[first : first + segment], rests[first : first + segment]
+        raw = b"".join((r & ((1 << 8 * whole) - 1)).to_bytes(whole, "little") for r in rest)
+        for j in range(bits):
+            plane = sum((r >> (8 * whole + j) & 1) << i for i, r in enumerate(rest))
+            raw += plane.to_bytes((len(rest) + 7) // 8, "little")
+        raws.append(raw)
+        escaped = [e for e in part if mode and e not in palette]
+        escapes.append(b"".join(e.to_bytes(1 if e_bits <= 8 else 2, "little") for e in escaped))
+        counts.append(len(escaped))
+        indices = [palette.index(e) if e in palette else 15 for e in part]
+        if mode:
+            indices += [0] * (len(indices) % 2)
+            indices = [low | high << 4 for low, high in zip(indices[::2], indices[1::2], strict=True)]
+        bend(indices)
+        symbol_lists.append(indices)
+    joined = [symbol for symbols in symbol_lists for symbol in symbols]
+    if len(palette) == 1 and not any(joined):
+        return FloatFast(mode, log_segment, palette, b"", raws, [b""] * len(raws), escapes, counts)
+    frequencies = frequencies_of(joined, 256 if mode else len(palette), (0, 255 if mode else 1))
+    streams = [encode_symbols(symbols, frequencies) for symbols in symbol_lists]
+    return FloatFast(mode, log_segment, palette, table_of(frequencies, long_form), raws, streams, escapes, counts)
+
+
+# ---------------------------------------------------------------------------------------------------- the container
+
+
+@dataclasses.dataclass
+class Placed:
+    """A frame that was written."""
+
+    offset: int
+    header: bytes
+    type: int
+    codec: int
+    ordinal: int
+    chunk: int
+    stored: bytes
+    decoded: bytes
+    size: int
+
+    @property
+    def row(self) -> list[int]:
+        """Offset, stored and decoded length, codec, XXH3 stored and decoded, as the header has them."""
+        return [
+            self.offset,
+            *struct.unpack_from("<QQ", self.header, 40),
+            self.codec,
+            *struct.unpack_from("<QQ", self.header, 56),
+        ]
+
+
+def entry_of(p: Placed) -> bytes:
+    """The TABLE entry of a CHUNK."""
+    offset, stored, decoded, codec, xxh_stored, xxh_decoded = p.row
+    return struct.pack("<QQQQQH6x", offset, stored, decoded, xxh_stored, xxh_decoded, codec)
+
+
+@dataclasses.dataclass
+class Unit:
+    value: dict[str, Any]
+    data: bytes
+    frames: dict[int, Placed]
+    tensor: Placed
+    digests: list[bytes]
+    listed: bool = False
+
+
+def elements(data: bytes, item: int, shape: Sequence[int], start: int, strides: Sequence[int] | None) -> bytes:
+    """The bytes of a member, row-major."""
+    if strides is None:
+        return data[start * item : (start + math.prod(shape)) * item]
+    if not shape:
+        return data[start * item : (start + 1) * item]
+    return b"".join(elements(data, item, shape[1:], start + i * strides[0], strides[1:]) for i in range(shape[0]))
+
+
+class Assembler:
+    """Writes frames one after the other and keeps the books for COMMIT, INDEX and trailer."""
+
+    def __init__(self, **prologue: Any) -> None:
+        self.file_id: bytes = prologue.pop("file_id", bytes(range(0xA0, 0xB0)))
+        self.prologue = self._prologue(**prologue)
+        self.out = bytearray(self.prologue)
+        self.sequence = 0
+        self.chain = blake3(self.prologue)
+        self.headers: list[bytes] = []
+        self.previous = 0
+        self.units: list[Unit] = []
+        self.files: dict[int, tuple[dict[str, Any], Placed]] = {}
+        self.models: list[Placed] = []
+        self.parents: list[dict[str, Any]] = []
+        self.dead: list[Placed] = []
+        self.placed: list[Placed] = []
+        self.table_rows: list[tuple[int, bytes]] = []
+
+    def _prologue(self, **f: Any) -> bytes:
+        self.versions = struct.pack(
+            "<HHHBB",
+            f.get("major", 1),
+            f.get("minimum", 0),
+            f.get("minor", 0),
+            f.get("log_frame", 30),
+            f.get("log_chunk", 28),
+        )
+        self.flags = (f.get("incompatible", 0), f.get("compatible", 0))
+        block = f.get("magic", bytes.fromhex("8941525a0d0a1a0a")) + self.versions + struct.pack("<QQ", *self.flags)
+        block += self.file_id + bytes(f.get("reserved", bytes(12)))
+        return bytes(block + f.get("crc", crc32c(block)))
+
+    def frame(self, kind: int, stored: bytes, decoded: bytes | None = None, **f: Any) -> Placed:
+        """Append a frame. Any field of the header can be given; ``padding`` and ``payload`` replace what follows it."""
+        decoded = stored if decoded is None else decoded
+        codec, ordinal, chunk = f.get("codec", RAW), f.get("ordinal", NONE), f.get("chunk", 0)
+        block = f.get("sync", bytes.fromhex("f561727a66726d9c"))
+        block += struct.pack("<HHI", kind, codec, f.get("reserved", 0))
+        block += struct.pack("<Q8s", f.get("sequence", self.sequence), f.get("file_id", self.file_id[:8]))
+        block += struct.pack("<II", ordinal, chunk)
+        block += struct.pack("<QQ", f.get("stored_length", len(stored)), f.get("decoded_length", len(decoded)))
+        block += struct.pack("<QQ", f.get("xxh_stored", xxh3(stored)), f.get("xxh_decoded", xxh3(decoded)))
+        block += f.get("reserved_end", bytes(52))
+        header = block + f.get("crc", crc32c(block))
+        offset = len(self.out)
+        padding = bytes(-(128 + len(stored)) % 64)
+        self.out += header + f.get("payload", stored) + f.get("padding", padding)
+        placed = Placed(offset, header, kind, codec, ordinal, chunk, stored, decoded, len(self.out) - offset)
+        self.sequence += 1
+        self.headers.append(header)
+        self.placed.append(placed)
+        return placed
+
+    def metadata(self, kind: int, value: Any, *, compress: bool = False, **f: Any) -> Placed:
+        """Append a metadata frame; ``raw`` gives its bytes instead of the canonical encoding of ``value``."""
+        plain = f.pop("raw", None)
+        plain = canonical(value) if plain is None else plain
+        if compress:
+            return self.frame(kind, zstd(plain), plain, codec=f.pop("codec", ZSTD), **f)
+        return self.frame(kind, plain, **f)
+
+    # ---------------------------------------------------------------------------------------------------- units
+
+    def tensor(self, dtype: str, data: bytes, members: list[list[Any]], **f: Any) -> int:
+        """Append a TENSOR. ``members``: [name, shape] or [name, shape, start, strides]. Other keys of 5.1 by name."""
+        frame_fields = f.pop("frame", {})
+        edit = f.pop("edit", lambda value: value)
+        members = [[*member, *[0, None][len(member) - 2 :]] for member in members]
+        n = len(data) // ITEM.get(dtype, 1)
+        shape = f.pop("shape", None)
+        if shape is None:
+            first = members[0][1]
+            shape = [first[0], n // first[0] if first[0] else 0] if first and len(members) == 1 else [1, n]
+        value = {
+            "dtype": dtype, "grid": f.pop("grid", [max(1, shape[0]), max(1, shape[1])]), "layer": "",
+            "members": members, "models": [], "part": None, "refs": [], "shape": shape, "source": [], **f,
+        }  # fmt: skip
+        number = len(self.units)
+        digests = [blake3(elements(data, ITEM.get(dtype, 1), m[1], m[2], m[3])) for m in members]
+        placed = self.metadata(TENSOR, edit(value), ordinal=frame_fields.pop("ordinal", number), **frame_fields)
+        self.units.append(Unit(value, data, {}, placed, digests))
+        return number
+
+    def tile(self, number: int, k: int) -> bytes:
+        """The decoded bytes of chunk k."""
+        unit = self.units[number]
+        (rows, columns), (r, c), item = unit.value["shape"], unit.value["grid"], ITEM[unit.value["dtype"]]
+        wide = -(-columns // c)
+        top, left = k // wide * r, k % wide * c
+        right = min(left + c, columns)
+        lines = [(i * columns + left, i * columns + right) for i in range(top, min(top + r, rows))]
+        return b"".join(unit.data[a * item : b * item] for a, b in lines)
+
+    def chunk(self, number: int, k: int = 0, codec: int = RAW, stored: bytes | None = None, **f: Any) -> Placed:
+        """Append chunk k of a unit; an earlier one is dead."""
+        decoded = f.pop("decoded", None)
+        decoded = self.tile(number, k) if decoded is None else decoded
+        stored = decoded if stored is None else stored
+        unit = self.units[number]
+        placed = self.frame(CHUNK, stored, decoded, codec=codec, **{"ordinal": number, "chunk": k, **f})
+        if k in unit.frames:
+            self.dead.append(unit.frames[k])
+        unit.frames[k], unit.listed = placed, False
+        return placed
+
+    def raw(self, dtype: str, data: bytes, members: list[list[Any]], **f: Any) -> int:
+        """A unit with all its chunks, raw."""
+        number = self.tensor(dtype, data, members, **f)
+        (rows, columns), (r, c) = self.units[number].value["shape"], self.units[number].value["grid"]
+        for k in range(-(-rows // r) * -(-columns // c)):
+            self.chunk(number, k)
+        return number
+
+    def recode(self, number: int, data: bytes) -> None:
+        """The source changed: the unit has other data now."""
+        unit = self.units[number]
+        unit.data, item = data, ITEM[unit.value["dtype"]]
+        unit.digests = [blake3(elements(data, item, m[1], m[2], m[3])) for m in unit.value["members"]]
+
+    # ---------------------------------------------------------------------------------------------------- files
+
+    def file(self, path: bytes, recipe: Sequence[Any] = (), **f: Any) -> int:
+        """Append a FILE with a recipe of units (whole), pieces and byte strings. Other keys of 5.2 by name."""
+        frame_fields: dict[str, Any] = f.pop("frame", {})
+        number: int = f.pop("number", len(self.files))
+        edit = f.pop("edit", lambda value: value)
+        pieces = [[p, 0, len(self.units[p].data)] if isinstance(p, int) else p for p in recipe]
+        content = b"".join(p if isinstance(p, bytes) else self.units[p[0]].data[p[1] : p[1] + p[2]] for p in pieces)
+        value = {
+            "format": "opaque", "kind": 0, "metadata": {}, "mode": 0o644, "mtime": 1_700_000_000_000_000_000,
+            "note": "", "path": path, "recipe": pieces, "sha256": hashlib.sha256(content).digest(),
+            "size": len(content), "target": b"", **f,
+        }  # fmt: skip
+        placed = self.metadata(FILE, edit(value), **{"ordinal": number, **frame_fields})
+        if number in self.files:
+            self.dead.append(self.files[number][1])
+        self.files[number] = (value, placed)
+        return number
+
+    def link(self, path: bytes, target: bytes, **f: Any) -> int:
+        return self.file(path, kind=1, target=target, mode=0o777, format="", **f)
+
+    def directory(self, path: bytes, **f: Any) -> int:
+        return self.file(path, kind=2, **{"mode": 0o755, "format": "", **f})
+
+    def withdraw(self, number: int) -> None:
+        path = self.files[number][0]["path"]
+        self.file(path, number=number, kind=3, format="", mode=0, mtime=0)
+
+    # ---------------------------------------------------------------------------------------------------- the rest
+
+    def model(self, data: bytes, **f: Any) -> Placed:
+        self.models.append(self.frame(MODEL, data, ordinal=len(self.models), **f))
+        return self.models[-1]
+
+    def parent(self, digest: bytes, hint: str) -> None:
+        self.parents.append({"digest": digest, "hint": hint})
+        self.metadata(PARENT, self.parents[-1], ordinal=len(self.parents) - 1)
+
+    def pad(self, length: int, **f: Any) -> Placed:
+        return self.frame(PAD, f.pop("stored", bytes(length)), **f)
+
+    def link_chain(self) -> bytes:
+        self.chain = blake3(self.chain + b"".join(self.headers))
+        self.headers = []
+        return self.chain
+
+    def commit(self, units: Sequence[int] | None = None, *, layer: str = "", **f: Any) -> Placed:
+        """Append a COMMIT that lists ``units``, by default those not listed since their last chunk."""
+        edit, frame_fields = f.pop("edit", lambda value: value), f.pop("frame", {})
+        numbers = [i for i, unit in enumerate(self.units) if not unit.listed] if units is None else units
+        for number in numbers:
+            self.units[number].listed = True
+        value = {
+            "chain": self.link_chain(), "layer": layer, "previous": self.previous,
+            "units": [[number, self.units[number].digests] for number in numbers], **f,
+        }  # fmt: skip
+        self.previous = len(self.out)
+        return self.metadata(COMMIT, edit(value), **frame_fields)
+
+    def live_files(self) -> list[tuple[int, dict[str, Any]]]:
+        live = [(number, value) for number, (value, _) in self.files.items() if value["kind"] != 3]
+        return sorted(live, key=lambda entry: entry[1]["path"])
+
+    def live_units(self) -> set[int]:
+        live = {p[0] for _, value in self.live_files() for p in value["recipe"] if not isinstance(p, bytes)}
+        for number in sorted(live, reverse=True):
+            live |= {ref[1] for ref in self.units[number].value["refs"] if ref[0] == 0}
+        return live
+
+    def content(self) -> bytes:
+        """The content digest, section 5.7."""
+        tensors = [
+            [member[0], unit.value["dtype"], member[1], digest]
+            for number, unit in enumerate(self.units) if number in self.live_units()
+            for member, digest in zip(unit.value["members"], unit.digests, strict=True) if member[0] is not None
+        ]  # fmt: skip
+        files = [[v["path"], v["kind"], v["size"], v["sha256"], v["target"]] for _, v in self.live_files()]
+        return blake3(canonical({"files": files, "tensors": sorted(tensors, key=canonical)}))
+
+    def seal(self, **f: Any) -> bytes:
+        """Append TABLEs, INDEX and trailer and return the archive.
+
+        ``order``: units in layer order. ``tables``: lists of units, one list a table. ``rows``: edits a table.
+        ``index``: edits the map. ``trailer``: its fields. ``tail``: bytes after it. ``twice``: a second INDEX.
+        """
+        live = self.live_units()
+        order = f.get("order", sorted(live))
+        groups = f.get("tables", [order] if any(self.units[i].frames for i in order) else [])
+        places, tables = {}, []
+        for number, group in enumerate(groups):
+            rows: list[bytes] = []
+            for i in group:
+                if self.units[i].frames:
+                    places[i] = [number, len(rows)]
+                    chunks = sorted(self.units[i].frames.items())
+                    rows += [entry_of(placed) for _, placed in chunks]
+            plain = b"".join(f.get("rows", lambda rows: rows)(rows))
+            fields = {"ordinal": number, **f.get("table_frame", {})}
+            if f.get("compress"):
+                tables.append(self.frame(TABLE, zstd(plain), plain, codec=ZSTD, **fields))
+            else:
+                tables.append(self.frame(TABLE, plain, **fields))
+        dead = [*self.dead, *(placed for value, placed in self.files.values() if value["kind"] == 3)]
+        for i, unit in enumerate(self.units):
+            if i not in live:
+                dead += [unit.tensor, *unit.frames.values()]
+        chain = self.link_chain()
+        value = {
+            "chain": chain, "content": self.content(), "dead": [len(dead), sum(p.size for p in dead)],
+            "files": [list(entry) for entry in self.live_files()], "models": [p.row for p in self.models],
+            "parents": self.parents, "tables": [[p.offset, p.size, xxh3(p.stored)] for p in tables],
+            "units": [
+                [i, self.units[i].value, self.units[i].digests, *places.get(i, [0, 0]), len(self.units[i].frames),
+                 sum(len(p.stored) for p in self.units[i].frames.values())] for i in order
+            ],
+        }  # fmt: skip
+        value = f.get("index", lambda value: value)(value)
+        index = self.metadata(INDEX, value, compress=f.get("compress", False), **f.get("index_frame", {}))
+        if f.get("twice"):
+            index = self.metadata(INDEX, value)
+        first = tables[0].offset if tables else index.offset
+        self.out += self.trailer(index, first, **f.get("trailer", {})) + f.get("tail", b"")
+        return bytes(self.out)
+
+    def trailer(self, index: Placed, table: int, **f: Any) -> bytes:
+        block = f.get("versions", self.versions)
+        block += struct.pack("<QQ", f.get("incompatible", 0), f.get("compatible", 0)) + f.get("file_id", self.file_id)
+        block += struct.pack(
+            "<QQQQ", f.get("index_offset", index.offset), f.get("index_length", index.size),
+            f.get("first_table", table), f.get("total", len(self.out) + 128),
+        )  # fmt: skip
+        block += f.get("root", blake3(index.header + index.stored)) + f.get("reserved", bytes(12))
+        return bytes(block + f.get("crc", crc32c(block)) + f.get("end", bytes.fromhex("0a1a0a0d5a524189")))
+
+    def growing(self, tail: bytes = b"") -> bytes:
+        return bytes(self.out) + tail
+
+    # -------------------------------------------------------------------------------------------------- expectations
+
+    def expected(self, growing: bool = False) -> dict[str, Any]:
+        """What a decoder has to find, from what was put in."""
+        shown = [i for i, unit in enumerate(self.units) if unit.listed] if growing else sorted(self.live_units())
+        tensors = [
+            [member[0], self.units[i].value["dtype"], member[1], digest.hex()]
+            for i in shown for member, digest in zip(self.units[i].value["members"], self.units[i].digests, strict=True)
+            if member[0] is not None
+        ]  # fmt: skip
+        return {
+            "tensors": sorted(tensors),
+            "files": [described(value) for _, value in self.live_files()],
+            **({} if growing else {"content": self.content().hex()}),
+        }
+
+
+def described(value: dict[str, Any]) -> dict[str, Any]:
+    """A file as vectors.json describes it; bytes of path and target beyond ASCII are percent-encoded."""
+    return {
+        "path": quote_from_bytes(value["path"]), "kind": ("file", "link", "directory")[value["kind"]],
+        "mode": value["mode"], "mtime": value["mtime"], "size": value["size"], "sha256": value["sha256"].hex(),
+        **({"target": quote_from_bytes(value["target"])} if value["target"] else {}),
+    }  # fmt: skip

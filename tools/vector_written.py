@@ -1,0 +1,138 @@
+"""Vectors written by the package itself: what a release writes, every later decoder reads.
+
+They are made once and kept (``gen_vectors.py --written`` makes them anew): a better encoder or another Zstandard
+may give other bytes for the same content. What is expected of them comes from the sources, not from the writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from vector_assembler import ITEM, blake3
+from vector_good import noise, weights
+
+Tensors = dict[str, tuple[str, list[int], bytes]]
+FIRST_TIME = 1_600_000_000_123_456_789
+VECTORS: dict[str, tuple[str, Callable[[Path], list[Tensors]], dict[str, Any]]] = {}
+
+
+def safetensors(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file with the tensors in the given order."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values())
+
+
+def tensor(dtype: str, shape: list[int], data: bytes | None = None, seed: int = 1) -> tuple[str, list[int], bytes]:
+    count = 1
+    for size in shape:
+        count *= size
+    data = weights(dtype, count, seed) if data is None else data
+    assert len(data) == count * ITEM[dtype]
+    return dtype, shape, data
+
+
+def model(folder: Path) -> list[Tensors]:
+    tensors: Tensors = {
+        "model.embed_tokens.weight": tensor("BF16", [40, 16], seed=1),
+        "model.layers.0.mlp.weight": tensor("BF16", [24, 16], seed=2),
+        "model.layers.0.norm.weight": tensor("BF16", [16], b"\x80\x3f" * 16),
+        "model.layers.1.mlp.weight": tensor("BF16", [24, 16], seed=3),
+        "model.layers.1.norm.weight": tensor("BF16", [16], seed=4),
+    }
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    (folder / "model.safetensors").write_bytes(safetensors(tensors, {"format": "pt"}))
+    (folder / "config.json").write_text(
+        json.dumps({"hidden_size": 16, "layers": 2, "words": "all work and no play " * 20}, indent=1)
+    )
+    (folder / "empty.txt").touch()
+    (folder / "logs").mkdir()
+    (folder / "latest").symlink_to("model.safetensors")
+    return [tensors]
+
+
+def mixed(folder: Path) -> list[Tensors]:
+    step: Tensors = {
+        "exp_avg": tensor("F32", [30, 10], seed=5),
+        "exp_avg_zero": tensor("F32", [30, 10], bytes(1200)),
+        "half": tensor("F16", [33, 7], seed=6),
+        "double": tensor("F64", [5, 5], seed=7),
+        "eight": tensor("F8_E4M3", [64], seed=8),
+        "steps": tensor("I64", [20], b"".join(struct.pack("<q", 1000 + i) for i in range(20))),
+        "mask": tensor("BOOL", [100], bytes([1, 0]) * 50),
+        "bytes": tensor("U8", [7], noise(7)),
+        "nothing": tensor("F32", [0, 4], b""),
+        "scalar": tensor("F32", [], noise(4)),
+    }
+    (folder / "state.safetensors").write_bytes(safetensors(step))
+    (folder / "sub").mkdir()
+    (folder / "sub" / os.fsdecode(b"name \xff.bin")).write_bytes(noise(300))
+    (folder / "sub" / "broken.safetensors").write_bytes(b"\xff" * 40)
+    return [step]
+
+
+VECTORS["good-written-model"] = (
+    "Written by arzstream: BF16 weights with tied embeddings, JSON, an empty file, a folder, a link.",
+    model,
+    {},
+)
+VECTORS["good-written-max"] = ("Written by arzstream with --profile max: the same folder.", model, {"profile": "max"})
+VECTORS["good-written-tiles"] = (
+    "Written by arzstream with --tensor-parallel 2: the same folder.",
+    model,
+    {"tensor_parallel": 2},
+)
+VECTORS["good-written-mixed"] = (
+    "Written by arzstream: many data types, no elements, a scalar, a path not in UTF-8, a file that does not parse.",
+    mixed,
+    {},
+)
+
+
+def described(folder: Path) -> list[dict[str, Any]]:
+    """The entries of ``folder`` as vectors.json has them."""
+    entries = []
+    for path in sorted(folder.rglob("*"), key=os.fsencode):
+        status = path.lstat()
+        kind = "link" if path.is_symlink() else "directory" if path.is_dir() else "file"
+        content = path.read_bytes() if kind == "file" else b""
+        entry = {
+            "path": quote_from_bytes(os.fsencode(path.relative_to(folder))), "kind": kind,
+            "mode": status.st_mode & 0o7777, "mtime": status.st_mtime_ns,
+            "size": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        }  # fmt: skip
+        if kind == "link":
+            entry["target"] = quote_from_bytes(os.fsencode(os.readlink(path)))
+        entries.append(entry)
+    return entries
+
+
+def write(name: str, folder: Path, dest: Path) -> dict[str, Any]:
+    """Make the sources in ``folder``, pack them to ``dest``; what is expected."""
+    from arzstream.archive.pack import pack
+
+    _, make, options = VECTORS[name]
+    folder.mkdir()
+    files = make(folder)
+    for i, path in enumerate(sorted(folder.rglob("*"), key=os.fsencode, reverse=True)):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o640)
+        os.utime(path, ns=(FIRST_TIME + i, FIRST_TIME + i), follow_symlinks=False)
+    expected = {
+        "tensors": sorted([n, d, s, blake3(b).hex()] for tensors in files for n, (d, s, b) in tensors.items()),
+        "files": described(folder),
+    }
+    pack([str(folder)], str(dest), reproducible=True, force=True, **options)
+    return expected
