@@ -93,6 +93,9 @@ def test_a_sharded_checkpoint_needs_every_shard_and_the_index() -> None:
     verdict = sharded(index_age=None).assess()
     assert (verdict.complete, verdict.waiting_for) == (False, "model.safetensors.index.json")
     assert sharded(index_age=None).assess(later=GIVE_UP).complete
+    early = sharded(index_age=None)
+    del early.content[b"model-00002-of-00003.safetensors"]
+    assert early.assess(later=10 * GIVE_UP).waiting_for == "model-00002-of-00003.safetensors"
     checkpoint = sharded().put("model-00002-of-00003.safetensors", WEIGHTS[:-1])
     assert checkpoint.assess().waiting_for == "the rest of model-00002-of-00003.safetensors"
 

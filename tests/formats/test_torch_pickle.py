@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from arzstream.formats.base import Layout
+from arzstream.formats.base import Layout, Malformed
 from arzstream.formats.pickle_walk import Machine
 from arzstream.formats.torch_pickle import read_contents
 
@@ -73,7 +73,7 @@ HOSTILE = {
     "memo that was not put": b"\x80\x02h\x05.",
     "huge string": b"\x80\x04\x8d" + b"\xff" * 8 + b"x.",
     "huge long": b"\x80\x02\x8b\xff\xff\xff\x7f.",
-    "pop below the mark": b"\x80\x02N(0.",
+    "pop below the mark": b"\x80\x02NN(0.",
     "odd pairs": b"\x80\x02}(Nu.",
     "text that is not UTF-8": b"\x80\x02X\x01\0\0\0\xff.",
     "setitem on nothing": b"\x80\x02s.",
@@ -88,6 +88,11 @@ HOSTILE = {
 def test_pickles_that_make_no_sense_give_nothing_and_do_no_harm(why: str) -> None:
     contents = read_contents(HOSTILE[why])
     assert contents.tensors == [] and contents.storages == {}
+
+
+def test_nothing_is_taken_from_below_a_mark() -> None:
+    with pytest.raises(Malformed):
+        Machine(HOSTILE["pop below the mark"]).run()
 
 
 def tensor_at(key: bytes = b"0", size: bytes = b"K\x03\x85") -> bytes:

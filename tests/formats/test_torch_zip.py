@@ -15,6 +15,7 @@ import torch
 
 from arzstream.codec.dtypes import DTYPES
 from arzstream.formats.base import Layout, Storage, View
+from arzstream.formats.detect import parser_for
 from arzstream.formats.torch_zip import TorchZipParser
 
 Whole = Callable[..., Layout]
@@ -366,6 +367,42 @@ def test_what_is_no_torch_zip_is_opaque_and_says_why(whole: Whole) -> None:
         layout = whole(data, name)
         assert (layout.format, layout.storages) == ("opaque", ())
         assert why in layout.note and bool(why) == bool(layout.note)
+
+
+def test_a_directory_that_disagrees_with_the_records_makes_the_file_opaque(whole: Whole) -> None:
+    data = saved({"a": torch.ones(3), "b": torch.ones(3)})
+    directory = data.index(b"PK\x01\x02")
+    entry = data.index(b"archive/data/1", directory) - 46
+
+    def patched(at: int, value: bytes) -> bytes:
+        return data[:at] + value + data[at + len(value) :]
+
+    length = struct.pack("<2I", 1 << 20, 1 << 20)
+    other_start = struct.pack("<I", data.index(b"archive/data/0") - 30)
+    for damaged in (
+        patched(entry + 46, b"archive/data/9"),
+        patched(entry + 20, length),  # beyond the directory
+        patched(entry + 20, struct.pack("<2I", 130, 130)),  # into the next record
+        patched(entry + 42, other_start),  # two entries for one record
+        patched(entry + 10, b"\x08"),  # said to be compressed
+        patched(data.index(b"archive/data/1"), b"archive/data/0").replace(b"archive/data/1", b"archive/data/0"),
+    ):
+        layout = whole(damaged)
+        assert layout.format == "opaque" and "record" in layout.note
+
+
+def test_a_file_that_turns_into_another_kind_is_noticed(reader: Callable[..., Any]) -> None:
+    import safetensors.torch
+
+    parser = parser_for("pytorch_model.bin")
+    torch_zip, weights = saved({"a": torch.ones(3)}), safetensors.torch.save({"a": torch.ones(3)})
+    for data, kind in (
+        (torch_zip, "torch-zip"),
+        (weights, "safetensors"),
+        (b"x" * 99, "opaque"),
+        (torch_zip, "torch-zip"),
+    ):
+        assert parser.update(reader(data), len(data), False).format == kind
 
 
 def test_content_tells_what_the_name_does_not(whole: Whole) -> None:
