@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import click
 
@@ -65,6 +66,8 @@ def _known(error: ArzError, state: State) -> str:
     """The error's own words, with the archive's name in front and what to do behind where they lack."""
     text = str(error)
     if isinstance(error, StorageError):
+        # An archive that is being written has a temporary name; the user knows it by its own.
+        text = re.sub(r"\.arz-tmp-(.*)-[0-9a-f]{12}", r"\1", text)
         advice = _STORAGE_ADVICE.get(error.errno or 0)
         return f"{text}; {advice}" if advice and ";" not in text else text
     if not isinstance(error, (CorruptError, UnsupportedError)) or not state.archive:

@@ -161,6 +161,7 @@ def test_a_member_that_is_not_there_is_2_with_close_ones(arz: Arz, archive: Path
         (errors.LimitError("9 files; at most 8 are read"), 1, "x.arz: 9 files; at most 8 are read"),
         (errors.LimitError("too many files"), 1, "x.arz: too many files; do not trust it, or ask who made it"),
         (errors.MissingParentError("its parent is missing"), 3, "x.arz: its parent is missing; arzstream doctor"),
+        (errors.StorageError("d/.arz-tmp-a-b.arz-0123456789ab: full", errno=2), 4, "d/a-b.arz: full; check the name"),
         (errors.StorageError("x.arz: the server\nsaid no"), 4, r"x.arz: the server\nsaid no"),
         (PermissionError(13, "Permission denied", "/x/y"), 4, "/x/y: cannot use it: Permission denied; check the perm"),
         (MemoryError(), 4, "x.arz: there is not enough memory; end other programs"),

@@ -13,6 +13,7 @@ import pytest
 import arzstream
 from arzstream.cli.group import VERBS
 from arzstream.cli.text import safe
+from arzstream.container.layout import Trailer
 from arzstream.testing import process
 
 from .conftest import EVIL, Arz
@@ -286,6 +287,11 @@ def test_recover_without_an_index_does_not_claim_to_know_all(arz: Arz, archive: 
     done = arz("recover", cut, "-o", tmp_path / "rescued.arz")
     assert done.code == 1
     assert "that is known of (its index is lost, too)" in done.line
+    data = archive.read_bytes()
+    cut.write_bytes(data[: Trailer.decode(data[-128:], len(data)).index_offset])
+    done = arz("recover", cut, "-o", tmp_path / "all.arz")
+    assert done.code == 1
+    assert "nothing lost that is known of" in done.line
 
 
 # ------------------------------------------------------------------------------------------ doctor, help, version
