@@ -123,6 +123,7 @@ class Journal:
     """Opened for writing by the one daemon that holds the destination's lock, and for reading by anyone."""
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        connection.text_factory = _text
         self._connection = connection
         self.path = path
 
@@ -217,11 +218,8 @@ class Journal:
 
     def put(self, entry: Entry) -> None:
         """Remember ``entry``, replacing what was remembered of its path."""
-        marks = ", ".join("?" * len(_COLUMNS))
-        values = [getattr(entry, column) for column in _COLUMNS]
-        values[_COLUMNS.index("state")] = entry.state.value
         with self._writing():
-            self._connection.execute(f"INSERT OR REPLACE INTO checkpoints VALUES ({marks})", values)
+            self._insert("checkpoints", [getattr(entry, column) for column in _COLUMNS])
 
     def rename(self, old: bytes, entry: Entry) -> None:
         """The checkpoint at ``old`` is now ``entry``."""
@@ -242,13 +240,10 @@ class Journal:
 
     def add_archive(self, archive: Archive, entry: Entry) -> None:
         """Remember a publication, and with it the checkpoint's entry, in one transaction."""
-        marks = ", ".join("?" * len(_ARCHIVE_COLUMNS))
         with self._writing():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO archives VALUES ({marks})", [getattr(archive, c) for c in _ARCHIVE_COLUMNS]
-                )
+                self._insert("archives", [getattr(archive, column) for column in _ARCHIVE_COLUMNS])
                 self.put(entry)
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -259,7 +254,7 @@ class Journal:
     def forget_archive(self, name: str) -> None:
         """An archive that is no longer there."""
         with self._writing():
-            self._connection.execute("DELETE FROM archives WHERE name = ?", (name,))
+            self._connection.execute("DELETE FROM archives WHERE name = CAST(? AS TEXT)", (_bytes(name),))
 
     # ------------------------------------------------------------------------------------------------ the daemon itself
 
@@ -284,6 +279,12 @@ class Journal:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
+    def _insert(self, table: str, values: list[Any]) -> None:
+        """Names that are not UTF-8 are text with surrogates, which SQLite takes as bytes only."""
+        marks = ", ".join("CAST(? AS TEXT)" if isinstance(value, str) else "?" for value in values)
+        plain = [_bytes(value) if isinstance(value, str) else value for value in values]
+        self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", plain)
+
     def _rows(self, statement: str) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(statement).fetchall()
@@ -296,6 +297,14 @@ class Journal:
             yield
         except sqlite3.Error as error:
             raise StorageError(f"{self.path}: cannot write the journal: {error}; is the disk full?") from error
+
+
+def _bytes(text: str) -> bytes:
+    return str(text.value if isinstance(text, State) else text).encode("utf-8", "surrogateescape")
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
 
 
 def _quoted(path: str) -> str:

@@ -130,12 +130,11 @@ class SourceFile:
 
 
 def followed(root: bytes, checkpoint: bytes, path: bytes) -> bytes:
-    """What a link should stand for: the absolute path of a file outside the checkpoint that is to be read instead,
-    or nothing if the link is to be kept as a link.
+    """The absolute path of the file that is read instead of a link, or nothing if there is none to read.
 
-    As ``pack`` does, links that point inside the checkpoint are kept. Links that point outside are followed, but
-    only to a regular file that belongs to whoever made the link: a folder that others can write to must not make a
-    privileged daemon read what they cannot.
+    As ``pack`` does, links that point inside the checkpoint are kept, and links to files outside are followed. But a
+    folder that others can write to must not make a privileged daemon read what they cannot: the target must belong to
+    whoever made the link, or be readable by everybody; else :class:`SourceError`.
     """
     link = os.path.join(root, path)
     inside = os.path.realpath(os.path.join(root, checkpoint)) if checkpoint else os.path.realpath(root)
@@ -146,7 +145,12 @@ def followed(root: bytes, checkpoint: bytes, path: bytes) -> bytes:
         own, other = os.lstat(link), os.stat(target)
     except OSError:
         return b""
-    return target if stat.S_ISREG(other.st_mode) and own.st_uid == other.st_uid else b""
+    if not stat.S_ISREG(other.st_mode):
+        return b""
+    if own.st_uid != other.st_uid and not other.st_mode & stat.S_IROTH:
+        text = f"{os.fsdecode(link)}: links to a file that its owner may not read; remove the link, or copy the file"
+        raise SourceError(text, errno=errno.EACCES)
+    return target
 
 
 def _open_below(root: bytes, path: bytes) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
 
 from arzstream.archive.sources import kept_target
+from arzstream.daemon import log
 from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
 from arzstream.daemon.settle import Settle
@@ -239,13 +241,20 @@ class Track:
             if item.kind is Kind.FOLDER:
                 folders[self.inside(path)] = (mode, mtime)
             elif item.kind is Kind.LINK and path not in self.watched:
-                target: bytes | None = item.target
-                with contextlib.suppress(OSError):  # deleted meanwhile: as it was
-                    target = kept_target(os.path.realpath(base), os.path.join(self.root, path))
-                links[self.inside(path)] = (item.target if target is None else target, mode, mtime)
+                target = self._kept_target(base, path, item)
+                if target is None:  # to nothing, or to a folder, outside: nobody could restore that safely
+                    log.event("link-left-out", level=logging.WARNING, checkpoint=self.path, link=path, to=item.target)
+                else:
+                    links[self.inside(path)] = (target, mode, mtime)
         files = {self.inside(p): w.file for p, w in self.watched.items() if not checkpoint.is_temporary(p)}
         self.frozen = True
         return Finish(files, links, folders, unchanged)
+
+    def _kept_target(self, base: bytes, path: bytes, item: Item) -> bytes | None:
+        try:
+            return kept_target(os.path.realpath(base), os.path.join(self.root, path))
+        except OSError:  # deleted meanwhile: as it was, if that leads nowhere else
+            return None if item.target.startswith(b"/") or b".." in item.target.split(b"/") else item.target
 
     @property
     def rests(self) -> bool:

@@ -34,6 +34,8 @@ SLICE_BYTES = 32 << 20
 """Coded between two looks at whether something more urgent is wanted."""
 HASH_AHEAD_BYTES = 16 << 20
 """Of a file with more than this left to hash at the end, the hashing gets a thread of its own."""
+CLOCK_TICK = 0.01
+"""File times come from a clock that ticks: they are up to so many seconds behind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,7 +356,7 @@ class Job:
         self.outcome = Published(name, summary, visible, last, self._early(last, summary.bytes_in))
 
     def _early(self, last_write: float, total: int) -> float:
-        before = [coded for when, coded in self._samples if when <= last_write]
+        before = [coded for when, coded in self._samples if when <= last_write + CLOCK_TICK]
         return min(1.0, before[-1] / total) if before and total else 0.0
 
     def _check_going(self) -> None:

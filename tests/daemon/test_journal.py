@@ -67,7 +67,7 @@ class JournalMachine(RuleBasedStateMachine):
         if entry is None or entry.state is not State.VERIFYING:
             return
         entry.move(State.PUBLISHED, now=8.0)
-        entry.latency, entry.archive = 0.25, f"{path.hex()}.{number}.arz"
+        entry.latency, entry.archive = 0.25, f"{os.fsdecode(path)}.{number}.arz"
         archive = Archive(entry.archive, path, 8.0, 10, 7, "ab" * 32, identity='{"a": 1}')
         self.archives[archive.name] = archive
         self.journal.add_archive(archive, entry)
