@@ -96,6 +96,8 @@ class _Front:
         self._stuck = False  # only the directory at the end can tell more
         self._trusted = 0
         self._digest = b""
+        self._known: tuple[int, bool, bool] | None = None
+        self._layout = Layout(FORMAT)
 
     def is_stale(self, read: ReadAt, frontier: int) -> bool:
         """Whether the part that was believed, up to the end of data.pkl, is no longer there."""
@@ -113,11 +115,14 @@ class _Front:
     def layout(self) -> Layout:
         if self._facts is None:
             return Layout(FORMAT)
-        notes = Notes()
-        records = [*self._records, self._open[0]] if self._open else self._records
-        storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes)
-        layout = Layout(FORMAT, tuple(storages), None, False, str(notes))
-        return Layout(FORMAT) if problem_of(layout) else layout
+        known = len(self._records), self._open is not None, self._big_endian
+        if known != self._known:  # making it takes a while when there are many storages
+            notes = Notes()
+            records = [*self._records, self._open[0]] if self._open else self._records
+            storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes)
+            layout = Layout(FORMAT, tuple(storages), None, False, str(notes))
+            self._known, self._layout = known, Layout(FORMAT) if problem_of(layout) else layout
+        return self._layout
 
     def _next(self, read: ReadAt, frontier: int) -> bool:
         """Take one step; False if that needs more bytes."""
