@@ -221,3 +221,36 @@ def test_package_lists_what_it_cannot_decode(name: str) -> None:
                 archive.read_file(path)
     with pytest.raises(UnsupportedError):
         verify(VECTORS / name, deep=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- any damage
+
+DAMAGED = ["good-shared-unit.arz", "good-recoded.arz"]
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_reference_finds_a_flipped_bit_in_every_byte(name: str) -> None:
+    data = (VECTORS / name).read_bytes()
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place * 5 % 8
+        try:
+            assert reference.decode(bytes(damaged)).growing, f"byte {place}"
+            assert place >= len(data) - 8, f"byte {place} is not in the end magic"
+        except reference.ArchiveError:
+            pass
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_reference_finds_every_truncation(name: str) -> None:
+    data = (VECTORS / name).read_bytes()
+    whole = {(t.name, t.data) for t in reference.decode(data).members}
+    for length in range(len(data)):
+        try:
+            decoded = reference.decode(data[:length])
+        except reference.NotAnArchive:
+            assert length < 64
+            continue
+        assert decoded.growing
+        if name != "good-recoded.arz":  # of which an older state is committed too
+            assert {(t.name, t.data) for t in decoded.members} <= whole
