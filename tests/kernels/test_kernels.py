@@ -193,6 +193,18 @@ def test_streams_that_end_wrongly(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_state_out_of_range_is_refused_even_where_it_would_end_well(path: str) -> None:
+    """Symbol 1 from state 2049 leaves 1, which with the word 0 becomes the final state: a second way to write it."""
+    api.set_backend(path)
+    freqs, lengths = np.full(2, 2048, np.uint16), np.array([130], np.uint32)
+    states = np.full(32, 65536, "<u4")
+    states[0] = 2049
+    stream = np.append(states.view(np.uint8), np.zeros(2, np.uint8))
+    with pytest.raises(CorruptError):
+        api.rans_decode(stream, lengths, 64, BYTES[:2], freqs, np.empty(1, np.uint8))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_damaged_words_never_do_more_than_fail(path: str) -> None:
     """With a skewed table a flipped bit nearly always shows in the final states; where it does not, symbols differ."""
     api.set_backend(path)
