@@ -203,7 +203,7 @@ def recovered(
         return f"{sorted(must_lose - lost)} cannot be intact"
     if lost - unseen != set(report.lost_tensors) - unseen:
         return f"lost {sorted(lost)}, but says {sorted(report.lost_tensors)}"
-    if lost and report.complete:
+    if lost and report.complete and report.indexed:
         return f"lost {sorted(lost)}, but says that nothing is lost"
     return ""
 

@@ -1,6 +1,6 @@
 """Kill the daemon, again and again, while a three-shard checkpoint lands: nothing may be lost, wrong or left behind.
 
-    python tools/kill_campaign.py                     200 kills at random moments
+    python tools/kill_campaign.py                     200 checkpoints, a kill or more in each
     python tools/kill_campaign.py --syscalls          a kill at every system call that changes a file (needs strace)
 
 Random kills: a writer lands a checkpoint of three shards, tensor by tensor; the daemon is killed with signal 9 at a
@@ -33,6 +33,8 @@ CHANGING = (
 )
 """System calls that change a file system; openat, which creates files but mostly only reads, is counted apart."""
 
+USUALLY_VISIBLE = 0.5
+"""About how long after the last byte an archive becomes visible, seconds: kills come until then."""
 SETTLED = 10.0
 """Seconds after publication in which whatever a kill left behind must be gone."""
 
@@ -108,18 +110,18 @@ def land(folder: Path, seed: int, seconds: float) -> threading.Thread:
 
 
 def random_kills(base: Path, count: int, seed: int, tally: Tally, generation: int = 20) -> None:
-    """``count`` kills, the daemon living on from one checkpoint to the next; new folders every ``generation``
-    checkpoints."""
-    rng, span, number = random.Random(seed), 1.5, 0
-    while tally.kills < count and len(tally.wrong) < 5:
+    """``count`` checkpoints, each with a kill or more, the daemon living on from one checkpoint to the next; new
+    folders every ``generation`` checkpoints."""
+    rng, number = random.Random(seed), 0
+    while number < count:
         source, dest = base / f"source-{number}", base / f"dest-{number}"
         source.mkdir()
         with process.Daemon(source, dest) as daemon:
             names = []
-            for _ in range(min(generation, count - tally.kills)):
+            for _ in range(min(generation, count - number)):
                 name = f"step-{number:05}"
                 names.append(name)
-                if not _one(daemon, name, number, span, count, rng, tally):
+                if not _one(daemon, name, number, rng, tally):
                     break
                 number += 1
         check_all(source, dest, names, tally)
@@ -129,16 +131,15 @@ def random_kills(base: Path, count: int, seed: int, tally: Tally, generation: in
         shutil.rmtree(dest)
 
 
-def _one(
-    daemon: process.Daemon, name: str, number: int, span: float, count: int, rng: random.Random, tally: Tally
-) -> bool:
+def _one(daemon: process.Daemon, name: str, number: int, rng: random.Random, tally: Tally) -> bool:
     """One checkpoint with one or more kills; false if its archive never came."""
-    thread = land(daemon.source / name, number, rng.uniform(0.1, 0.6))
-    time.sleep(rng.uniform(0, span))
+    seconds = rng.uniform(0.1, 0.6)
+    thread = land(daemon.source / name, number, seconds)
+    time.sleep(rng.uniform(0, seconds + USUALLY_VISIBLE))
     daemon.kill()
     daemon.start()
     tally.kills += 1
-    while rng.random() < 0.2 and tally.kills < count:
+    while rng.random() < 0.2:
         time.sleep(rng.uniform(0, 1.0))
         daemon.kill()
         daemon.start()
@@ -220,7 +221,7 @@ def _killed_at(source: Path, dest: Path, calls: str, n: int, tally: Tally) -> bo
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=200, help="random kills")
+    parser.add_argument("--count", type=int, default=200, help="checkpoints, each with at least one kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--syscalls", action="store_true", help="kill at every changing system call instead")
     parser.add_argument("--limit", type=int, default=10_000, help="with --syscalls: at most this many of each kind")

@@ -1,9 +1,10 @@
 """A training run, archived while it saves, and read back: ``python -m tools.demo``.
 
 A GPT of some 20 M parameters learns Python from Python source. The daemon watches ./checkpoints and fills ./archive.
-Every checkpoint is also saved once, at the same speed, into a folder nobody watches: that is what the writer's
-slowdown is measured against. At the end the last archive is opened lazily, its weights go into a fresh model, and that
-model must give the trained one's logits bit for bit.
+The saves of the run are held to the speed of shared storage. A writer that mostly waits for its storage would not feel
+the daemon, so what saves lose is measured apart, with saves at full speed, in turns watched and not. At the end the
+last archive is opened lazily, its weights go into a fresh model, and that model must give the trained one's logits bit
+for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ class Checkpoint:
     """One checkpoint's figures."""
 
     saved: Saved
-    unwatched: float
     visible: float
     archive: Path
 
@@ -53,6 +53,7 @@ class Demo:
     checkpoints: int
     steps: int
     rate: float
+    pairs: int = 5
     timed: bool = True
 
     def run(self) -> int:
@@ -66,36 +67,31 @@ class Demo:
         say(f"it saves to {source / name}, at {self.rate / 1e6:.0f} MB/s as shared storage would; arzstream watches\n")
         with tempfile.TemporaryDirectory(prefix=".unwatched-", dir=self.base) as aside:
             with process.Daemon(source, dest) as daemon:
-                done = [self._one(trainer, daemon, name, Path(aside), i) for i in range(self.checkpoints)]
+                done = [self._one(trainer, daemon, name) for _ in range(self.checkpoints)]
             say("\npacking and verifying the last finished folder, for comparison")
-            packed = pack_and_verify(done[-1].saved.folder, Path(aside))
-        checks, times = self._read_back(trainer, done[-1]), summary(done, packed)
+            packed = [pack_and_verify(done[-1].saved.folder, Path(aside)) for _ in range(3)]
+            say(f"saving {self.pairs} times with the daemon watching and {self.pairs} times without, at full speed")
+            pairs = full_speed(trainer, Path(aside), self.pairs)
+        checks, times = self._read_back(trainer, done[-1]), summary(done, statistics.median(packed), pairs, self.rate)
         checks += times if self.timed else []
         say(f"\nthe whole took {time.monotonic() - started:.0f} s; look at {source / name} and {dest / name}")
         for text, good in checks:
             say(f"  {'ok    ' if good else 'FAILED'}  {text}")
         return 0 if all(good for _, good in checks) else 1
 
-    def _one(self, trainer: Trainer, daemon: process.Daemon, run: str, aside: Path, i: int) -> Checkpoint:
-        """Train, save twice (watched and not, in alternating order), and wait for the archive."""
+    def _one(self, trainer: Trainer, daemon: process.Daemon, run: str) -> Checkpoint:
+        """Train, save, and wait for the archive."""
         loss = trainer.train(self.steps)
         name = f"{run}/step-{trainer.step:06}"
-        unwatched = self._unwatched(trainer, aside) if i % 2 == 0 else 0.0
         saved = save(trainer, daemon.source / name, self.rate)
         visible = daemon.published(f"{name}.arz", timeout=120)
-        archive = daemon.dest / f"{name}.arz"
-        one = Checkpoint(saved, unwatched or self._unwatched(trainer, aside), visible, archive)
-        ratio = archive.stat().st_size / saved.bytes
+        one = Checkpoint(saved, visible, daemon.dest / f"{name}.arz")
+        ratio = one.archive.stat().st_size / saved.bytes
         say(
             f"step {trainer.step:4}  loss {loss:.3f}  saved {saved.bytes / 1e6:.1f} MB in {saved.seconds:.2f} s, "
             f"archived to {ratio:.1%}, visible {one.wait:.2f} s after the last byte"
         )
         return one
-
-    def _unwatched(self, trainer: Trainer, aside: Path) -> float:
-        seconds = save(trainer, aside / "save", self.rate).seconds
-        shutil.rmtree(aside / "save")
-        return seconds
 
     def _read_back(self, trainer: Trainer, last: Checkpoint) -> list[tuple[str, bool]]:
         """Lazily from the archive into a fresh model; and the whole folder, byte for byte."""
@@ -120,11 +116,35 @@ class Demo:
         ]
 
 
+@dataclasses.dataclass
+class Pair:
+    """Two saves at full speed: seconds with the daemon watching and without, and until the watched one was visible."""
+
+    watched: float
+    alone: float
+    wait: float
+
+
+def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
+    """``count`` pairs of saves, the order within a pair changing; the daemon has nothing to do when a pair begins."""
+    pairs = []
+    (aside / "watched").mkdir()
+    with process.Daemon(aside / "watched", aside / "archive") as daemon:
+        for i in range(count):
+            alone = save(trainer, aside / f"alone-{i}", None).seconds if i % 2 else 0.0
+            watched = save(trainer, aside / "watched" / f"save-{i}", None)
+            visible = daemon.published(f"save-{i}.arz", timeout=120)
+            alone = alone or save(trainer, aside / f"alone-{i}", None).seconds
+            pairs.append(Pair(watched.seconds, alone, visible - watched.last_byte))
+            shutil.rmtree(aside / f"alone-{i}")
+    return pairs
+
+
 def pack_and_verify(folder: Path, aside: Path) -> float:
     """Seconds that ``arzstream pack`` and ``arzstream verify --deep`` take on a folder that is finished."""
     began = time.monotonic()
     for arguments in (
-        ("pack", folder, "-o", aside / "finished.arz", "--quiet"),
+        ("pack", folder, "-o", aside / "finished.arz", "--force", "--quiet"),
         ("verify", "--deep", aside / "finished.arz", "--quiet"),
     ):
         done = process.arzstream(*arguments)
@@ -133,32 +153,33 @@ def pack_and_verify(folder: Path, aside: Path) -> float:
     return time.monotonic() - began
 
 
-def summary(done: list[Checkpoint], packed: float) -> list[tuple[str, bool]]:
+def summary(done: list[Checkpoint], packed: float, pairs: list[Pair], rate: float) -> list[tuple[str, bool]]:
     """Print the table; what must hold, and whether it does."""
     before, after = sum(c.saved.bytes for c in done), sum(c.archive.stat().st_size for c in done)
-    wait = statistics.median(c.wait for c in done)
-    watched, alone = statistics.median(c.saved.seconds for c in done), statistics.median(c.unwatched for c in done)
-    slower, waits = watched / alone - 1, ", ".join(f"{c.wait:.2f}" for c in done)
+    wait, waits = statistics.median(c.wait for c in done), ", ".join(f"{c.wait:.2f}" for c in done)
+    watched, alone = statistics.median(p.watched for p in pairs), statistics.median(p.alone for p in pairs)
+    at_once = statistics.median(p.wait for p in pairs)
+    share, slower = wait / packed, watched / alone - 1
     rows = [
-        ("checkpoints", f"{len(done)}"),
+        ("checkpoints", f"{len(done)}, saved at {rate / 1e6:.0f} MB/s"),
         ("bytes in", f"{before:,}"),
         ("bytes out", f"{after:,}"),
         ("ratio", f"{after / before:.1%} of the original ({1 - after / before:.1%} saved)"),
         ("last byte written to archive visible", f"{wait:.2f} s (median of {waits})"),
-        ("packing and verifying a finished folder", f"{packed:.2f} s"),
-        ("a save with the daemon watching", f"{watched:.2f} s (median)"),
-        ("a save that nobody watches", f"{alone:.2f} s (median)"),
+        ("packing and verifying a finished folder", f"{packed:.2f} s (median of 3)"),
+        ("a save at full speed, daemon watching", f"{watched:.2f} s (median of {len(pairs)})"),
+        ("a save at full speed, nobody watching", f"{alone:.2f} s (median of {len(pairs)})"),
+        ("... archive visible after its last byte", f"{at_once:.2f} s ({at_once / packed:.0%} of pack and verify)"),
     ]
     say("\nsummary")
     for title, value in rows:
         say(f"  {title:42}{value}")
-    share = wait / packed
     return [
         (
             f"visible after {share:.0%} of the time to pack and verify (at most {VISIBLE_AT_MOST:.0%})",
             share <= VISIBLE_AT_MOST,
         ),
-        (f"saves {slower:+.1%} slower (at most {SLOWER_AT_MOST:.0%})", slower <= SLOWER_AT_MOST),
+        (f"saves at full speed {slower:+.1%} slower (at most {SLOWER_AT_MOST:.0%})", slower <= SLOWER_AT_MOST),
     ]
 
 
