@@ -109,8 +109,9 @@ def enable_leases() -> None:
 def has_writer(fd: int) -> bool | None:
     """Has anyone the file open for writing, or mapped? None if the system will not say.
 
-    A read lease is only granted on a file that nobody has open for writing; it is given back at once. Hints about
-    closed files can get lost, in particular right after their folder was made; this cannot.
+    A read lease is only granted on a file that nobody has open for writing; it is given back at once, and who opens
+    the file for writing in between waits so long (some microseconds). Hints about closed files can get lost, in
+    particular right after their folder was made; this cannot.
     """
     if not _leases:
         return None

@@ -55,6 +55,7 @@ class Steering:
         entry = track.entry
         if track.job is not None and track.job.outcome is not None:
             self._take_outcome(track)
+            return  # nobody looked at its folder since it was frozen
         if track.frozen:
             self._follow(track)
             return
@@ -132,8 +133,6 @@ class Steering:
     def vanished(self, track: Track) -> bool:
         """The source is gone; True if nothing is left to do for it."""
         entry = track.entry
-        if track.job is not None and track.job.outcome is not None:
-            self._take_outcome(track)
         if track.frozen:
             self._follow(track)
             return False

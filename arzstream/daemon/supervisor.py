@@ -156,7 +156,8 @@ class Supervisor:
                 track.job.stop()
         for track in tracks:
             if track.entry.state in (State.LANDING, State.SETTLING, State.CODING, State.VERIFYING):
-                track.entry.move(State.SEEN, waiting="a daemon; the last one was stopped")
+                waits = track.entry.state in (State.LANDING, State.SETTLING)
+                track.entry.move(State.SEEN, waiting=track.entry.waiting if waits else "a daemon to go on")
                 self._memory.changed(track.entry)
             track.close()
         self._steering.close()

@@ -26,6 +26,10 @@ __all__ = ["Track"]
 
 SMALL_BYTES = 8 << 20
 """Files that rules may want to read whole (indexes, states) are at most this long."""
+ASK_AFTER = 0.1
+"""Seconds without a change before the system is asked whether a file has a writer."""
+TARGET = b"\0target"
+"""Marks what a followed link leads to, beside the link itself; no path has a NUL."""
 QUIET_WORDS = "without a change"
 
 
@@ -114,6 +118,11 @@ class Track:
             return False
         files = {path: item.identity for path, item in items.items() if item.kind is Kind.FILE}
         self._follow_renames(files)
+        for path, item in items.items():
+            if item.kind is Kind.LINK:
+                files[path] = item.identity
+                if path in self.watched:
+                    files[path + TARGET] = Identity.of(self.watched[path].file.status())
         changed = self.settle.look(files, now, trusted=trusted) or items.keys() != self.items.keys()
         self.items = dict(items)
         return changed
@@ -195,24 +204,26 @@ class Track:
         """Look at every file's frontier and structure, and say whether the checkpoint is complete."""
         facts: dict[bytes, FileFacts] = {}
         for path, watched in self.watched.items():
-            calm = self.settle.quiet(path, monotonic) if not watched.file.target else checkpoint.GIVE_UP
-            closed = bool(watched.file.target) or self._closed(path, watched)
+            calm = self.settle.quiet(path, monotonic)
+            if watched.file.target:
+                calm = min(calm, self.settle.quiet(path + TARGET, monotonic))
+            closed = self._closed(path, watched, calm)
             watched.look(whole=closed or calm >= checkpoint.GIVE_UP)
             facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
         self.verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
         return self.verdict
 
-    def _closed(self, path: bytes, watched: _Watched) -> bool:
-        if self.settle.is_closed(path):
+    def _closed(self, path: bytes, watched: _Watched, calm: float) -> bool:
+        """Was it closed since it last changed? What was not seen is asked for, once it has been quiet for a moment."""
+        key = path + TARGET if watched.file.target else path
+        if self.settle.is_closed(key):
             return True
-        item = self.items.get(path)
-        if item is None or watched.file.has_writer() is not False:
+        if calm < ASK_AFTER or watched.file.has_writer() is not False:
             return False
-        if not Identity.of(watched.file.status()).same_content(item.identity):
-            return False
-        self.settle.closed(path, item.identity)
-        return True
+        now = Identity.of(watched.file.status())
+        self.settle.closed(key, now)
+        return self.settle.is_closed(key)
 
     def _read_small(self, inside: bytes) -> bytes | None:
         path = os.path.join(self.path, inside) if self.path and not self.lone_file else (self.path or inside)

@@ -21,7 +21,7 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
 from arzstream.daemon import log, publish
 from arzstream.daemon.config import Settings
-from arzstream.daemon.neighbour import lower_this_thread
+from arzstream.daemon.neighbour import lower_this_thread, raise_threads
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, SourceChangedError, StorageError
@@ -30,10 +30,12 @@ from arzstream.store.ranges import LocalReader
 
 __all__ = ["Changed", "Failed", "Finish", "Job", "Outcome", "Published", "Shared"]
 
-SLICE_BYTES = 32 << 20
+SLICE_BYTES = 16 << 20
 """Coded between two looks at whether something more urgent is wanted."""
 HASH_AHEAD_BYTES = 16 << 20
 """Of a file with more than this left to hash at the end, the hashing gets a thread of its own."""
+ENCODERS = "arz-encode"
+"""What the builder calls its threads."""
 CLOCK_TICK = 0.01
 """File times come from a clock that ticks: they are up to so many seconds behind."""
 
@@ -114,6 +116,8 @@ class Job:
         self._thread: threading.Thread | None = None
         self._finish: Finish | None = None
         self._samples: list[tuple[float, int]] = []
+        self._lowered: set[int] = set()
+        self._others: set[int] = set()
         self._temporary = ""
         self._sink: local.LocalSink | None = None
         self._reader: LocalReader | None = None
@@ -134,6 +138,8 @@ class Job:
     def hand_over(self) -> bool:
         """Ask the landing thread to end; True once it has."""
         with self._condition:
+            if not self._handing_over:
+                raise_threads(self._lowered)
             self._handing_over = True
             self._condition.notify_all()
         return self._thread is None or not self._thread.is_alive()
@@ -211,6 +217,8 @@ class Job:
     def _land(self) -> None:
         if self._shared.settings.priority != "normal":
             lower_this_thread(idle=self._shared.settings.priority == "idle")
+            if self._shared.settings.priority == "low":
+                self._lowered.add(threading.get_native_id())
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._news or self._interrupted)
@@ -238,11 +246,18 @@ class Job:
                 if file.job is None:
                     file.job = builder.add_file(path, file)
                 coded = builder.update(file.job, target)
+            self._note_encoders()
             file.coded = target
             more = True
             if coded:
                 self._count(builder)
         return more
+
+    def _note_encoders(self) -> None:
+        """The builder's threads started with our priority, and must be raised with us."""
+        if self._lowered:
+            encoders = {t.native_id for t in threading.enumerate() if t.name.startswith(ENCODERS) and t.native_id}
+            self._lowered |= encoders - self._others
 
     def _sync_files(self, files: Mapping[bytes, SourceFile]) -> None:
         """Tell the builder what was renamed and what is gone."""
@@ -262,6 +277,8 @@ class Job:
     def _prove(self) -> None:
         if self._builder is not None and self._reader is not None:
             self._builder.verify_written(self._reader)
+            if self._sink is not None:
+                self._sink.start_writeback()
 
     def _count(self, builder: CheckpointBuilder) -> None:
         self.bytes_coded, self.bytes_out = builder.bytes_coded, builder.bytes_written
@@ -376,6 +393,7 @@ class Job:
             self._sink = local.LocalSink(self._temporary)
             self._reader = LocalReader(self._temporary)
             settings = self._shared.settings
+            self._others = {t.native_id or 0 for t in threading.enumerate()}
             # One thread while somebody writes: the second core is theirs.
             self._builder = CheckpointBuilder(
                 self._sink, profile=settings.profile, jobs=1, memory_bytes=self._shared.memory_bytes
