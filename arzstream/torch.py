@@ -85,7 +85,8 @@ def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order."""
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(f"{name!r} is not a dense tensor; make it one before saving")
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    if not flat.numel():
+    if not tensor.numel():
         return memoryview(b"")
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # a single element may have any stride and is contiguous all the same
     return flat.view(torch.uint8).numpy().data

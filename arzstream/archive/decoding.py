@@ -22,8 +22,9 @@ from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["Decoder", "describe"]
 
-KEPT_CHUNKS, KEPT_BYTES = 8, 1 << 20
-"""Chunks up to 1 MiB that were used in part are kept, the last eight: shared units are read member by member."""
+KEPT_BYTES = 32 << 20
+"""Chunks that were used in part are kept, the last so many bytes of them: shared units are read member by member, and
+files in steps smaller than a chunk."""
 
 
 def describe(unit: Unit) -> str:
@@ -43,7 +44,8 @@ class Decoder:
         self.reader, self.directory, self._limits = reader, directory, limits
         self._jobs = jobs or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
-        self._kept: collections.OrderedDict[tuple[int, int], bytes] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[tuple[int, int], bytearray] = collections.OrderedDict()
+        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
@@ -77,10 +79,12 @@ class Decoder:
         pool = self.pool
         return [pool.submit(task) for task in tasks]
 
-    def into(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> None:
-        """:meth:`submit` and wait; one chunk is decoded by the calling thread."""
+    def into(
+        self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray, *, here: bool = False
+    ) -> None:
+        """:meth:`submit` and wait; one chunk, or with ``here`` any number, is decoded by the calling thread."""
         tasks = list(self._tasks(number, rows, cols, out))
-        if len(tasks) <= 1:
+        if here or len(tasks) <= 1:
             for task in tasks:
                 task()
             return
@@ -95,18 +99,20 @@ class Decoder:
                 if not future.cancelled():
                     future.exception()
 
-    def unit_bytes(self, number: int, start: int, end: int) -> bytearray:
-        """Bytes [start, end) of the decoded unit."""
+    def unit_bytes(self, number: int, start: int, end: int, *, here: bool = False) -> bytearray:
+        """Bytes [start, end) of the decoded unit; with ``here`` no other thread helps."""
         unit = self.directory.by_number[number].unit
         itemsize, columns = unit.type.itemsize, unit.shape[1]
         if start >= end:
             return bytearray()
         low, high = start // itemsize, -(-end // itemsize)
-        row0, row1 = low // columns, -(-high // columns)
-        col0, col1 = (low - row0 * columns, high - row0 * columns) if row1 - row0 == 1 else (0, columns)
-        out = bytearray((row1 - row0) * (col1 - col0) * itemsize)
-        self.into(number, (row0, row1), (col0, col1), np.frombuffer(out, np.uint8).reshape(row1 - row0, -1))
-        skip = start - (row0 * columns + col0) * itemsize
+        out = bytearray((high - low) * itemsize)
+        flat, done = np.frombuffer(out, np.uint8), 0
+        for rows, cols in _rectangles(low, high, columns):
+            height, nbytes = rows[1] - rows[0], (rows[1] - rows[0]) * (cols[1] - cols[0]) * itemsize
+            self.into(number, rows, cols, flat[done : done + nbytes].reshape(height, -1), here=here)
+            done += nbytes
+        skip = start - low * itemsize
         return out if skip == 0 and len(out) == end - start else out[skip : skip + end - start]
 
     @property
@@ -119,6 +125,8 @@ class Decoder:
     def close(self) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
+            self._kept.clear()
+            self._kept_bytes = 0
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -155,7 +163,7 @@ class Decoder:
         data = self._whole_chunk(entry, chunk, tile.elements * entry.unit.type.itemsize)
         part[...] = np.frombuffer(data, np.uint8).reshape(tile.row1 - tile.row0, -1)[inside]
 
-    def _whole_chunk(self, entry: UnitEntry, chunk: int, nbytes: int) -> bytes | bytearray:
+    def _whole_chunk(self, entry: UnitEntry, chunk: int, nbytes: int) -> bytearray:
         key = (entry.number, chunk)
         with self._lock:
             if key in self._kept:
@@ -163,20 +171,37 @@ class Decoder:
                 return self._kept[key]
         data = bytearray(nbytes)
         self.chunk_into(entry, chunk, memoryview(data))
-        if nbytes <= KEPT_BYTES:
-            with self._lock:
-                self._kept[key] = bytes(data)
-                while len(self._kept) > KEPT_CHUNKS:
-                    self._kept.popitem(last=False)
+        with self._lock:
+            if key not in self._kept and nbytes <= KEPT_BYTES:
+                self._kept[key] = data
+                self._kept_bytes += nbytes
+                while self._kept_bytes > KEPT_BYTES:
+                    self._kept_bytes -= len(self._kept.popitem(last=False)[1])
         return data
 
     def _reshaped(
         self, number: int, shape: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray
     ) -> None:
         row_bytes = out.shape[1] // (cols[1] - cols[0]) * shape[1]
-        data = self.unit_bytes(number, rows[0] * row_bytes, rows[1] * row_bytes)
+        # In this thread: it may be one of the pool's, and must not wait for another one of them.
+        data = self.unit_bytes(number, rows[0] * row_bytes, rows[1] * row_bytes, here=True)
         itemsize = row_bytes // shape[1]
         out[...] = np.frombuffer(data, np.uint8).reshape(-1, row_bytes)[:, cols[0] * itemsize : cols[1] * itemsize]
+
+
+def _rectangles(low: int, high: int, columns: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """(rows, columns) that make up elements [low, high) of a matrix: the end of a row, whole rows, the start of one."""
+    first, last = low // columns, high // columns
+    if first == last:
+        yield (first, first + 1), (low % columns, high % columns)
+        return
+    if low % columns:
+        yield (first, first + 1), (low % columns, columns)
+        first += 1
+    if first < last:
+        yield (first, last), (0, columns)
+    if high % columns:
+        yield (last, last + 1), (0, high % columns)
 
 
 def _done(task: Callable[[], None]) -> Future[None]:
