@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -38,9 +39,11 @@ def save_file(
     """Write ``tensors`` to an archive that unpacks to a safetensors file; ``filename`` is replaced, as safetensors
     does.
 
-    The archive appears only when it was read back and found identical. Raises ValueError for a tensor that has no
-    dense bytes.
+    The archive appears only when it was read back and found identical. Tensors that are not contiguous, or share
+    memory, are written out whole. Raises ValueError for a tensor that has no dense bytes and for a name that cannot be
+    one, TypeError for names or metadata that are not text.
     """
+    _check_text(tensors, metadata)
     arrays = {name: _bytes_of(name, tensor) for name, tensor in tensors.items()}
     listed = tensor_order(
         [
@@ -61,6 +64,8 @@ def save_file(
             job = builder.add_file(MEMBER, source)
             builder.plan(job, source.size, final=True)
             builder.finish(job, size=source.size, mode=0o644, mtime=0)
+            if job.layout is None or job.layout.format != "safetensors" or job.layout.note:
+                raise ValueError(f"these tensors cannot be saved: {job.layout.note if job.layout else 'no layout'}")
             summary = builder.seal()
             builder.verify_written(reader)
             sink.sync()
@@ -81,8 +86,19 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     raise ValueError(f"tensors of dtype {tensor.dtype} cannot be saved")
 
 
+def _check_text(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> None:
+    texts = [*tensors, *(metadata or {}), *(metadata or {}).values()]
+    wrong: Any = next((text for text in texts if type(text) is not str), None)
+    if wrong is not None:
+        raise TypeError(f"names and metadata are text, but {wrong!r} is a {type(wrong).__name__}")
+    if "__metadata__" in tensors:
+        raise ValueError("no tensor can be called '__metadata__'")
+
+
 def _bytes_of(name: str, tensor: torch.Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order."""
+    if not isinstance(tensor, torch.Tensor):  # type: ignore[redundant-expr,unused-ignore]
+        raise ValueError(f"{name!r} is no tensor but a {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ValueError(f"{name!r} is not a dense tensor; make it one before saving")
     if not tensor.numel():

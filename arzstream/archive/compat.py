@@ -45,6 +45,10 @@ class safe_open:
         tensor = self._archive.get_tensor(name)
         return tensor if str(self._device) == "cpu" else tensor.to(self._device)
 
+    def get_tensors(self) -> dict[str, Any]:
+        """All tensors, by name."""
+        return {name: self.get_tensor(name) for name in self.offset_keys()}
+
     def get_slice(self, name: str) -> TensorSlice:
         place = self._archive.catalog.find(name)
         return TensorSlice(self._archive.decoder, place, framework=self._framework, device=self._device)

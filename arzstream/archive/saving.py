@@ -14,6 +14,11 @@ from arzstream.codec.dtypes import dtype
 __all__ = ["MemorySource", "NamedBytes", "safetensors_header", "tensor_order"]
 
 ALIGNMENT = 8
+_ORDER = (
+    ("C128", "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16")
+    + ("F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
+)  # fmt: skip
+_RANK = {name: rank for rank, name in enumerate(_ORDER)}
 
 
 class NamedBytes(NamedTuple):
@@ -26,8 +31,8 @@ class NamedBytes(NamedTuple):
 
 
 def tensor_order(tensors: Sequence[NamedBytes]) -> list[NamedBytes]:
-    """Large items first, then by name, as safetensors itself writes: so every tensor is aligned to its item size."""
-    return sorted(tensors, key=lambda tensor: (-dtype(tensor.dtype).itemsize, tensor.name))
+    """As safetensors itself writes: large items first, so that every tensor is aligned, then by dtype and name."""
+    return sorted(tensors, key=lambda tensor: (-dtype(tensor.dtype).itemsize, _RANK[tensor.dtype], tensor.name))
 
 
 def safetensors_header(tensors: Sequence[NamedBytes], metadata: Mapping[str, str] | None = None) -> bytes:
