@@ -15,8 +15,8 @@ __all__ = ["MemorySource", "NamedBytes", "safetensors_header", "tensor_order"]
 
 ALIGNMENT = 8
 _ORDER = (
-    ("C128", "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16")
-    + ("F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
+    "C128", "U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E5M2FNUZ", "F8_E4M3FNUZ",
+    "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
 )  # fmt: skip
 _RANK = {name: rank for rank, name in enumerate(_ORDER)}
 
