@@ -195,6 +195,8 @@ def _unit_entry(item: Any, limits: Limits) -> UnitEntry:
     expected = 0 if entry.unit.duplicate_of is not None else entry.unit.chunk_count
     if entry.chunks != expected or len(entry.digests) != len(entry.unit.members):
         raise CorruptError(f"the index lists unit {number} with the wrong number of chunks or digests")
+    if not entry.chunks and (entry.table or entry.first):
+        raise CorruptError(f"the index gives unit {number}, which has no chunks, a place in a chunk table")
     return entry
 
 

@@ -165,7 +165,7 @@ class Replay:
             frame = read_frame(self.reader, self.offset, end, self.prologue, self.limits)
             if frame.header.sequence != self._sequence:
                 raise CorruptError(f"frame {frame.header.sequence} stands where frame {self._sequence} should")
-            self.believed = frame.header.type == FrameType.CHUNK or self.index is not None
+            self.believed = frame.header.type == FrameType.CHUNK or bool(self.tables) or self.index is not None
             if self.index is not None:
                 raise CorruptError("something follows the index")
             self._take(frame)
@@ -178,15 +178,18 @@ class Replay:
 
     def _take(self, frame: Frame) -> None:
         header, kind = frame.header, frame.header.type
+        if self.tables and kind not in (FrameType.TABLE, FrameType.INDEX):
+            raise CorruptError(f"a {_name(kind)} frame follows a chunk table")
         if kind == FrameType.CHUNK:
-            self._add(frame)
+            self._after_commit = True
             entry = ChunkEntry(
                 frame.offset, header.stored, header.decoded, header.stored_xxh3, header.decoded_xxh3, header.codec
             )
             self.state.add_chunk(header.ordinal, header.chunk, entry, header.frame_bytes)
         elif kind == FrameType.PAD:
-            if header.codec or any(frame.payload):
-                raise CorruptError(f"the padding frame at byte {frame.offset} is not zero")
+            decoded = (header.decoded, header.decoded_xxh3)
+            if header.codec or any(frame.payload) or decoded != (header.stored, header.stored_xxh3):
+                raise CorruptError(f"the padding frame at byte {frame.offset} is not zero, or not raw")
         elif kind in KNOWN_TYPES:
             self._take_metadata(frame, plain_payload(frame))
 
@@ -197,7 +200,7 @@ class Replay:
         if header.type == FrameType.TABLE:
             self._take_table(frame, data)
         elif header.type == FrameType.MODEL:
-            self._add(frame)
+            self._after_commit = True
             model = ModelEntry(
                 frame.offset, header.stored, header.decoded, header.codec, header.stored_xxh3, header.decoded_xxh3
             )
@@ -218,7 +221,7 @@ class Replay:
             self.chain_at_index = self._chain.digest()
             self.index = (frame, value)
             return
-        self._add(frame)
+        self._after_commit = True
         if header.type == FrameType.TENSOR:
             self.state.add_unit(header.ordinal, Unit.from_map(value, self.limits), header.frame_bytes)
         elif header.type == FrameType.FILE:
@@ -232,11 +235,6 @@ class Replay:
             self.state.add_commit(commit)
             self._chain = chained(commit.chain)
             self._previous, self._after_commit = frame.offset, False
-
-    def _add(self, frame: Frame) -> None:
-        if self.tables:
-            raise CorruptError(f"a {_name(frame.header.type)} frame follows a chunk table")
-        self._after_commit = True
 
 
 def resynchronise(reader: Reader, offset: int, end: int, prologue: Prologue | None) -> int:
