@@ -479,7 +479,8 @@ class Assembler:
         """Append TABLEs, INDEX and trailer and return the archive.
 
         ``order``: units in layer order. ``tables``: lists of units, one list a table. ``rows``: edits a table.
-        ``index``: edits the map. ``trailer``: its fields. ``tail``: bytes after it. ``twice``: a second INDEX.
+        ``before_index``: called between them. ``index``: edits the map. ``twice``: a second INDEX. ``trailer``: its
+        fields. ``tail``: bytes after it.
         """
         live = self.live_units()
         order = f.get("order", sorted(live))
@@ -498,6 +499,7 @@ class Assembler:
                 tables.append(self.frame(TABLE, zstd(plain), plain, codec=ZSTD, **fields))
             else:
                 tables.append(self.frame(TABLE, plain, **fields))
+        f.get("before_index", lambda: None)()
         dead = [*self.dead, *(placed for value, placed in self.files.values() if value["kind"] == 3)]
         for i, unit in enumerate(self.units):
             if i not in live:

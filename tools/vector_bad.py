@@ -18,15 +18,16 @@ from vector_assembler import (
     FILE,
     FLOAT_FAST,
     ITEM,
+    MODEL,
     NONE,
-    PAD,
+    PARENT,
     RAW,
-    TABLE,
     ZSTD,
     Assembler,
     FloatFast,
     blake3,
     canonical,
+    elements,
     float_fast,
     zstd,
     zstd_frame,
@@ -435,9 +436,18 @@ def hostile(members: Any, fields: dict[str, Any]) -> bytes:
     a.file(b"w.bin", [tensor])
     unit = a.units[tensor]
     unit.value = edit({**unit.value, **wrong})
-    unit.digests = [blake3(noise(8))] * len(unit.value["members"])
+    unit.digests = [digest_of(member) for member in unit.value["members"]]
     a.commit()
     return a.seal(order=[0], tables=[[0]]) if not wrong.get("refs") else sealed_alone(a)
+
+
+def digest_of(member: list[Any]) -> bytes:
+    """What a careless reader would find."""
+    _, shape, start, strides = member
+    small = all(isinstance(d, int) and 0 <= d <= 8 for d in shape) and start < 8
+    if not small or (strides and (len(strides) != len(shape) or not 0 <= min(strides) <= max(strides) < 8)):
+        return blake3(noise(8))
+    return blake3(elements(noise(8), 1, shape, start, strides))
 
 
 def sealed_alone(a: Assembler) -> bytes:
@@ -685,7 +695,7 @@ bad(
     lambda: simple(commit={"edit": lambda v: {**v, "units": [[0, [bytes(31)]]]}}),
 )
 bad("commit-none", "A sealed file without a COMMIT.", lambda: no_commit())
-bad("commit-after-table", "A COMMIT after a TABLE.", lambda: prefix(lambda a: a.frame(TABLE, b"", ordinal=0)))
+bad("commit-after-table", "A COMMIT after a TABLE.", lambda: commit_after_table())
 bad(
     "uncommitted-file",
     "A FILE after the last COMMIT of a sealed file.",
@@ -769,14 +779,15 @@ def pad_after_table() -> bytes:
     a.raw("U8", noise(8), [["w", [8]]])
     a.file(b"w.bin", [0])
     a.commit()
-    table, metadata = a.frame, a.metadata
+    return a.seal(before_index=lambda: a.pad(0))
 
-    def padded(kind: int, value: Any, **f: Any) -> Any:
-        table(PAD, b"")
-        return metadata(kind, value, **f)
 
-    a.metadata = padded  # type: ignore[method-assign]
-    return a.seal()
+def commit_after_table() -> bytes:
+    a = Assembler()
+    a.raw("U8", noise(8), [["w", [8]]])
+    a.file(b"w.bin", [0])
+    a.commit()
+    return a.seal(before_index=a.commit)
 
 
 def index_with(**f: Any) -> Callable[[], bytes]:
@@ -973,9 +984,14 @@ bad("zstd-metadata-stride", "Metadata stored with codec 3 and stride 2.", lambda
 
 
 def metadata_stride() -> bytes:
-    plain = canonical({**GOOD_FILE, "note": "x"})
+    value = {**GOOD_FILE, "note": "x"}
+    plain = canonical(value)
     assert len(plain) % 2 == 0
-    return prefix(lambda a: a.frame(FILE, zstd(plain, 2), plain, codec=ZSTD, ordinal=1))
+
+    def change(a: Assembler) -> None:
+        a.files[1] = (value, a.frame(FILE, zstd(plain, 2), plain, codec=ZSTD, ordinal=1))
+
+    return prefix(change)
 
 
 BF16, F16 = weights("BF16", 41), weights("F16", 41)
@@ -1031,21 +1047,22 @@ FLOATS: list[tuple[str, str, Callable[[FloatFast], Any], dict[str, Any]]] = [
     ("palette-0", "float_fast with an empty palette.", put(palette=[]), {}),
     ("palette-16", "float_fast, mode pairs, with a palette of 16.", put(palette=list(range(113, 129))), {}),
     ("palette-257", "float_fast, mode single, with a palette of 257.", put(palette=list(range(257))), {"mode": 0, "palette": None}),
-    ("palette-duplicate", "float_fast with an exponent twice in its palette.", put(palette=[128, 127, 128]), {}),
-    ("palette-high", "float_fast with an exponent of 2^E in its palette.", put(palette=[128, 127, 256]), {}),
+    ("palette-duplicate", "float_fast with an exponent twice in its palette.", put(palette=[128, 127, 126, 128]), {}),
+    ("palette-high", "float_fast with an exponent of 2^E in its palette.", put(palette=[128, 127, 126, 256]), {}),
     ("palette-beyond", "float_fast with a palette that goes beyond the payload.", lambda p: p.payload()[:10], {}),
     ("header-cut", "float_fast with a payload of seven bytes.", lambda p: p.payload()[:7], {}),
     ("empty", "float_fast with an empty payload.", lambda p: b"", {}),
     ("table-sum", "float_fast with frequencies that add up to 4097.", lambda p: put(table=p.table + b"\1")(p), {"mode": 1}),
     ("table-sum-low", "float_fast with frequencies that add up to 4095.", put(table=b"\x8f\xff"), {}),
     ("table-symbols", "float_fast with a table for more symbols than the palette has.", lambda p: put(table=p.table + b"\0\0")(p), {"mode": 0, "palette": None}),
-    ("table-byte", "float_fast with a byte of 90 in its table.", lambda p: put(table=b"\x90\0" + p.table)(p), {}),
+    ("table-byte", "float_fast with a frequency of 4096, for which there is no form: first byte 90.", put(table=b"\x90\0", symbols=[struct.pack("<32I", *[65536] * 32)]), {"data": weights("BF16", 9, spread=0), "mode": 0, "palette": [128]}),
     ("table-cut", "float_fast with a table that ends in the middle of an entry.", lambda p: put(table=p.table + b"\0")(p), {}),
     ("table-none", "float_fast without a table for a palette of three.", put(table=b""), {}),
     ("padding", "float_fast with padding that is not zero.", lambda p: put(padding=b"\1" * (-(8 + 2 * len(p.palette) + len(p.table)) % 8))(p), {"mode": 0, "palette": [128, 127, 126, 125, 124, 123, 122, 121]}),
     ("symbol-length", "float_fast with a symbol stream of odd length.", on_first("symbols", lambda s: s + b"\0"), {}),
     ("symbol-states", "float_fast with a symbol stream that ends in its states.", on_first("symbols", lambda s: s[:126]), {}),
     ("state-start", "float_fast with a first state of 65535.", on_first("symbols", state_at_start(65535)), {}),
+    ("state-start-1", "float_fast with a first state of 1, from which a zero word leads to the right symbol and the right end.", put(symbols=[struct.pack("<32IH", 1, *[65536] * 31, 0)], table=b"\x88\0\x88\0"), {"data": b"\0\x40", "mode": 0, "palette": [128, 127]}),
     ("state-start-0", "float_fast with a first state of 0.", on_first("symbols", state_at_start(0)), {}),
     ("state-end", "float_fast whose last lane does not end at 65536.", on_first("symbols", lambda s: s[:124] + struct.pack("<I", 65537) + s[128:]), {"data": BF16[:40]}),
     ("words-left", "float_fast with a word left over.", on_first("symbols", lambda s: s + b"\0\0"), {}),
@@ -1081,6 +1098,113 @@ bad(
     "expansion",
     "Growing: a file of 31 GiB in a few kilobytes, by a const chunk of 16 MiB named 2000 times; to be refused where the archive is not trusted (64 times its size).",
     expansion,
+)
+
+
+# ------------------------------------------------------------------------- what a careless reader of the above would miss
+
+
+def duplicate_with_place() -> bytes:
+    def index(value: dict[str, Any]) -> dict[str, Any]:
+        value["units"][1][4] = 1
+        return value
+
+    a = Assembler()
+    a.raw("U8", noise(8), [["w", [8]]])
+    a.tensor("U8", noise(8), [["d", [8]]], refs=[[0, 0, 0, 8]])
+    a.file(b"w.bin", [0, 1])
+    a.commit()
+    return a.seal(index=index)
+
+
+def only_a_pad() -> bytes:
+    a = Assembler()
+    a.pad(0)
+    return a.seal()
+
+
+def escape_into_sign() -> bytes:
+    """Coded as 0001 with the exponent 32, which is 8001 for a reader that does not look."""
+    parts = float_fast(b"\x01\0" + F16, "F16", mode=1, palette=[16, 15, 14])
+    assert parts.escapes[0][0] == 0
+    parts.escapes[0] = b"\x20" + parts.escapes[0][1:]
+    return with_chunk("F16", b"\x01\x80" + F16, FLOAT_FAST, parts.payload())
+
+
+def two_members(a: Assembler) -> None:
+    a.raw("U8", noise(8, 2), [["v", [8], 0, None], ["x", [8], 0, None]], shape=[1, 8], part=[[8], [0]])
+    a.file(b"v.bin", [1])
+
+
+def referring(ref: list[int], parent: bool = False) -> bytes:
+    a = Assembler()
+    if parent:
+        a.parent(bytes(32), "")
+    a.raw("U8", noise(8), [["w", [8]]])
+    a.raw("U8", noise(8, 2), [["v", [8]]], refs=[ref])
+    a.file(b"w.bin", [0, 1])
+    a.commit()
+    return a.seal()
+
+
+def first_parent_is_1() -> bytes:
+    a = Assembler()
+    a.parents.append({"digest": bytes(32), "hint": ""})
+    a.metadata(PARENT, a.parents[0], ordinal=1)
+    a.commit()
+    return a.seal()
+
+
+bad("float-escape-high-sign", "float_fast with an escaped exponent of 2^E that would set the sign.", escape_into_sign)
+bad(
+    "reference-beyond",
+    "A unit with chunks of its own that refers to elements beyond the end of another.",
+    partial(referring, [0, 0, 4, 5]),
+)
+bad(
+    "reference-kind",
+    "A reference of kind 2, although there is a PARENT of that number.",
+    partial(referring, [2, 0, 0, 1], True),
+)
+bad("part-members", "A part with two members.", partial(prefix, two_members))
+bad(
+    "model-number",
+    "The first MODEL has number 1.",
+    lambda: prefix(lambda a: a.models.append(a.frame(MODEL, b"", ordinal=1))),
+)
+bad("parent-number", "The first PARENT has number 1.", first_parent_is_1)
+bad("table-number", "The first TABLE has number 1.", lambda: simple(seal={"table_frame": {"ordinal": 1}}))
+bad(
+    "frame-larger-than-stated",
+    "An INDEX larger than the prologue's largest frame.",
+    lambda: simple(prologue={"log_frame": 9}),
+)
+bad(
+    "chunk-larger-than-stated",
+    "A chunk larger than the prologue's largest chunk.",
+    lambda: simple(prologue={"log_chunk": 1}),
+)
+bad(
+    "frame-pad-xxh-decoded",
+    "A PAD with a wrong XXH3 of the decoded payload.",
+    lambda: prefix(lambda a: a.pad(8, xxh_decoded=1)),
+)
+bad(
+    "frame-metadata-xxh-decoded",
+    "A TENSOR with a wrong XXH3 of the decoded payload.",
+    lambda: simple(tensor={"frame": {"xxh_decoded": 1}}),
+)
+bad("file-metadata-array", "File metadata that is an array.", lambda: changed(metadata=[]))
+bad(
+    "file-directory-recipe",
+    "A directory with a recipe of nothing.",
+    lambda: changed(kind=2, recipe=[b""], size=0, sha256=blank()),
+)
+bad("commit-none-at-all", "A sealed file of nothing but a PAD, an INDEX and a trailer.", only_a_pad)
+bad(
+    "index-duplicate-first",
+    "A duplicate, which has no chunks, with a first entry of 1 in the INDEX.",
+    duplicate_with_place,
 )
 
 __all__ = ["VECTORS"]
