@@ -7,9 +7,12 @@ from collections.abc import Mapping
 
 from arzstream.daemon.scan import Item, Kind, Listing, look, scan
 from arzstream.errors import StorageError
-from arzstream.formats.checkpoint import group
+from arzstream.formats.checkpoint import group, is_temporary
 
 __all__ = ["Census"]
+
+MASK = b"\0"
+"""Disguises temporary names; no path has it."""
 
 
 class Census:
@@ -66,7 +69,7 @@ class Census:
 
 def _grouped(listing: Listing) -> dict[bytes, dict[bytes, Item]]:
     names = [path for path, item in listing.items.items() if item.kind in (Kind.FILE, Kind.LINK)]
-    groups = {key: {path: listing.items[path] for path in paths} for key, paths in group(names).items()}
+    groups = {key: {path: listing.items[path] for path in paths} for key, paths in _groups(names).items()}
     owners = {path: key for key, paths in groups.items() for path in paths}
     used = _folders_above(owners)
     for path, item in listing.items.items():
@@ -80,6 +83,33 @@ def _grouped(listing: Listing) -> dict[bytes, dict[bytes, Item]]:
             if not key or path.startswith(key + b"/"):
                 groups[key][path] = item
     return groups
+
+
+def _groups(names: list[bytes]) -> dict[bytes, list[bytes]]:
+    """As :func:`group`, and whole folders with temporary names too, so that they can be coded before they are renamed.
+
+    For that, such a folder's name is disguised; a temporary folder inside a checkpoint is still left out.
+    """
+    groups: dict[bytes, list[bytes]] = {}
+    for key, paths in group(map(_disguised, names)).items():
+        plain = _plain(key)
+        inside = len(plain) + 1 if plain else 0
+        members = [path for path in map(_plain, paths) if not is_temporary(path[inside:].rpartition(b"/")[0])]
+        if members:
+            groups[plain] = members
+    return groups
+
+
+def _disguised(path: bytes) -> bytes:
+    folder, slash, name = path.rpartition(b"/")
+    if not is_temporary(folder):
+        return path
+    parts = [MASK + part + b"." + MASK if is_temporary(part) else part for part in folder.split(b"/")]
+    return b"/".join(parts) + slash + name
+
+
+def _plain(path: bytes) -> bytes:
+    return path.replace(b"." + MASK, b"").replace(MASK, b"")
 
 
 def _folders_above(owners: Mapping[bytes, bytes]) -> dict[bytes, set[bytes]]:

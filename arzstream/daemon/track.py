@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import stat
@@ -211,8 +212,11 @@ class Track:
             watched.look(whole=closed or calm >= checkpoint.GIVE_UP)
             facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
-        self.verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
-        return self.verdict
+        verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
+        if checkpoint.is_temporary(self.path):
+            verdict = dataclasses.replace(verdict, complete=False, waiting_for="its writer to rename it")
+        self.verdict = verdict
+        return verdict
 
     def _closed(self, path: bytes, watched: _Watched, calm: float) -> bool:
         """Was it closed since it last changed? What was not seen is asked for, once it has been quiet for a moment."""

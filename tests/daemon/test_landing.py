@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,23 @@ def test_a_lone_file_with_a_temporary_name_is_coded_early_and_adopted(running, p
     assert sorted(daemon.entries()) == [b"model.safetensors"]
     arzstream.unpack(str(archive), str(tmp_path / "back"))
     assert (tmp_path / "back/model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tmp-checkpoint-1", "checkpoint-1.orbax-checkpoint-tmp-7"])
+def test_a_folder_with_a_temporary_name_is_coded_early_and_adopted(running, places, tmp_path, name):
+    source, dest = places
+    daemon = running()
+    (source / name).mkdir()
+    gate = Gate(daemon, name)
+    writers.single(source / name / "model.safetensors", WEIGHTS, pace=gate.pace, log=gate.log)
+    (source / name / "trainer_state.json").write_text("{}")
+    assert gate.coded > 0.8 * BYTES
+    time.sleep(0.6)
+    assert not list(dest.glob("*.arz"))  # however complete it looks
+    (source / name).rename(source / "checkpoint-1")
+    _exact(source / "checkpoint-1", daemon.published("checkpoint-1.arz"), tmp_path / "back")
+    daemon.state("checkpoint-1", "published")
+    assert sorted(daemon.entries()) == [b"checkpoint-1"] and temporaries(dest) == []
 
 
 @pytest.mark.parametrize("order", ["reverse", "shuffled"])
