@@ -26,13 +26,15 @@ class Run(NamedTuple):
     arguments: list[str]
 
 
+# What the choice of backend could change: kernels, codecs, the vectors of the specification, whole folders.
+BACKEND = ["tests/kernels", "tests/codec", "tests/spec", "tests/archive/test_round_trip.py"]
 RUNS = [
     Run("the suite", "native", ["-n", "2", "--dist", "worksteal", "-m", "not alone"]),
     Run("what measures time or memory, one at a time", "native", ["-m", "alone"]),
     Run(
         "the NumPy reference in place of the native kernels",
         "numpy",
-        ["-n", "2", "-m", "not alone", "tests/kernels", "tests/codec", "tests/golden"],
+        ["-n", "2", "-m", "not alone", *BACKEND],
     ),
 ]
 
