@@ -181,5 +181,9 @@ def _pieces(view: np.ndarray) -> collections.abc.Iterator[bytes]:
     if view.size * view.itemsize <= GATHER_BYTES or view.ndim == 0:
         yield view.tobytes()
         return
-    for part in view:
-        yield from _pieces(part)
+    rows = GATHER_BYTES // (view[0].size * view.itemsize)
+    for start in range(0, len(view), max(1, rows)):
+        if rows:
+            yield view[start : start + rows].tobytes()
+        else:
+            yield from _pieces(view[start])

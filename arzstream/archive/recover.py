@@ -18,7 +18,7 @@ from arzstream.archive.plan import choose_grid
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.archive.verify import file_digest, member_digests, verify_reader
-from arzstream.container.directory import UnitEntry, named
+from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, Unit
 from arzstream.container.writer import FrameWriter
@@ -113,6 +113,7 @@ class _Rescue:
         self.reader, self.salvage = reader, salvage
         self._progress = progress or (lambda done, total, what: None)
         self.candidates = salvage.complete_units()
+        check_charge((entry.unit for entry in self.candidates.values()), salvage.files.items(), reader.size, limits)
         self.directory = salvage.directory(reader.name, self.candidates)
         self.decoder = Decoder(reader, self.directory, limits=limits)
         self.good: dict[int, tuple[UnitEntry, tuple[bytes, ...]]] = {}
@@ -124,7 +125,8 @@ class _Rescue:
     def run(self) -> None:
         total, done = sum(entry.unit.nbytes for entry in self.candidates.values()), 0
         for number, entry in self.candidates.items():
-            digests = self._digests(number, entry)
+            whole = all(ref.source in self.good for ref in entry.unit.refs if ref.kind == 0)
+            digests = self._digests(number, entry) if whole else None
             if digests is not None:
                 self.good[number] = (entry, digests)
             done += entry.unit.nbytes
@@ -191,7 +193,7 @@ class _Rescue:
                 name, nbytes = self._free_name(member.name, listed), member.elements * itemsize
                 piece = Piece(self._numbers[number], member.start * itemsize, nbytes)
                 if member.strides is not None:
-                    piece = self._straightened(writer, number, member)
+                    piece = self._straightened(writer, number, member, name)
                 listed[name] = (NamedBytes(name, entry.unit.dtype, member.shape, nbytes), piece)
         if not listed:
             return
@@ -203,20 +205,25 @@ class _Rescue:
             FileRecord(self._free_path(), size=size, sha256=sha256, recipe=tuple(pieces), format="safetensors")
         )
 
-    def _straightened(self, writer: FrameWriter, number: int, member: Member) -> Piece:
+    def _straightened(self, writer: FrameWriter, number: int, member: Member, name: str) -> Piece:
         """A tensor with strides, row by row in a unit of its own."""
         unit = self.good[number][0].unit
         itemsize = unit.type.itemsize
         data = b"".join(gathered(memoryview(self.decoder.unit_bytes(number, 0, unit.nbytes)), member, itemsize))
-        return self._literal(writer, data)
+        shape = (member.elements, 1)
+        members = (Member(name, member.shape),)
+        return self._new_unit(writer, Unit(unit.dtype, shape, choose_grid(shape, itemsize), members, unit.layer), data)
 
     def _literal(self, writer: FrameWriter, data: bytes) -> Piece:
         """New bytes as a unit without a name."""
-        unit = Unit("U8", (len(data), 1), choose_grid((len(data), 1), 1), (Member(None, (len(data),)),))
-        number = writer.add_unit(unit)
+        shape = (len(data), 1)
+        return self._new_unit(writer, Unit("U8", shape, choose_grid(shape, 1), (Member(None, (len(data),)),)), data)
+
+    def _new_unit(self, writer: FrameWriter, unit: Unit, data: bytes) -> Piece:
+        number, itemsize = writer.add_unit(unit), unit.type.itemsize
         for chunk in range(unit.chunk_count):
             tile = unit.tile(chunk)
-            part = data[tile.row0 : tile.row1]
+            part = data[tile.row0 * itemsize : tile.row1 * itemsize]
             writer.add_chunk(number, chunk, 0, part, len(part), xxh3_64(part))
         writer.commit("", [(number, (blake3(data),))])
         self._literals[number] = data

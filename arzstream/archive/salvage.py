@@ -60,7 +60,7 @@ class Salvage:
 
     def complete_units(self) -> dict[int, UnitEntry]:
         """Units all of whose chunks were found and fit; whether they decode is still to be seen."""
-        found = {}
+        found: dict[int, UnitEntry] = {}
         by_unit: dict[int, dict[int, ChunkEntry]] = collections.defaultdict(dict)
         for (number, chunk), (_, entry) in self.chunks.items():
             by_unit[number][chunk] = entry
@@ -68,11 +68,16 @@ class Salvage:
             entries = by_unit.get(number, {})
             if unit.duplicate_of is None and not self._fits(number, unit, entries):
                 continue
+            # References point to lower numbers, so what they need has been decided.
+            if any(ref.source not in (found if ref.kind == 0 else self.parents) for ref in unit.refs):
+                continue
+            if any(model not in self.models for model in unit.models):
+                continue
             if number in self.repeated and number not in self.digests:
                 continue
             stored = sum(entry.stored for entry in entries.values())
             found[number] = UnitEntry(number, unit, self.digests.get(number, ()), 0, 0, len(entries), stored)
-        return {n: e for n, e in found.items() if e.unit.duplicate_of is None or e.unit.duplicate_of in found}
+        return found
 
     @staticmethod
     def _fits(number: int, unit: Unit, entries: dict[int, ChunkEntry]) -> bool:
@@ -144,17 +149,20 @@ def scan_everything(reader: Reader, limits: Limits) -> Salvage:
 
 
 def _prologue(reader: Reader, size: int) -> Prologue:
-    """The prologue; if it is damaged, one that fits the frames, by the tag that most of them carry."""
-    try:
+    """The prologue; if it is damaged, the trailer repeats it; if that is too, one with the tag that most frames carry."""
+    with contextlib.suppress(CorruptError):
         return read_prologue(reader)[0]
-    except CorruptError:
-        pass
+    if size >= TRAILER_BYTES:
+        with contextlib.suppress(CorruptError):
+            return Trailer.decode(reader.read_at(size - TRAILER_BYTES, TRAILER_BYTES), size).prologue
     tags: collections.Counter[bytes] = collections.Counter()
     offset = resynchronise(reader, 0, size, None)
     while offset < size:
         header = FrameHeader.decode(reader.read_at(offset, HEADER_BYTES))
         tags[header.file_tag] += 1
-        offset = resynchronise(reader, offset + HEADER_BYTES, size, None)
+        # Beyond its payload, which may be an archive too.
+        beyond = header.frame_bytes if offset + header.frame_bytes <= size else HEADER_BYTES
+        offset = resynchronise(reader, offset + beyond, size, None)
     if not tags:
         raise CorruptError("not an arzstream archive, or nothing of it is left")
     return Prologue(tags.most_common(1)[0][0] + bytes(8))
@@ -232,6 +240,8 @@ def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
             salvage.digests[number] = unit_digests(digests)
         for number, record in value["files"]:
             salvage.files[number] = FileRecord.from_map(record, limits)
+        for number, parent in enumerate(value["parents"]):
+            salvage.parents.setdefault(number, Parent.from_map(parent))
         for number, unit in salvage.listed.items():
             salvage.units.setdefault(number, unit)
         # With the index at hand, what it does not list is known to be dead.
