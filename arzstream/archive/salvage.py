@@ -149,7 +149,7 @@ def scan_everything(reader: Reader, limits: Limits) -> Salvage:
 
 
 def _prologue(reader: Reader, size: int) -> Prologue:
-    """The prologue; if it is damaged, the trailer repeats it; if that is too, one with the tag that most frames carry."""
+    """The prologue; if damaged, the trailer repeats it; if that is too, one with the tag that most frames carry."""
     with contextlib.suppress(CorruptError):
         return read_prologue(reader)[0]
     if size >= TRAILER_BYTES:
