@@ -950,8 +950,11 @@ class Scan:
                 need(kinds.get(above, 2) == 2, f"{above!r:.60} is a file or link, and above {path!r:.60}")
         return live
 
+    def named_units(self, files: list[Frame]) -> set[int]:
+        return {piece[0] for frame in files for piece in frame.value["recipe"] if type(piece) is list}
+
     def live_units(self, files: list[Frame]) -> list[Unit]:
-        numbers = {piece[0] for frame in files for piece in frame.value["recipe"] if type(piece) is list}
+        numbers = self.named_units(files)
         waiting = list(numbers)
         while waiting:
             for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
@@ -1062,7 +1065,8 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
         dead += unit.replaced
         if unit.number not in alive:
             dead += [unit.frame, *unit.chunks.values()]
-    content = content_digest(files, live)
+    named = scan.named_units(files)
+    content = content_digest(files, [unit for unit in live if unit.number in named])
     expected = {
         "chain": blake3(scan.chain, *scan.headers),
         "content": content,
@@ -1221,10 +1225,11 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
 
     decoder = Decoder(scan, budget)
     members = []
+    listed = scan.named_units(files) if sealed else {unit.number for unit in units}
     for unit in units:
         whole = decoder.unit(unit)
         for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
-            if member[0] is not None:
+            if member[0] is not None and unit.number in listed:
                 elements = None if whole is None else decoder.member(unit, member)
                 members.append(Tensor(unit.dtype, tuple(member[1]), elements, digest, member[0], unit.raw["layer"]))
     readable = {unit.number for unit in units}

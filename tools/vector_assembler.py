@@ -459,8 +459,11 @@ class Assembler:
         live = [(number, value) for number, (value, _) in self.files.items() if value["kind"] != 3]
         return sorted(live, key=lambda entry: entry[1]["path"])
 
+    def named_units(self) -> set[int]:
+        return {p[0] for _, value in self.live_files() for p in value["recipe"] if not isinstance(p, bytes)}
+
     def live_units(self) -> set[int]:
-        live = {p[0] for _, value in self.live_files() for p in value["recipe"] if not isinstance(p, bytes)}
+        live = self.named_units()
         for number in sorted(live, reverse=True):
             live |= {ref[1] for ref in self.units[number].value["refs"] if ref[0] == 0}
         return live
@@ -469,7 +472,7 @@ class Assembler:
         """The content digest, section 5.7."""
         tensors = [
             [member[0], unit.value["dtype"], member[1], digest]
-            for number, unit in enumerate(self.units) if number in self.live_units()
+            for number, unit in enumerate(self.units) if number in self.named_units()
             for member, digest in zip(unit.value["members"], unit.digests, strict=True) if member[0] is not None
         ]  # fmt: skip
         files = [[v["path"], v["kind"], v["size"], v["sha256"], v["target"]] for _, v in self.live_files()]
@@ -539,7 +542,7 @@ class Assembler:
 
     def expected(self, growing: bool = False) -> dict[str, Any]:
         """What a decoder has to find, from what was put in."""
-        shown = [i for i, unit in enumerate(self.units) if unit.listed] if growing else sorted(self.live_units())
+        shown = [i for i, unit in enumerate(self.units) if unit.listed] if growing else sorted(self.named_units())
         tensors = [
             [member[0], self.units[i].value["dtype"], member[1], digest.hex()]
             for i in shown for member, digest in zip(self.units[i].value["members"], self.units[i].digests, strict=True)

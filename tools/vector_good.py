@@ -285,6 +285,20 @@ def _() -> tuple[bytes, dict[str, Any]]:
 
 
 @vector(
+    "good-duplicate-of-withdrawn",
+    "A duplicate whose original belongs to a withdrawn file: the original is live, but no tensor.",
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    gone = a.file(b"gone.bin", [a.raw("U8", noise(8), [["gone", [8]]])])
+    a.file(b"kept.bin", [a.tensor("U8", noise(8), [["kept", [8]]], refs=[[0, 0, 0, 8]])])
+    a.commit()
+    a.withdraw(gone)
+    a.commit()
+    return done(a)
+
+
+@vector(
     "good-reference",
     "A unit that refers to elements of another and has chunks of its own: not a duplicate.",
 )

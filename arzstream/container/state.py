@@ -295,6 +295,8 @@ def index_map(
 ) -> dict[str, Any]:
     """The INDEX of ``state``; ``order`` lists the live units in layer order, ``places`` their (table, first entry)."""
     files = state.live_files()
+    # A unit that is only there because another refers to it is no part of the checkpoint.
+    named = {piece.unit for record in files.values() for piece in record.recipe if isinstance(piece, Piece)}
     units = []
     for number in order:
         entries = state.chunks.get(number, {})
@@ -304,7 +306,7 @@ def index_map(
         units.append([number, unit.to_map(), list(state.digests[number]), table, first, len(entries), stored])
     return {
         "chain": chain,
-        "content": content_digest(files.values(), ((state.units[n], state.digests[n]) for n in order)),
+        "content": content_digest(files.values(), ((state.units[n], state.digests[n]) for n in order if n in named)),
         "dead": list(state.dead()),
         "files": [[n, files[n].to_map()] for n in sorted(files, key=lambda n: files[n].path)],
         "models": [list(model) for model in state.models],
