@@ -257,3 +257,28 @@ def test_growing_archives_read_at_every_step_and_sealed(contents: list[Tensors],
     assert {path: file.content for path, file in decoded.files.items()} == {paths[i]: bytes(full[i]) for i in left}
     named = {(t.name, t.dtype, t.shape, t.data) for t in decoded.members}
     assert named >= {tensor for i in left for tensor in read_header(bytes(full[i]))}
+
+
+def test_torch_files_with_shared_storages_and_strides_come_back(tmp_path: Path) -> None:
+    import torch
+
+    matrix = torch.arange(120, dtype=torch.float32).reshape(8, 15)
+    state = {
+        "matrix": matrix,
+        "transposed": matrix.t(),
+        "column": matrix[:, 3],
+        "slice": matrix[2:5, 4:9],
+        "half": torch.randn(300, 40).to(torch.bfloat16),
+        "scalar": torch.tensor(7),
+        "empty": torch.empty(0, 3),
+        "complex": torch.randn(9, dtype=torch.complex64),
+    }
+    torch.save(state, tmp_path / "state.pt")
+    pack(tmp_path / "state.pt", tmp_path / "out.arz")
+    decoded = reference.decode((tmp_path / "out.arz").read_bytes())
+    assert decoded.files[b"state.pt"].content == (tmp_path / "state.pt").read_bytes()
+    found = {(tensor.name, tensor.shape): tensor.data for tensor in decoded.members}
+    for name, tensor in state.items():
+        if tensor.numel():
+            raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            assert found[name, tuple(tensor.shape)] == raw, name
