@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import arzstream
+from arzstream.daemon import work
 from arzstream.testing import process, tensors, writers
 
 from .conftest import Running, temporaries
@@ -344,3 +345,55 @@ def test_nothing_is_left_open(running, places, tmp_path):
         daemon.published(f"checkpoint-{number}.arz")
         daemon.state(f"checkpoint-{number}", "published")
     daemon.until(lambda: descriptors() <= before, "descriptors to be closed")
+
+
+def _change(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with open(path, "r+b") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("moment", ["before it is sealed", "before it is published"])
+@pytest.mark.parametrize("change", ["content", "new file", "replaced"])
+def test_a_source_that_changes_at_the_last_moment_is_archived_as_it_ends_up(
+    running, places, tmp_path, monkeypatch, moment, change
+):
+    source, dest = places
+    folder = source / "checkpoint-1"
+    left = [1]
+
+    def interfere() -> None:
+        if left[0]:
+            left[0] = 0
+            if change == "content":
+                _change(folder / "model.safetensors")
+            elif change == "new file":
+                (folder / "late.json").write_text("{}")
+            else:
+                (source / "other").write_bytes((folder / "config.json").read_bytes())
+                (source / "other").rename(folder / "config.json")
+
+    if moment == "before it is sealed":
+        settle = work.Job._settle
+
+        def settled(self, builder, order):
+            settle(self, builder, order)
+            interfere()
+
+        monkeypatch.setattr(work.Job, "_settle", settled)
+    else:
+        check = work.publish.check
+
+        def checked(reader, expected):
+            check(reader, expected)
+            interfere()
+
+        monkeypatch.setattr(work.publish, "check", checked)
+    daemon = running()
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(tensors.safetensors_bytes(WEIGHTS[:5]))
+    _exact(folder, daemon.published("checkpoint-1.arz"), tmp_path / "back")
+    daemon.state("checkpoint-1", "published")
+    assert left == [0] and sorted(os.listdir(dest)) == [".arzstream", "checkpoint-1.arz"]

@@ -112,3 +112,25 @@ def test_two_daemons_publish_once_and_the_second_takes_over(places):
         printed = first.output() + second.output()
         assert printed.count("event=published checkpoint=checkpoint-1 ") <= 1
         assert printed.count("event=published checkpoint=checkpoint-2 ") == 1
+
+
+@pytest.mark.parametrize("change", ["time", "size", "name"])
+def test_without_a_journal_only_an_archive_of_the_same_files_is_adopted(places, tmp_path, change):
+    source, dest = places
+    folder = source / "checkpoint-1"
+    _checkpoint(folder)
+    with Running(source, dest) as daemon:
+        daemon.published("checkpoint-1.arz")
+    shutil.rmtree(dest / FOLDER)
+    if change == "time":
+        os.utime(folder / "config.json", ns=(1, 10**18))
+    elif change == "size":
+        times = (folder / "config.json").stat()
+        (folder / "config.json").write_text("{ }")
+        os.utime(folder / "config.json", ns=(times.st_mtime_ns, times.st_mtime_ns))
+    else:
+        (folder / "config.json").rename(folder / "params.json")
+    with Running(source, dest) as daemon:
+        archive = daemon.published("checkpoint-1.2.arz")
+    arzstream.unpack(str(archive), str(tmp_path / "back"))
+    assert process.tree(tmp_path / "back") == process.tree(folder)
