@@ -17,8 +17,9 @@ __all__ = ["commits"]
 POLL_SECONDS = 0.1
 
 
-def commits(reader: Reader, limits: Limits, timeout: float | None) -> Iterator[tuple[Commit, Replay]]:
-    """Yield each COMMIT as it appears, with what the frames up to it add up to; ends when the archive is sealed.
+def commits(reader: Reader, limits: Limits, timeout: float | None) -> Iterator[tuple[list[Commit], Replay]]:
+    """Yield the COMMITs as they appear, those that are there at once together, with what the frames up to them add up
+    to; ends when the archive is sealed.
 
     A frame that is not good may be one that is not finished; so it is tried again until ``timeout`` seconds have
     passed without a new frame, and only then reported, as StorageError.
@@ -27,13 +28,17 @@ def commits(reader: Reader, limits: Limits, timeout: float | None) -> Iterator[t
     last = time.monotonic()
     while True:
         why = "its writer may have stopped"
+        found: list[Commit] = []
         try:
             for frame in replay.run(reader.size):
                 last = time.monotonic()
                 if frame.header.type == FrameType.COMMIT:
-                    yield Commit.from_map(unpack(plain_payload(frame), limits)), replay
+                    found.append(Commit.from_map(unpack(plain_payload(frame), limits)))
         except CorruptError as error:
             why = str(error)
+        if found:
+            yield found, replay
+            last = time.monotonic()
         if replay.index is not None and reader.size >= replay.offset + TRAILER_BYTES:
             return
         if timeout is not None and time.monotonic() - last > timeout:

@@ -172,12 +172,15 @@ class Archive:
         if self.sealed:
             yield from self.layers().items()
             return
-        for commit, replay in commits(self._reader, self._limits, timeout):
+        for found, replay in commits(self._reader, self._limits, timeout):
             self._set_directory(directory_of_replay(replay))
-            done = {number for number, _ in commit.units}
-            names = [name for name, place in self.catalog.tensors.items() if place.entry.number in done]
-            if names:
-                yield commit.layer, names
+            by_unit: dict[int, list[str]] = {}
+            for name, place in self.catalog.tensors.items():
+                by_unit.setdefault(place.entry.number, []).append(name)
+            for commit in found:
+                names = [name for number, _ in commit.units for name in by_unit.get(number, ())]
+                if names:
+                    yield commit.layer, names
         self._set_directory(open_directory(self._reader, self._limits))
 
     # -- end

@@ -271,7 +271,7 @@ def reshaped_duplicates(sink: Any, copies: int) -> bytes:
     for copy in range(copies):
         shape = [(rows, 4), (4, rows), (2, 3), (1, 20)][copy % 4]
         size = shape[0] * shape[1]
-        unit = Unit("U8", shape, (1, 2), (Member(f"copy{copy}", shape),), refs=(Reference(0, number, 0, size),))
+        unit = Unit("U8", shape, (1, 2), (Member(f"copy{copy}", shape),), refs=(Reference(2, number, 0, size),))
         done.append((writer.add_unit(unit), (blake3(plain[:size]),)))
         pieces.append(Piece(done[-1][0], 0, size))
     writer.commit("", done)
