@@ -831,7 +831,7 @@ class Scan:
         if raw["part"] is not None:
             self.part(raw["part"], raw["members"])
         for reference in array(raw["refs"]):
-            self.reference(reference, frame.ordinal)
+            self.reference(reference, unit)
         for source in array(raw["source"]):
             number, offset, length = array(source, 3)
             integer(0 if number is None else number)
@@ -847,14 +847,19 @@ class Scan:
         inside = all(o + d <= w for o, d, w in zip(offset, shape, whole, strict=True))
         need(inside, "a part that is not inside the whole")
 
-    def reference(self, reference: Any, number: int) -> None:
+    def reference(self, reference: Any, unit: Unit) -> None:
         kind, source, start, count = (integer(v) for v in array(reference, 4))
-        need(kind in (0, 1), f"a reference of kind {kind}")
-        if kind == 0:
-            need(source < number, f"unit {number} refers to unit {source}")
-            need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
-        else:
+        need(kind in (0, 1, 2), f"a reference of kind {kind}")
+        if kind == 1:
             need(source < len(self.parents), f"parent {source} does not stand before")
+            return
+        need(source < unit.number, f"unit {unit.number} refers to unit {source}")
+        need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
+        if kind == 2:
+            need(len(unit.raw["refs"]) == 1, "a duplicate with other references")
+            need(start == 0 and count == unit.elements, "a duplicate of some other elements")
+            need(self.units[source].dtype == unit.dtype, "a duplicate of another dtype")
+            need(self.duplicate_of(self.units[source]) is None, f"unit {unit.number} is a duplicate of a duplicate")
 
     def file(self, frame: Frame) -> None:
         raw = check_file(frame.value, self.limits)
@@ -922,19 +927,10 @@ class Scan:
 
     def duplicate_of(self, unit: Unit) -> Unit | None:
         """Section 5.1: the unit whose bytes ``unit`` has, or None."""
-        if unit.chunks or len(unit.raw["refs"]) != 1:
+        if not any(reference[0] == 2 for reference in unit.raw["refs"]):
             return None
-        kind, source, start, count = unit.raw["refs"][0]
-        if kind != 0 or start != 0 or count != unit.elements:
-            return None
-        found: Unit = self.units[source]
-        return found if found.dtype == unit.dtype else None
-
-    def check_duplicates(self) -> None:
-        for unit in self.units:
-            source = self.duplicate_of(unit)
-            if source is not None:
-                need(self.duplicate_of(source) is None, f"unit {unit.number} is a duplicate of a duplicate")
+        source: Unit = self.units[unit.raw["refs"][0][1]]
+        return source
 
     def live_files(self) -> list[Frame]:
         live = sorted((f for f in self.files if f.value["kind"] != 3), key=lambda f: f.value["path"])
@@ -958,7 +954,7 @@ class Scan:
         waiting = list(numbers)
         while waiting:
             for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
-                if kind == 0 and source not in numbers:
+                if kind != 1 and source not in numbers:
                     numbers.add(source)
                     waiting.append(source)
         return [self.units[number] for number in sorted(numbers)]
@@ -1211,7 +1207,6 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     scan = Scan(prologue, limits)
     for frame in frames:
         scan.apply(frame)
-    scan.check_duplicates()
     files = scan.live_files()
     content = None
     if trailer is None:

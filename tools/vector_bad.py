@@ -486,7 +486,7 @@ UNITS: list[tuple[str, str, dict[str, Any]]] = [
     ("part-dimensions", "A part whose offset has fewer dimensions than the whole.", {"tensor": {"part": [[8, 4], [0]]}}),
     ("ref-self", "A unit that refers to itself.", {"tensor": {"refs": [[0, 0, 0, 8]]}}),
     ("ref-later", "A unit that refers to a later one.", {"tensor": {"refs": [[0, 1, 0, 8]]}}),
-    ("ref-kind", "A reference of kind 2.", {"tensor": {"refs": [[2, 0, 0, 8]]}}),
+    ("ref-kind", "A reference of kind 3.", {"tensor": {"refs": [[3, 0, 0, 8]]}}),
     ("ref-parent", "A reference to a PARENT that is not there.", {"tensor": {"refs": [[1, 0, 0, 8]]}}),
 ]  # fmt: skip
 
@@ -504,30 +504,36 @@ def duplicates(refs: list[list[list[int]]], dtype: str = "U8", source: str = "U8
     return a.seal()
 
 
-bad("duplicate-chain", "A duplicate of a duplicate.", lambda: duplicates([[[0, 0, 0, 8]], [[0, 1, 0, 8]]]))
-bad("duplicate-short", "A duplicate of a unit that is too short.", lambda: duplicates([[[0, 0, 0, 9]]]))
+bad("duplicate-chain", "A duplicate of a duplicate.", lambda: duplicates([[[2, 0, 0, 8]], [[2, 1, 0, 8]]]))
+bad("duplicate-short", "A duplicate of a unit that is too short.", lambda: duplicates([[[2, 0, 0, 9]]]))
 bad(
     "duplicate-dtype",
-    "A duplicate of a unit of another dtype: not a duplicate, so its chunks are missing.",
-    lambda: duplicates([[[0, 0, 0, 8]]], "U8", "I8"),
+    "A duplicate of a unit of another dtype.",
+    lambda: duplicates([[[2, 0, 0, 8]]], "U8", "I8"),
 )
 bad(
     "duplicate-start",
-    "A reference to elements from 1 on is not a duplicate, so its chunks are missing.",
-    lambda: duplicates([[[0, 0, 1, 7]]]),
+    "A duplicate of elements from 1 on.",
+    lambda: duplicates([[[2, 0, 1, 7]]]),
 )
 bad(
     "duplicate-two",
-    "Two references are not a duplicate, so the chunks are missing.",
-    lambda: duplicates([[[0, 0, 0, 4], [0, 0, 4, 4]]]),
+    "A duplicate of two halves.",
+    lambda: duplicates([[[2, 0, 0, 4], [2, 0, 4, 4]]]),
 )
+bad(
+    "duplicate-and-context",
+    "A duplicate that also has a unit to code against.",
+    lambda: duplicates([[[2, 0, 0, 8], [0, 0, 0, 8]]]),
+)
+bad("duplicate-chunks", "A duplicate with a chunk of its own.", lambda: referring([2, 0, 0, 8]))
 bad("duplicate-digest", "The BLAKE3 of a duplicate is not that of the bytes it stands for.", lambda: wrong_duplicate())
 
 
 def wrong_duplicate() -> bytes:
     a = Assembler()
     a.raw("U8", noise(8), [["w", [8]]])
-    a.tensor("U8", noise(8, 2), [["d", [8]]], refs=[[0, 0, 0, 8]])
+    a.tensor("U8", noise(8, 2), [["d", [8]]], refs=[[2, 0, 0, 8]])
     a.file(b"w.bin", [0])
     a.file(b"d.bin", [1])
     a.commit()
@@ -1111,7 +1117,7 @@ def duplicate_with_place() -> bytes:
 
     a = Assembler()
     a.raw("U8", noise(8), [["w", [8]]])
-    a.tensor("U8", noise(8), [["d", [8]]], refs=[[0, 0, 0, 8]])
+    a.tensor("U8", noise(8), [["d", [8]]], refs=[[2, 0, 0, 8]])
     a.file(b"w.bin", [0, 1])
     a.commit()
     return a.seal(index=index)

@@ -276,9 +276,9 @@ def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()
     data = weights("BF16", 12)
     source = a.raw("BF16", data, [["embed", [3, 4]]])
-    whole = a.tensor("BF16", data, [["head", [3, 4]]], refs=[[0, source, 0, 12]])
-    part = a.tensor("BF16", data[:16], [["short", [2, 2, 2]]], refs=[[0, source, 0, 8]])
-    none = a.tensor("BF16", b"", [["none", [0]]], refs=[[0, source, 0, 0]])
+    whole = a.tensor("BF16", data, [["head", [3, 4]]], refs=[[2, source, 0, 12]])
+    part = a.tensor("BF16", data[:16], [["short", [2, 2, 2]]], refs=[[2, source, 0, 8]])
+    none = a.tensor("BF16", b"", [["none", [0]]], refs=[[2, source, 0, 0]])
     a.file(b"tied.bin", [source, whole, part, [none, 0, 0]])
     a.commit()
     return done(a)
@@ -291,7 +291,7 @@ def _() -> tuple[bytes, dict[str, Any]]:
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()
     gone = a.file(b"gone.bin", [a.raw("U8", noise(8), [["gone", [8]]])])
-    a.file(b"kept.bin", [a.tensor("U8", noise(8), [["kept", [8]]], refs=[[0, 0, 0, 8]])])
+    a.file(b"kept.bin", [a.tensor("U8", noise(8), [["kept", [8]]], refs=[[2, 0, 0, 8]])])
     a.commit()
     a.withdraw(gone)
     a.commit()
@@ -300,13 +300,14 @@ def _() -> tuple[bytes, dict[str, Any]]:
 
 @vector(
     "good-reference",
-    "A unit that refers to elements of another and has chunks of its own: not a duplicate.",
+    "Units that refer to some and to all elements of another and have chunks of their own: no duplicates.",
 )
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()
     old = a.raw("I16", noise(12), [["old", [6]]])
     new = a.raw("I16", noise(8, 2), [["new", [4]]], refs=[[0, old, 2, 4]])
-    a.file(b"new", [new])
+    all_of_it = a.raw("I16", noise(12, 3), [["next", [6]]], refs=[[0, old, 0, 6]])
+    a.file(b"new", [new, all_of_it])
     a.file(b"old", [old])
     a.commit()
     return done(a)

@@ -212,7 +212,7 @@ def unknown_codec(codec: int) -> tuple[bytes, dict[str, Any]]:
     unknown = a.tensor("U8", noise(4, 2), [["unknown", [2, 2]]], grid=[1, 2])
     a.chunk(unknown, 0)
     a.chunk(unknown, 1, codec, b"whatever it means")
-    tied = a.tensor("U8", noise(4, 2), [["tied", [4]]], refs=[[0, unknown, 0, 4]])
+    tied = a.tensor("U8", noise(4, 2), [["tied", [4]]], refs=[[2, unknown, 0, 4]])
     a.file(b"known.bin", [known])
     a.file(b"unknown.bin", [known, unknown])
     a.file(b"tied.bin", [tied])

@@ -25,7 +25,7 @@ from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, Planned, literal_u
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.container.layout import HEADER_BYTES
-from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, Unit
+from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, ReferenceKind, Unit
 from arzstream.container.scan import Reader
 from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
@@ -326,7 +326,7 @@ class CheckpointBuilder:
         self._unfinished.add(planned)
         if source is not None:
             source.duplicates += 1
-            ref = Reference(0, source.number, 0, planned.unit.elements)
+            ref = Reference(ReferenceKind.DUPLICATE, source.number, 0, planned.unit.elements)
             planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
             self._pipeline.put(lambda: self._begin(planned))

@@ -20,7 +20,7 @@ from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.archive.verify import file_digest, member_digests, verify_reader
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
-from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, Unit
+from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, StorageError
 from arzstream.formats.order import layer_key
@@ -125,7 +125,7 @@ class _Rescue:
     def run(self) -> None:
         total, done = sum(entry.unit.nbytes for entry in self.candidates.values()), 0
         for number, entry in self.candidates.items():
-            whole = all(ref.source in self.good for ref in entry.unit.refs if ref.kind == 0)
+            whole = all(ref.source in self.good for ref in entry.unit.refs if ref.kind != ReferenceKind.PARENT)
             digests = self._digests(number, entry) if whole else None
             if digests is not None:
                 self.good[number] = (entry, digests)
@@ -171,8 +171,12 @@ class _Rescue:
         writer.seal(sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number)))
 
     def _copy(self, writer: FrameWriter, number: int, unit: Unit) -> None:
-        sources = (self._numbers, self._parents)
-        refs = tuple(Reference(ref.kind, sources[ref.kind][ref.source], ref.start, ref.count) for ref in unit.refs)
+        refs = tuple(
+            dataclasses.replace(
+                ref, source=(self._parents if ref.kind == ReferenceKind.PARENT else self._numbers)[ref.source]
+            )
+            for ref in unit.refs
+        )
         models = tuple(self._models[model] for model in unit.models)
         self._numbers[number] = writer.add_unit(dataclasses.replace(unit, refs=refs, models=models))
         for chunk, row in enumerate(self.directory.chunk_table(number)):

@@ -18,7 +18,7 @@ from arzstream.container.layout import (
     Trailer,
 )
 from arzstream.container.metadata import unpack
-from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, Unit, unit_digests
+from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, unit_digests
 from arzstream.container.scan import (
     KNOWN_TYPES,
     Frame,
@@ -69,7 +69,9 @@ class Salvage:
             if unit.duplicate_of is None and not self._fits(number, unit, entries):
                 continue
             # References point to lower numbers, so what they need has been decided.
-            if any(ref.source not in (found if ref.kind == 0 else self.parents) for ref in unit.refs):
+            if any(
+                ref.source not in (self.parents if ref.kind == ReferenceKind.PARENT else found) for ref in unit.refs
+            ):
                 continue
             if any(model not in self.models for model in unit.models):
                 continue

@@ -25,6 +25,7 @@ __all__ = [
     "Part",
     "Piece",
     "Reference",
+    "ReferenceKind",
     "Tile",
     "Unit",
     "check_path",
@@ -116,6 +117,12 @@ class Member:
         return cls(name, dims, _natural(start, "a member's start"), steps)
 
 
+class ReferenceKind:
+    """``kind`` of a reference: a unit, or a parent's unit, to code against; or the unit that this one duplicates."""
+
+    UNIT, PARENT, DUPLICATE = range(3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """``count`` elements from ``start`` on of unit ``source`` (kind 0) or of the like-named tensor in parent
@@ -183,13 +190,7 @@ class Unit:
     @property
     def duplicate_of(self) -> int | None:
         """The unit whose bytes these are, if this one is a duplicate."""
-        if (
-            len(self.refs) == 1
-            and self.refs[0].kind == 0
-            and (self.refs[0].start, self.refs[0].count) == (0, self.elements)
-        ):
-            return self.refs[0].source
-        return None
+        return next((ref.source for ref in self.refs if ref.kind == ReferenceKind.DUPLICATE), None)
 
     @property
     def chunks_across(self) -> int:
@@ -259,6 +260,8 @@ class Unit:
             raise CorruptError("a unit has no members")
         if any(member.end > self.elements for member in self.members):
             raise CorruptError("a tensor reaches beyond the unit that holds it")
+        if self.duplicate_of is not None and [(r.start, r.count) for r in self.refs] != [(0, self.elements)]:
+            raise CorruptError("a duplicate refers to something else than the beginning of another unit")
         if self.part is not None:
             self._check_part(self.part)
 
@@ -273,7 +276,7 @@ class Unit:
 
 def _reference(value: Any) -> Reference:
     kind, source, start, count = (_natural(n, "a reference") for n in _array(value, "a reference", 4))
-    if kind > 1:
+    if kind > ReferenceKind.DUPLICATE:
         raise CorruptError("a reference is of an unknown kind")
     return Reference(kind, source, start, count)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arzstream.container import metadata
-from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, Unit, show
+from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, show
 from arzstream.errors import CorruptError, LimitError
 from arzstream.kernels.digests import Hasher, blake3, blake3_hasher
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -183,7 +183,7 @@ class ArchiveState:
         needed: set[int] = set()
         ahead = [number]
         while ahead:
-            found = {ref.source for ref in self.units[ahead.pop()].refs if ref.kind == 0} - needed
+            found = {ref.source for ref in self.units[ahead.pop()].refs if ref.kind != ReferenceKind.PARENT} - needed
             needed |= found
             ahead += found
         return needed
@@ -228,7 +228,7 @@ def check_references(number: int, unit: Unit, units: Mapping[int, Unit], models:
     if any(model >= models for model in unit.models):
         raise CorruptError(f"unit {number} uses a model that is not there")
     for ref in unit.refs:
-        if ref.kind == 1:
+        if ref.kind == ReferenceKind.PARENT:
             if ref.source >= parents:
                 raise CorruptError(f"unit {number} refers to a parent that is not there")
             continue

@@ -112,7 +112,7 @@ def make(*, seal: bool = True, width: int = 2) -> Made:
     second = bytes(range(100, 100 + 4 * width))
     b = add_unit(writer, tensor("b", "I16", (2, width), (2, width), layer="layers.1", models=(model,)), second)
     commit("layers.1", [b])
-    copy = writer.add_unit(tensor("copy", "U8", (6, width), (4, width), refs=(Reference(0, a[0], 0, 6 * width),)))
+    copy = writer.add_unit(tensor("copy", "U8", (6, width), (4, width), refs=(Reference(2, a[0], 0, 6 * width),)))
     none = writer.add_unit(tensor("none", "F32", (0, 1), (1, 1)))
     commit("", [(copy, a[1]), (none, (blake3(b""),))])
     gone = writer.add_file(file_record(b"gone", [Piece(b[0], 0, 2)], second[:2]))

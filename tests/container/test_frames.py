@@ -186,7 +186,7 @@ def test_a_unit_with_a_new_chunk_cannot_be_read_before_the_commit_that_lists_it(
         pytest.param(lambda w, u: w.add_unit(_unit(refs=(Reference(1, 0, 0, 1),))), id="parent that is not there"),
         pytest.param(lambda w, u: w.add_unit(_unit(refs=(Reference(0, 1, 0, 4),))), id="reference to itself"),
         pytest.param(lambda w, u: w.add_unit(_unit(refs=(Reference(0, u, 1, 4),))), id="reference beyond the unit"),
-        pytest.param(lambda w, u: w.add_unit(_unit("I8", refs=(Reference(0, u, 0, 4),))), id="duplicate, other dtype"),
+        pytest.param(lambda w, u: w.add_unit(_unit("I8", refs=(Reference(2, u, 0, 4),))), id="duplicate, other dtype"),
     ],
 )
 def test_the_writer_refuses_what_a_reader_would(
@@ -206,9 +206,9 @@ def _unit(dtype: str = "U8", **fields: Any) -> Unit:
 def test_a_duplicate_of_a_duplicate_and_a_chunk_of_a_duplicate_are_refused(append_only: Any, write_unit: Any) -> None:
     writer = FrameWriter(append_only())
     number, _ = write_unit(writer, _unit(), b"abcd")
-    copy = writer.add_unit(_unit(refs=(Reference(0, number, 0, 4),)))
+    copy = writer.add_unit(_unit(refs=(Reference(2, number, 0, 4),)))
     with pytest.raises(CorruptError):
-        writer.add_unit(_unit(refs=(Reference(0, copy, 0, 4),)))
+        writer.add_unit(_unit(refs=(Reference(2, copy, 0, 4),)))
     with pytest.raises(CorruptError):
         writer.add_chunk(copy, 0, 0, b"ab", 2, 0)
 
