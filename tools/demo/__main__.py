@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import random
 import shutil
 import statistics
 import sys
@@ -53,7 +55,7 @@ class Demo:
     checkpoints: int
     steps: int
     rate: float
-    pairs: int = 5
+    pairs: int = 9
     timed: bool = True
 
     def run(self) -> int:
@@ -126,17 +128,28 @@ class Pair:
 
 
 def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
-    """``count`` pairs of saves, the order within a pair changing; the daemon has nothing to do when a pair begins."""
-    pairs = []
+    """``count`` pairs of saves, in random order within a pair; the daemon has nothing to do when a save begins.
+
+    The other save goes to the same folder while the daemon is stopped (SIGSTOP), so that nothing else differs.
+    """
+    pairs, order = [], random.Random(0)
     (aside / "watched").mkdir()
     with process.Daemon(aside / "watched", aside / "archive") as daemon:
+        daemon.until((aside / "archive" / process.JOURNAL).exists, "journal")
         for i in range(count):
-            alone = save(trainer, aside / f"alone-{i}", None).seconds if i % 2 else 0.0
-            watched = save(trainer, aside / "watched" / f"save-{i}", None)
-            visible = daemon.published(f"save-{i}.arz", timeout=120)
-            alone = alone or save(trainer, aside / f"alone-{i}", None).seconds
-            pairs.append(Pair(watched.seconds, alone, visible - watched.last_byte))
-            shutil.rmtree(aside / f"alone-{i}")
+            seconds = {True: 0.0, False: 0.0}
+            wait = 0.0
+            for watching in order.sample([True, False], 2):
+                name = f"save-{i}-{'watched' if watching else 'alone'}"
+                if not watching:
+                    daemon.pause()
+                saved = save(trainer, aside / "watched" / name, None)
+                daemon.resume()
+                visible = daemon.published(f"{name}.arz", timeout=120)
+                seconds[watching] = saved.seconds
+                wait = visible - saved.last_byte if watching else wait
+                shutil.rmtree(aside / "watched" / name)
+            pairs.append(Pair(seconds[True], seconds[False], wait))
     return pairs
 
 
@@ -168,12 +181,17 @@ def summary(done: list[Checkpoint], packed: float, pairs: list[Pair], rate: floa
         ("last byte written to archive visible", f"{wait:.2f} s (median of {waits})"),
         ("packing and verifying a finished folder", f"{packed:.2f} s (median of 3)"),
         ("a save at full speed, daemon watching", f"{watched:.2f} s (median of {len(pairs)})"),
-        ("a save at full speed, nobody watching", f"{alone:.2f} s (median of {len(pairs)})"),
+        ("a save at full speed, daemon stopped", f"{alone:.2f} s (median of {len(pairs)})"),
         ("... archive visible after its last byte", f"{at_once:.2f} s ({at_once / packed:.0%} of pack and verify)"),
     ]
     say("\nsummary")
     for title, value in rows:
         say(f"  {title:42}{value}")
+    say("  full-speed saves, watched: " + " ".join(f"{s:.2f}" for s in sorted(p.watched for p in pairs)))
+    say("  full-speed saves, stopped: " + " ".join(f"{s:.2f}" for s in sorted(p.alone for p in pairs)))
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        say(f"  other programs keep this machine busy (load {load:.1f} on {cores} cores): times say little")
     return [
         (
             f"visible after {share:.0%} of the time to pack and verify (at most {VISIBLE_AT_MOST:.0%})",
@@ -191,7 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/start", description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path.cwd(), help="where ./checkpoints and ./archive are (here)")
     parser.add_argument("--checkpoints", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="training steps between checkpoints")
+    parser.add_argument("--steps", type=int, default=5, help="training steps between checkpoints")
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rate", type=float, default=60e6, help="speed of the storage saved to, bytes per second")
@@ -200,7 +218,15 @@ def main() -> int:
     if args.quick:
         args.checkpoints, args.steps, args.layers, args.width, args.rate = 4, 2, 2, 128, 10e6
     config = Config(layers=args.layers, width=args.width, heads=args.width // 64)
-    return Demo(args.base.resolve(), config, args.checkpoints, args.steps, args.rate, timed=not args.quick).run()
+    return Demo(
+        args.base.resolve(),
+        config,
+        args.checkpoints,
+        args.steps,
+        args.rate,
+        pairs=2 if args.quick else 9,
+        timed=not args.quick,
+    ).run()
 
 
 if __name__ == "__main__":
