@@ -96,6 +96,10 @@ def test_a_writer_that_stopped_is_reported(tmp_path: Path, new_source: Any) -> N
         file.write(b"half a header")
     with arzstream.open(tmp_path / "x.arz") as archive, pytest.raises(StorageError, match="truncated"):
         list(archive.follow(timeout=0.2))
+    with open(tmp_path / "x.arz", "ab") as file:
+        file.write(b"and more than a trailer" * 30)
+    with arzstream.open(tmp_path / "x.arz") as archive, pytest.raises(StorageError, match="does not begin"):
+        list(archive.follow(timeout=0.2))
 
 
 def test_a_sealed_archive_is_followed_at_once(tmp_path: Path) -> None:

@@ -319,6 +319,13 @@ def test_a_stale_chunk_does_not_come_back(tmp_path: Path, new_sink: New) -> None
         (tmp_path / "bad.arz").write_bytes(flipped(bytes(sink.data), place))
         with pytest.raises(CorruptError, match="nothing in it is whole"):
             arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
+    # The same where no COMMIT is left to tell.
+    damaged = flipped(
+        bytes(sink.data), *(f.offset + 140 for f in frames_of(bytes(sink.data), FrameType.COMMIT)), again + 128
+    )
+    (tmp_path / "bad.arz").write_bytes(damaged)
+    with pytest.raises(CorruptError, match="nothing in it is whole"):
+        arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
     (tmp_path / "bad.arz").write_bytes(bytes(sink.data))
     arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
     with arzstream.open(tmp_path / "good.arz") as archive:

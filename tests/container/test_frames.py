@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from arzstream.archive.verify import verify_reader
 from arzstream.container.directory import open_directory
-from arzstream.container.layout import FrameType
+from arzstream.container.layout import FrameType, Prologue, Trailer
 from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, Unit
 from arzstream.container.scan import Replay
 from arzstream.container.writer import FrameWriter
@@ -173,6 +174,7 @@ def test_a_unit_with_a_new_chunk_cannot_be_read_before_the_commit_that_lists_it(
     [
         pytest.param(lambda w, u: w.add_chunk(7, 0, 0, b"ab", 2, 0), id="chunk of no unit"),
         pytest.param(lambda w, u: w.add_chunk(u, 2, 0, b"ab", 2, 0), id="chunk beyond the unit"),
+        pytest.param(lambda w, u: w.add_chunk(u, 2, 0, b"", 0, 0), id="empty chunk beyond the unit"),
         pytest.param(lambda w, u: w.add_chunk(u, 0, 0, b"a", 1, 0), id="chunk too short"),
         pytest.param(lambda w, u: w.add_chunk(u, 0, 0, b"abc", 3, 0), id="chunk too long"),
         pytest.param(lambda w, u: w.commit("", [(5, (bytes(32),))]), id="commit of no unit"),
@@ -227,6 +229,39 @@ def test_an_archive_with_an_unfinished_unit_or_a_path_twice_cannot_be_sealed(app
         writer.commit("", [])
         with pytest.raises(CorruptError, match=why):
             writer.seal([number])
+
+
+def skip_a_number(writer: Any) -> None:
+    writer._sequence += 1
+
+
+def forget_the_last_commit(writer: Any) -> None:
+    writer._previous_commit = 0
+
+
+def take_another_id(writer: Any) -> None:
+    writer.prologue = Prologue(bytes(16))
+
+
+@pytest.mark.parametrize("slip", [skip_a_number, forget_the_last_commit, take_another_id])
+def test_a_slip_that_the_chain_does_not_show_is_noticed(
+    slip: Callable[[Any], None], append_only: Any, write_unit: Any, reader_of: Reader
+) -> None:
+    """The headers are hashed as they are, so each of these has to be looked at for itself."""
+    sink = append_only()
+    writer = FrameWriter(sink)
+    writer.commit("", [write_unit(writer, _unit(), b"abcd")])
+    slip(writer)
+    writer.commit("")
+    with pytest.raises(CorruptError):
+        list(Replay(reader_of(b"".join(sink._parts))).run(writer.offset))
+
+
+def test_an_index_that_was_not_the_one_that_was_sealed_is_not_believed(sealed: Any, reader_of: Reader) -> None:
+    trailer = Trailer.decode(sealed.data[-128:], len(sealed.data))
+    other = dataclasses.replace(trailer, root=bytes(32)).encode()
+    with pytest.raises(CorruptError, match="root digest"):
+        open_directory(reader_of(sealed.data[:-128] + other))
 
 
 def rewritten(data: bytes, change: Callable[[list[forge.Frame]], None], **edits: Any) -> bytes:
