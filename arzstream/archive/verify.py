@@ -77,23 +77,28 @@ def verify(
     return dataclasses.replace(report, deep=deep or against is not None, against=os.fspath(against) if against else "")
 
 
-def verify_reader(reader: RangeReader, limits: Limits = DEFAULT_LIMITS) -> VerifyReport:
-    """:func:`verify` of an open archive, without decoding."""
-    return _verify(reader, limits, None)[0]
+def verify_reader(
+    reader: RangeReader, limits: Limits = DEFAULT_LIMITS, *, replay: Replay | None = None
+) -> VerifyReport:
+    """:func:`verify` of an open archive, without decoding.
+
+    ``replay`` has checked the frames of this archive while it grew; then only what was added since is read.
+    """
+    return _verify(reader, limits, None, replay)[0]
 
 
-def _verify(reader: RangeReader, limits: Limits, progress: Progress | None) -> tuple[VerifyReport, Directory]:
+def _verify(
+    reader: RangeReader, limits: Limits, progress: Progress | None, replay: Replay | None = None
+) -> tuple[VerifyReport, Directory]:
     size = reader.size
-    replay = Replay(reader, limits)
+    replay = replay or Replay(reader, limits)
     tail = reader.read_at(max(0, size - TRAILER_BYTES), min(size, TRAILER_BYTES))
     if tail[-8:] != END_MAGIC or len(tail) < TRAILER_BYTES:
         # Something later, or nothing: find out which, so that the message helps.
         open_directory(reader, limits)
         raise CorruptError(NO_END)
     trailer = Trailer.decode(tail, size)
-    frames = 0
     for frame in replay.run(size - TRAILER_BYTES):
-        frames += 1
         if progress is not None:
             progress(frame.end, size, "verifying")
     _check_trailer(replay, trailer)
@@ -101,7 +106,7 @@ def _verify(reader: RangeReader, limits: Limits, progress: Progress | None) -> t
     _check_index(replay, directory)
     tensors = sum(member.name is not None for entry in directory.units for member in entry.unit.members)
     content = directory.content.hex() if directory.content else ""
-    return VerifyReport(reader.name, frames, size, tensors, len(directory.files), content), directory
+    return VerifyReport(reader.name, replay.frames, size, tensors, len(directory.files), content), directory
 
 
 def _check_trailer(replay: Replay, trailer: Trailer) -> None:

@@ -158,6 +158,11 @@ class Replay:
         self.believed = False
         """The frame at ``offset`` is good by itself: if it is refused, then for what it says."""
 
+    @property
+    def frames(self) -> int:
+        """How many frames have been taken over."""
+        return self._sequence
+
     def run(self, end: int) -> Iterator[Frame]:
         """Yield each frame up to ``end`` after it has been checked and taken over; raises at the first that is not
         good."""

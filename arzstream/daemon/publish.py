@@ -12,6 +12,7 @@ from arzstream.archive.verify import verify_reader
 from arzstream.container.directory import open_directory
 from arzstream.container.records import FileRecord
 from arzstream.container.records import Kind as RecordKind
+from arzstream.container.scan import Replay
 from arzstream.daemon.journal import FOLDER
 from arzstream.daemon.scan import Item, Kind
 from arzstream.daemon.source import SourceFile
@@ -91,10 +92,11 @@ def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: boo
         file.close()
 
 
-def check(reader: LocalReader, expected: Mapping[bytes, tuple[int, int]]) -> None:
-    """The last look before an archive becomes visible: every header and stored byte, the index against a scan of
-    the frames, and that it holds exactly the ``expected`` files, by path: (size, mtime in ns)."""
-    verify_reader(reader)
+def check(reader: LocalReader, expected: Mapping[bytes, tuple[int, int]], replay: Replay | None) -> None:
+    """The last look before an archive becomes visible: every header and stored byte that ``replay`` has not checked
+    while it grew, the index against a scan of the frames, and that it holds exactly the ``expected`` files, by path:
+    (size, mtime in ns)."""
+    verify_reader(reader, replay=replay)
     directory = open_directory(reader)
     found = {r.path: (r.size, r.mtime) for _, r in directory.files if r.kind == RecordKind.REGULAR}
     if not directory.sealed or found != dict(expected):

@@ -23,6 +23,9 @@ OPEN_JOBS = 8
 """Checkpoints that are coded early at a time; more wait until they are complete."""
 FINISHING = 2
 """Checkpoints that are completed at a time."""
+SHORT_QUIET = 0.5
+"""Seconds of quiet that are not waited for before the last work begins."""
+BLOAT_BYTES = 64 << 20
 FREED_BYTES = 1 << 20
 
 
@@ -82,7 +85,8 @@ class Steering:
         quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
         verdict = track.judge(monotonic, quiet)
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
-        if verdict.complete:
+        if verdict.complete or (track.rests and verdict.quiet <= SHORT_QUIET and not track.restless):
+            # A short quiet time passes while the work is done; nothing is sealed before it is over.
             self._begin_finish(track)
             return
         self._move(track, State.SETTLING if track.rests else State.LANDING, verdict.waiting_for)
@@ -110,7 +114,7 @@ class Steering:
             return
         self.finishing += 1
         path, items = track.path, track.items
-        order = track.order(lambda: self._census.unchanged(path, items))
+        order = track.order(lambda: self._census.unchanged(path, items), track.due)
         self._move(track, State.CODING)
         track.job.finish(order)
 
@@ -215,7 +219,9 @@ class Steering:
             track.frozen = False
             self._move(track, State.LANDING, "the writer: it changed again")
             log.event("changed", checkpoint=track.path, what=outcome.text)
-            if outcome.usable:
+            track.restless = True
+            # What is coded again and again leaves dead frames; at some point a new archive is the smaller one.
+            if outcome.usable and job.bytes_out <= 2 * track.bytes_in + BLOAT_BYTES:
                 job.resume()
             else:
                 track.job = None

@@ -73,6 +73,10 @@ class Track:
         """Regular files, and links that are followed, by path relative to the source."""
         self.job: Job | None = None
         self.verdict: Verdict | None = None
+        self.due = 0.0
+        """Monotonic seconds at which it will have been quiet for long enough."""
+        self.restless = False
+        """It changed when it seemed complete: it has to be quiet before anything is tried again."""
         self.frozen = False
         """A finish was ordered: the files are what they were then, whatever happens to the folder."""
         self.gone = False
@@ -215,6 +219,8 @@ class Track:
         verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
         if checkpoint.is_temporary(self.path):
             verdict = dataclasses.replace(verdict, complete=False, waiting_for="its writer to rename it")
+        still = verdict.quiet - min((fact.quiet_seconds for fact in facts.values()), default=0.0)
+        self.due = monotonic + max(0.0, still)
         self.verdict = verdict
         return verdict
 
@@ -246,7 +252,7 @@ class Track:
 
     # ------------------------------------------------------------------------------------ the end
 
-    def order(self, unchanged: Callable[[], bool]) -> Finish:
+    def order(self, unchanged: Callable[[], bool], not_before: float) -> Finish:
         """What is to be archived, as it is now."""
         base = os.path.join(self.root, self.path) if self.path and not self.lone_file else self.root
         links: dict[bytes, tuple[bytes, int, int]] = {}
@@ -263,7 +269,7 @@ class Track:
                     links[self.inside(path)] = (target, mode, mtime)
         files = {self.inside(p): w.file for p, w in self.watched.items() if not checkpoint.is_temporary(p)}
         self.frozen = True
-        return Finish(files, links, folders, unchanged)
+        return Finish(files, links, folders, unchanged, not_before)
 
     def _kept_target(self, base: bytes, path: bytes, item: Item) -> bytes | None:
         try:

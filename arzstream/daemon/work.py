@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
+from arzstream.container.scan import Replay
 from arzstream.daemon import log, publish
 from arzstream.daemon.config import Settings
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
@@ -51,6 +52,8 @@ class Finish:
     """(mode, mtime in ns)"""
     unchanged: Callable[[], bool]
     """Looks at the folder again: does it still hold these names and no others?"""
+    not_before: float = 0.0
+    """Monotonic seconds until which nothing may change; the work is done meanwhile, and in vain if something does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,7 @@ class Job:
         self._sink: local.LocalSink | None = None
         self._reader: LocalReader | None = None
         self._builder: CheckpointBuilder | None = None
+        self._replay: Replay | None = None
 
     # ------------------------------------------------------------------------------------ for the supervisor
 
@@ -277,6 +281,10 @@ class Job:
     def _prove(self) -> None:
         if self._builder is not None and self._reader is not None:
             self._builder.verify_written(self._reader)
+            if self._replay is None:
+                self._replay = Replay(self._reader)
+            for _ in self._replay.run(self._reader.size):
+                pass  # each frame is checked as it comes by
             if self._sink is not None:
                 self._sink.start_writeback()
 
@@ -298,6 +306,10 @@ class Job:
         self._sync_files(order.files)
         identities = {path: Identity.of(file.status()) for path, file in order.files.items()}
         self._settle(builder, order)
+        self._prove()
+        while (left := order.not_before - time.monotonic()) > 0:
+            self._check_going()
+            time.sleep(min(left, 0.05))
         if not self._still(order, identities):
             self.outcome = Changed("changed while it was coded", usable=True)
             return
@@ -308,9 +320,10 @@ class Job:
         for path, (mode, mtime) in order.folders.items():
             builder.add_directory(path, mode, mtime)
         self._prove()
-        summary = builder.seal()
-        self._prove()
         self._check_going()
+        assert self._reader is not None
+        summary = builder.seal()
+        builder.verify_written(self._reader)
         self._publish(order, identities, summary)
 
     def _settle(self, builder: CheckpointBuilder, order: Finish) -> None:
@@ -358,7 +371,8 @@ class Job:
         assert self._sink is not None and self._reader is not None
         # Durable first: what is checked below must be what a power cut leaves.
         self._sink.sync()
-        publish.check(self._reader, {path: (i.size, i.mtime_ns) for path, i in identities.items()})
+        files = {path: (identity.size, identity.mtime_ns) for path, identity in identities.items()}
+        publish.check(self._reader, files, self._replay)
         if not self._still(order, identities):
             self.outcome = Changed("changed while it was verified", usable=False)
             return
@@ -408,7 +422,7 @@ class Job:
         if self._sink is not None:
             with contextlib.suppress(StorageError):  # the next start sweeps what cannot be removed now
                 self._sink.abort()
-        self._builder = self._reader = self._sink = None
+        self._builder = self._reader = self._sink = self._replay = None
 
 
 class _Stopped(Exception):

@@ -136,11 +136,11 @@ def test_an_archive_that_does_not_prove_is_never_seen(running, places, monkeypat
     left = [1]
     real = work.publish.check
 
-    def failing(reader, expected):
+    def failing(reader, expected, replay):
         if left[0]:
             left[0] -= 1
             raise CorruptError(f"{reader.name}: made up")
-        real(reader, expected)
+        real(reader, expected, replay)
 
     monkeypatch.setattr(work.publish, "check", failing)
     daemon = running()

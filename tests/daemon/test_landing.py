@@ -385,8 +385,8 @@ def test_a_source_that_changes_at_the_last_moment_is_archived_as_it_ends_up(
     else:
         check = work.publish.check
 
-        def checked(reader, expected):
-            check(reader, expected)
+        def checked(reader, expected, replay):
+            check(reader, expected, replay)
             interfere()
 
         monkeypatch.setattr(work.publish, "check", checked)
