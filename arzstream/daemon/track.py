@@ -37,8 +37,10 @@ QUIET_WORDS = "without a change"
 class _Watched:
     """A file and what its structure says so far."""
 
-    def __init__(self, file: SourceFile, path: bytes) -> None:
+    def __init__(self, file: SourceFile, path: bytes, link: Identity | None = None) -> None:
         self.file = file
+        self.link = link
+        """Of the link, if the file is what a link leads to."""
         self.parser: Parser = parser_for(path)
         self.layout: Layout | None = None
         self.frontier = 0
@@ -121,6 +123,7 @@ class Track:
         if self.deleted or self._is_being_deleted(items):
             self.deleted = True
             return False
+        self._forget_changed_links(items)
         files = {path: item.identity for path, item in items.items() if item.kind is Kind.FILE}
         self._follow_renames(files)
         for path, item in items.items():
@@ -131,6 +134,13 @@ class Track:
         changed = self.settle.look(files, now, trusted=trusted) or items.keys() != self.items.keys()
         self.items = dict(items)
         return changed
+
+    def _forget_changed_links(self, items: Mapping[bytes, Item]) -> None:
+        """A link that was made anew may lead elsewhere, and must be judged again."""
+        for path, watched in list(self.watched.items()):
+            if watched.file.target and (path not in items or items[path].identity != watched.link):
+                del self.watched[path]
+                self._retired.append(watched.file)
 
     def _follow_renames(self, files: Mapping[bytes, Identity]) -> None:
         """Files that have another name now are the same files; ones with the same name may not be."""
@@ -147,7 +157,7 @@ class Track:
                 self._retired.append(watched.file)
                 continue
             watched.file.path = place
-            fresh = _Watched(watched.file, place)
+            fresh = _Watched(watched.file, place, files[place])
             self.watched[place] = fresh
             self.settle.renamed(path, place)
             self.settle.closed(place, files[place])  # nobody renames what is not done
@@ -203,7 +213,7 @@ class Track:
             if not target and file.identity[:2] != item.identity[:2]:
                 file.close()
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
-            self.watched[path] = _Watched(file, path)
+            self.watched[path] = _Watched(file, path, item.identity)
 
     def judge(self, monotonic: float, quiet: Mapping[str, float] | None) -> Verdict:
         """Look at every file's frontier and structure, and say whether the checkpoint is complete."""

@@ -174,13 +174,30 @@ def test_a_link_to_what_its_owner_cannot_read_is_not_followed(running, places, t
     daemon = running()
     folder = source / "checkpoint-1"
     folder.mkdir()
-    os.symlink(secret, folder / "stolen.bin")
-    os.chown(folder / "stolen.bin", 12345, 12345, follow_symlinks=False)
+    os.symlink(secret, tmp_path / "stolen.bin")
+    os.chown(tmp_path / "stolen.bin", 12345, 12345, follow_symlinks=False)
+    (tmp_path / "stolen.bin").rename(folder / "stolen.bin")
     (folder / "model.safetensors").write_bytes(tensors.safetensors_bytes(WEIGHTS[:3]))
     assert "stolen.bin" in daemon.state("checkpoint-1", "blocked").reason
     assert sorted(os.listdir(dest)) == [".arzstream"]
     (folder / "stolen.bin").unlink()
     daemon.published("checkpoint-1.arz")
+
+
+def test_a_link_that_is_made_anew_is_followed_anew(running, places, tmp_path):
+    source, _ = places
+    for number in (1, 2):
+        (tmp_path / f"blob{number}").write_bytes(tensors.safetensors_bytes(WEIGHTS[number : number + 3]))
+    daemon = running(quiet_time=1.0)
+    folder = source / "checkpoint-1"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    os.symlink(tmp_path / "blob1", folder / "model.safetensors")
+    daemon.state("checkpoint-1", "settling")
+    (folder / "model.safetensors").unlink()
+    os.symlink(tmp_path / "blob2", folder / "model.safetensors")
+    arzstream.unpack(str(daemon.published("checkpoint-1.arz")), str(tmp_path / "back"))
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (tmp_path / "blob2").read_bytes()
 
 
 def test_links_inside_are_kept_and_links_to_nowhere_left_out(running, places, tmp_path):
