@@ -29,6 +29,7 @@ from tools.demo.saving import Saved, save, weights
 
 VISIBLE_AT_MOST = 0.30
 SLOWER_AT_MOST = 0.15
+VERDICTS = {True: "ok    ", False: "FAILED", None: "unsure"}
 
 
 @dataclasses.dataclass
@@ -78,8 +79,8 @@ class Demo:
         checks += times if self.timed else []
         say(f"\nthe whole took {time.monotonic() - started:.0f} s; look at {source / name} and {dest / name}")
         for text, good in checks:
-            say(f"  {'ok    ' if good else 'FAILED'}  {text}")
-        return 0 if all(good for _, good in checks) else 1
+            say(f"  {VERDICTS[good]}  {text}")
+        return 1 if any(good is False for _, good in checks) else 0
 
     def _one(self, trainer: Trainer, daemon: process.Daemon, run: str) -> Checkpoint:
         """Train, save, and wait for the archive."""
@@ -95,7 +96,7 @@ class Demo:
         )
         return one
 
-    def _read_back(self, trainer: Trainer, last: Checkpoint) -> list[tuple[str, bool]]:
+    def _read_back(self, trainer: Trainer, last: Checkpoint) -> list[tuple[str, bool | None]]:
         """Lazily from the archive into a fresh model; and the whole folder, byte for byte."""
         model, trained = GPT(self.config).bfloat16(), GPT(self.config).bfloat16()
         trained.load_state_dict(weights(trainer))
@@ -166,13 +167,26 @@ def pack_and_verify(folder: Path, aside: Path) -> float:
     return time.monotonic() - began
 
 
-def summary(done: list[Checkpoint], packed: float, pairs: list[Pair], rate: float) -> list[tuple[str, bool]]:
-    """Print the table; what must hold, and whether it does."""
+def slowdown(pairs: list[Pair]) -> tuple[float, float, float]:
+    """How much slower a watched save is, 0.1 for a tenth: by the medians, and the bounds that hold it in 95 of 100
+    cases (bootstrap over the pairs). A machine that does other work gives wide bounds."""
+
+    def of(chosen: list[Pair]) -> float:
+        return statistics.median(p.watched for p in chosen) / statistics.median(p.alone for p in chosen) - 1
+
+    rng = random.Random(0)
+    drawn = sorted(of(rng.choices(pairs, k=len(pairs))) for _ in range(2000))
+    return of(pairs), drawn[50], drawn[1949]
+
+
+def summary(done: list[Checkpoint], packed: float, pairs: list[Pair], rate: float) -> list[tuple[str, bool | None]]:
+    """Print the table; what must hold, and whether it does (None: too noisy to say)."""
     before, after = sum(c.saved.bytes for c in done), sum(c.archive.stat().st_size for c in done)
     wait, waits = statistics.median(c.wait for c in done), ", ".join(f"{c.wait:.2f}" for c in done)
     watched, alone = statistics.median(p.watched for p in pairs), statistics.median(p.alone for p in pairs)
     at_once = statistics.median(p.wait for p in pairs)
-    share, slower = wait / packed, watched / alone - 1
+    share, (slower, low, high) = wait / packed, slowdown(pairs)
+    verdict = True if high <= SLOWER_AT_MOST else False if low > SLOWER_AT_MOST else None
     rows = [
         ("checkpoints", f"{len(done)}, saved at {rate / 1e6:.0f} MB/s"),
         ("bytes in", f"{before:,}"),
@@ -197,7 +211,10 @@ def summary(done: list[Checkpoint], packed: float, pairs: list[Pair], rate: floa
             f"visible after {share:.0%} of the time to pack and verify (at most {VISIBLE_AT_MOST:.0%})",
             share <= VISIBLE_AT_MOST,
         ),
-        (f"saves at full speed {slower:+.1%} slower (at most {SLOWER_AT_MOST:.0%})", slower <= SLOWER_AT_MOST),
+        (
+            f"full-speed saves {slower:+.0%} slower, {low:+.0%} to {high:+.0%} (at most {SLOWER_AT_MOST:.0%})",
+            verdict,
+        ),
     ]
 
 
