@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.census import Census
+from arzstream.daemon.handover import Changed, Failed, Published, Shared
 from arzstream.daemon.journal import Archive
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.scan import Item
 from arzstream.daemon.states import Problem, Reason, State, backoff, problem_of
 from arzstream.daemon.track import Track
-from arzstream.daemon.work import Changed, Failed, Job, Published, Shared
+from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
 
 __all__ = ["Steering"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.config import Settings, SettingsError
+from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import FOLDER, Entry, Journal
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.orders import Orders
@@ -21,7 +22,6 @@ from arzstream.daemon.states import Reason, State
 from arzstream.daemon.steer import Steering
 from arzstream.daemon.track import Track
 from arzstream.daemon.watch import Hint, Hints
-from arzstream.daemon.work import Shared
 from arzstream.errors import StorageError
 from arzstream.formats.checkpoint import QUIET
 from arzstream.store import local

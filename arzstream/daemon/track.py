@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 
 from arzstream.archive.sources import kept_target
 from arzstream.daemon import log
+from arzstream.daemon.handover import Finish
 from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
 from arzstream.daemon.settle import Settle
 from arzstream.daemon.source import SourceFile, followed
 from arzstream.daemon.states import Problem
-from arzstream.daemon.work import Finish, Job
+from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.formats import checkpoint
 from arzstream.formats.base import Layout, Parser

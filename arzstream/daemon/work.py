@@ -8,7 +8,6 @@ proves and publishes. Only one of the two runs at a time, and only they touch th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import stat
 import threading
@@ -21,7 +20,7 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
 from arzstream.container.scan import Replay
 from arzstream.daemon import log, publish
-from arzstream.daemon.config import Settings
+from arzstream.daemon.handover import Changed, Failed, Finish, Outcome, Published, Shared
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.source import SourceFile
@@ -29,7 +28,7 @@ from arzstream.errors import ArzError, SourceChangedError, StorageError
 from arzstream.store import local
 from arzstream.store.ranges import LocalReader
 
-__all__ = ["Changed", "Failed", "Finish", "Job", "Outcome", "Published", "Shared"]
+__all__ = ["Job"]
 
 SLICE_BYTES = 16 << 20
 """Coded between two looks at whether something more urgent is wanted."""
@@ -39,65 +38,6 @@ ENCODERS = "arz-encode"
 """What the builder calls its threads."""
 CLOCK_TICK = 0.01
 """File times come from a clock that ticks: they are up to so many seconds behind."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Finish:
-    """What a complete checkpoint consists of, by path inside it, as it was when it was found complete."""
-
-    files: Mapping[bytes, SourceFile]
-    links: Mapping[bytes, tuple[bytes, int, int]]
-    """(target, mode, mtime in ns)"""
-    folders: Mapping[bytes, tuple[int, int]]
-    """(mode, mtime in ns)"""
-    unchanged: Callable[[], bool]
-    """Looks at the folder again: does it still hold these names and no others?"""
-    not_before: float = 0.0
-    """Monotonic seconds until which nothing may change; the work is done meanwhile, and in vain if something does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    name: str
-    summary: PackSummary
-    visible: float
-    """Seconds since 1970 at which the archive could be seen."""
-    last_write: float
-    early: float
-    """Fraction of the bytes that were coded when the last one was written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Changed:
-    """The source changed meanwhile; ``usable`` says whether the job can go on from here."""
-
-    text: str
-    usable: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    error: ArzError
-    in_source: bool
-
-
-Outcome = Published | Changed | Failed
-
-
-class Shared:
-    """What all jobs share: settings, how many may code at once, and whether work is paused."""
-
-    def __init__(self, settings: Settings, wake: Callable[[], None]) -> None:
-        self.settings = settings
-        self.wake = wake
-        self.landing = threading.BoundedSemaphore(2)
-        self.going = threading.Event()
-        self.going.set()
-
-    @property
-    def memory_bytes(self) -> int:
-        """For each of the at most four jobs that hold chunks at a time."""
-        return max(16 << 20, (self.settings.memory << 20) // 4)
 
 
 class Job:
