@@ -16,6 +16,7 @@ from arzstream.container.layout import (
     FrameType,
     Prologue,
     Trailer,
+    is_whole,
 )
 from arzstream.container.metadata import unpack
 from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, unit_digests
@@ -132,7 +133,7 @@ def scan_everything(reader: Reader, limits: Limits) -> Salvage:
     prologue = _prologue(reader, size)
     salvage = Salvage(prologue)
     try:
-        if read_prologue(reader)[0] != prologue:
+        if _own_prologue(reader) != prologue:
             salvage.damaged_places += 1
     except CorruptError:
         salvage.damaged_places += 1
@@ -150,13 +151,34 @@ def scan_everything(reader: Reader, limits: Limits) -> Salvage:
     return salvage
 
 
+def _own_prologue(reader: Reader) -> Prologue:
+    """The prologue as it stands; a version that is not known counts as damage if the CRC says so too."""
+    try:
+        return read_prologue(reader)[0]
+    except UnsupportedError:
+        if is_whole(reader.read_at(0, PROLOGUE_BYTES)):
+            raise
+        raise CorruptError("the prologue is damaged (checksum)") from None
+
+
+def _own_trailer(reader: Reader, size: int) -> Trailer:
+    """The same for the trailer."""
+    data = reader.read_at(size - TRAILER_BYTES, TRAILER_BYTES)
+    try:
+        return Trailer.decode(data, size)
+    except UnsupportedError:
+        if is_whole(data):
+            raise
+        raise CorruptError("the trailer is damaged (checksum)") from None
+
+
 def _prologue(reader: Reader, size: int) -> Prologue:
     """The prologue; if damaged, the trailer repeats it; if that is too, one with the tag that most frames carry."""
     with contextlib.suppress(CorruptError):
-        return read_prologue(reader)[0]
+        return _own_prologue(reader)
     if size >= TRAILER_BYTES:
         with contextlib.suppress(CorruptError):
-            return Trailer.decode(reader.read_at(size - TRAILER_BYTES, TRAILER_BYTES), size).prologue
+            return _own_trailer(reader, size).prologue
     tags: collections.Counter[bytes] = collections.Counter()
     offset = resynchronise(reader, 0, size, None)
     while offset < size:
@@ -174,7 +196,7 @@ def _end(reader: Reader, size: int) -> tuple[int, bool]:
     """Where the frames end, and whether a good trailer stands there."""
     if size >= PROLOGUE_BYTES + TRAILER_BYTES:
         with contextlib.suppress(CorruptError):
-            Trailer.decode(reader.read_at(size - TRAILER_BYTES, TRAILER_BYTES), size)
+            _own_trailer(reader, size)
             return size - TRAILER_BYTES, True
     return size, False
 

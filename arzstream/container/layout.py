@@ -118,6 +118,16 @@ class Prologue:
         return cls(file_id, writer, minimum, frame_log2, chunk_log2, incompatible, compatible)
 
 
+def is_whole(part: bytes) -> bool:
+    """Does the CRC of a prologue (64 bytes) or of a trailer (128 bytes) hold, whatever version it announces?
+
+    Opening believes the version before the CRC, because a later format may keep its CRC elsewhere; recovery asks this
+    to tell a flipped bit from a later format.
+    """
+    at = 60 if len(part) == PROLOGUE_BYTES else 116
+    return part[at : at + 4] == struct.pack("<I", crc32c(part[:at]))
+
+
 @dataclasses.dataclass(frozen=True)
 class FrameHeader:
     """The 128 bytes before a payload. Lengths are in bytes, digests are XXH3-64."""
