@@ -92,6 +92,8 @@ def check_header(header: FrameHeader, prologue: Prologue, room: int, limits: Lim
         raise CorruptError("a frame is longer than the prologue allows")
     if header.frame_bytes > room:
         raise CorruptError("a frame goes beyond the end of the file")
+    if header.stored > 2 * limits.chunk_bytes:  # a sparse file holds any length, the memory does not
+        raise LimitError(f"a frame of {header.stored} bytes; at most {2 * limits.chunk_bytes} are read")
     if header.type not in KNOWN_TYPES:
         if not header.type & ANCILLARY:
             raise UnsupportedError(f"frame type {header.type} is not known to this version; install a newer arzstream")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+import arzstream
 from arzstream.container import directory as module
 from arzstream.container.directory import open_directory
-from arzstream.container.layout import FrameType
+from arzstream.container.layout import NO_ORDINAL, FrameHeader, FrameType, Prologue
 from arzstream.container.records import FileRecord, Member, Piece, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, LimitError
@@ -211,6 +212,25 @@ for path in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == len(paths)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # KiB
+
+
+def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    """64 GiB of zeros take no place on a disk, and lie inside the file, as they should."""
+    prologue = Prologue(bytes(16), frame_log2=40)
+    for kind in (FrameType.PAD, FrameType.CHUNK, 0x8055):
+        ordinal = NO_ORDINAL if kind == FrameType.PAD else 0
+        header = FrameHeader(kind, 0, 0, bytes(8), ordinal, 0, 1 << 36, 1 << 20, 0, 0)
+        with open(tmp_path / "x.arz", "wb") as file:
+            file.write(prologue.encode() + header.encode())
+            file.truncate(1 << 37)
+        tracemalloc.start()
+        try:
+            for call in (arzstream.open, arzstream.verify):
+                with pytest.raises(CorruptError):
+                    call(tmp_path / "x.arz")
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
