@@ -433,12 +433,20 @@ class CheckpointBuilder:
             for chunk in chunks:
                 self._pipeline.put_chunk(planned, chunk, job.read, lambda data: self._progress(0))
             self._pipeline.drain()
-            hashers = MemberDigests(planned.unit)
-            for chunk in range(planned.unit.chunk_count):
-                hashers.update(planned.read_chunk(job.read, chunk))
-            self._end(planned, hashers)
+            self._digest_again(job, planned)
         self._commit_later("")
         self._pipeline.drain()
+
+    def _digest_again(self, job: FileJob, planned: Planned) -> None:
+        """Members' digests from the source once more; they must be those of the bytes that were coded."""
+        hashers = MemberDigests(planned.unit)
+        for chunk in range(planned.unit.chunk_count):
+            data = planned.read_chunk(job.read, chunk)
+            if xxh3_64(data) != planned.chunk_xxh3[chunk]:
+                planned.abandoned = True  # changed again in between: a new unit takes its place
+                return
+            hashers.update(data)
+        self._end(planned, hashers)
 
     def _replace(self, job: FileJob, planned: Planned) -> None:
         """A new unit for bytes that were those of another unit, or that other units were found to be equal to."""

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from arzstream.archive.builder import CheckpointBuilder, FileJob
 from arzstream.archive.sources import SourceEntry, collect, open_source
@@ -131,14 +131,13 @@ class _Work:
     def _files(self, builder: CheckpointBuilder, hashing: ThreadPoolExecutor, files: list[SourceEntry]) -> None:
         with contextlib.ExitStack() as stack:
             stop = threading.Event()
-            stack.callback(stop.set)
             jobs: list[tuple[SourceEntry, LocalReader | FsspecReader, object, FileJob]] = []
             for entry in files:
                 source: LocalReader | FsspecReader = open_source(entry)
                 stack.callback(source.close)
                 jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
             ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
-            stack.callback(lambda: [future.cancel() for future in ahead])
+            stack.callback(_end_hashing, stop, ahead)  # before the sources are closed
             for _, source, _, job in jobs:
                 builder.plan(job, source.size, final=True)
             for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
@@ -148,6 +147,13 @@ class _Work:
                     raise SourceChangedError(
                         f"{source.name}: changed while it was packed; pack it again when its writer is done"
                     )
+
+
+def _end_hashing(stop: threading.Event, ahead: Sequence[Future[None]]) -> None:
+    stop.set()
+    for future in ahead:
+        future.cancel()
+    wait([future for future in ahead if not future.cancelled()])
 
 
 def _hash_ahead(job: FileJob, size: int, stop: threading.Event) -> None:
