@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from arzstream.archive.builder import CheckpointBuilder, FileJob
+from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.filejob import FileJob
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
 from arzstream.archive.verify import verify_reader

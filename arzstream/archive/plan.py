@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from arzstream.codec.dtypes import dtype
 from arzstream.container.records import Member, Tile, Unit
 from arzstream.formats.base import Storage
+from arzstream.formats.order import layer_of
 
-__all__ = ["Extent", "Planned", "choose_grid", "literal_unit", "shared_unit", "storage_unit"]
+__all__ = [
+    "Extent",
+    "Planned",
+    "choose_grid",
+    "literal_unit",
+    "shared_unit",
+    "storage_layer",
+    "storage_unit",
+    "units_of",
+]
 
 CHUNK_ELEMENTS = 1 << 20
 CHUNK_BYTES = 16 << 20
@@ -156,3 +166,29 @@ def literal_unit(extents: Sequence[tuple[int, int]]) -> Planned:
         start += nbytes
     unit = Unit(dtype="U8", shape=(start, 1), grid=choose_grid((start, 1), 1), members=(Member(None, (start,)),))
     return Planned(unit, tuple(placed))
+
+
+def units_of(storages: Sequence[Storage], layer: str, parallel: int = 1) -> Iterator[tuple[Planned, Sequence[Storage]]]:
+    """The units for storages of one layer, each with the storages it holds, one after the other."""
+    small: dict[str, list[Storage]] = {}
+    for storage in storages:
+        if storage.nbytes >= SMALL_BYTES:
+            yield storage_unit(storage, layer, parallel), [storage]
+        else:
+            small.setdefault(storage.dtype, []).append(storage)
+    for group in small.values():
+        batch: list[Storage] = []
+        for storage in group:
+            if batch and sum(s.nbytes for s in batch) + storage.nbytes > SHARED_BYTES:
+                yield shared_unit(batch, layer), batch
+                batch = []
+            batch.append(storage)
+        yield (storage_unit(batch[0], layer) if len(batch) == 1 else shared_unit(batch, layer)), batch
+
+
+def storage_layer(storage: Storage) -> str:
+    """The layer of a storage; optimiser state that is small goes together, whatever parameter it belongs to."""
+    layer = layer_of(storage.views[0].name) if storage.views else ""
+    if storage.nbytes < SMALL_BYTES and ".state." in f".{layer}":
+        return layer.split(".state.")[0] + ".state"
+    return layer

@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 
-from arzstream.archive.builder import FileJob
+from arzstream.archive.filejob import FileJob
 from arzstream.daemon.frontier import Frontier
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.settle import has_writer

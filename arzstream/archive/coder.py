@@ -1,0 +1,198 @@
+"""Coding units: chunk by chunk or as duplicates, committing them, coding them again, proving what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+from arzstream.archive.filejob import FileJob
+from arzstream.archive.pipeline import MemberDigests, Pipeline, context
+from arzstream.archive.plan import SMALL_BYTES, Planned
+from arzstream.codec import registry
+from arzstream.container.layout import HEADER_BYTES
+from arzstream.container.records import Member, Reference, ReferenceKind
+from arzstream.container.scan import Reader
+from arzstream.container.state import ChunkEntry
+from arzstream.container.writer import FrameWriter
+from arzstream.errors import ArzError, CorruptError
+from arzstream.kernels.digests import xxh3_64
+
+__all__ = ["UnitCoder"]
+
+FINGERPRINT_BYTES = 64 << 10
+"""How much of a unit is looked at to find another that may be equal to it."""
+
+
+class UnitCoder:
+    """Turns planned units into frames. What it is told goes into a queue (``pipeline``) and is written in order.
+
+    ``progress`` is called with the number of source bytes coded since the last call.
+    """
+
+    def __init__(self, writer: FrameWriter, pipeline: Pipeline, progress: Callable[[int], None]) -> None:
+        self.writer, self.pipeline, self.progress = writer, pipeline, progress
+        self.bytes_coded = 0
+        self._unfinished: set[Planned] = set()
+        self._completed: list[Planned] = []
+        self._originals: dict[tuple[str, tuple[int, int], int], list[Planned]] = {}
+        self._verified: dict[tuple[int, int], ChunkEntry] = {}
+        self._units: dict[int, Planned] = {}
+
+    @contextlib.contextmanager
+    def nothing_half_done(self) -> Iterator[None]:
+        """After a failure, forget the units that were being coded: they are dead, and coded anew if asked for again."""
+        try:
+            yield
+        except BaseException:
+            self.pipeline.abandon()
+            for planned in self._unfinished:
+                planned.abandoned = True
+            self._unfinished.clear()
+            raise
+
+    def code(self, job: FileJob, planned: Planned) -> None:
+        """Queue a unit: as a duplicate if its bytes are those of an earlier one, else chunk by chunk."""
+        source = self._original(job, planned)
+        self._unfinished.add(planned)
+        if source is not None:
+            source.duplicates += 1
+            ref = Reference(ReferenceKind.DUPLICATE, source.number, 0, planned.unit.elements)
+            planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
+            planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
+            self.pipeline.put(lambda: self._begin(planned))
+            self.pipeline.put(lambda: self._complete(planned))
+            return
+        self.pipeline.put(lambda: self._begin(planned))
+        hashers = MemberDigests(planned.unit)
+        for chunk in range(planned.unit.chunk_count):
+            self.pipeline.put_chunk(planned, chunk, job.read, lambda data: self._coded(data, hashers))
+        self.pipeline.put(lambda: self._end(planned, hashers))
+
+    def _begin(self, planned: Planned) -> None:
+        planned.number = self.writer.add_unit(planned.unit)
+        self._units[planned.number] = planned
+
+    def _coded(self, data: bytes, hashers: MemberDigests) -> None:
+        hashers.update(data)
+        self.bytes_coded += len(data)
+        self.progress(len(data))
+
+    def _end(self, planned: Planned, hashers: MemberDigests) -> None:
+        planned.digests = hashers.result()
+        self._complete(planned)
+
+    def _complete(self, planned: Planned) -> None:
+        self._unfinished.discard(planned)
+        self._completed.append(planned)
+
+    def _original(self, job: FileJob, planned: Planned) -> Planned | None:
+        """An earlier unit with the same bytes, found by its beginning and proved by its digests."""
+        unit = planned.unit
+        single = (
+            len(unit.members) == 1 and unit.members[0].strides is None and unit.members[0].elements == unit.elements
+        )
+        if not single or unit.nbytes < SMALL_BYTES:
+            return None
+        key = (unit.dtype, unit.shape, xxh3_64(planned.read(job.read, 0, FINGERPRINT_BYTES)))
+        earlier = self._originals.setdefault(key, [])
+        if earlier:
+            self.pipeline.drain()
+            for candidate in earlier:
+                if candidate.digests and not candidate.abandoned and self._same_bytes(job, planned, candidate):
+                    self.progress(unit.nbytes)
+                    return candidate
+        earlier.append(planned)
+        return None
+
+    @staticmethod
+    def _same_bytes(job: FileJob, planned: Planned, candidate: Planned) -> bool:
+        hashers = MemberDigests(
+            dataclasses.replace(candidate.unit, members=(Member(None, (candidate.unit.elements,)),))
+        )
+        for chunk, xxh3 in sorted(candidate.chunk_xxh3.items()):
+            data = planned.read_chunk(job.read, chunk)
+            if xxh3_64(data) != xxh3:
+                return False
+            hashers.update(data)
+        return hashers.result() == candidate.digests
+
+    def commit_later(self, layer: str) -> None:
+        self.pipeline.put(lambda: self.commit(layer))
+
+    def commit(self, layer: str, force: bool = False) -> None:
+        # A unit that was coded again before it was committed stands here twice.
+        done = {planned.number: planned.digests for planned in self._completed if not planned.abandoned}
+        self._completed = []
+        if done or force:
+            self.writer.commit(layer, list(done.items()))
+
+    def code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:
+        """The source of these chunks is not what it was."""
+        for planned, chunks in changed:
+            if planned.duplicates or planned.unit.duplicate_of is not None:
+                self._replace(job, planned)
+                continue
+            self._unfinished.add(planned)
+            self._originals = {key: [p for p in found if p is not planned] for key, found in self._originals.items()}
+            for chunk in chunks:
+                self.pipeline.put_chunk(planned, chunk, job.read, lambda data: self.progress(0))
+            self.pipeline.drain()
+            self._digest_again(job, planned)
+        self.commit_later("")
+        self.pipeline.drain()
+
+    def _digest_again(self, job: FileJob, planned: Planned) -> None:
+        """Members' digests from the source once more; they must be those of the bytes that were coded."""
+        hashers = MemberDigests(planned.unit)
+        for chunk in range(planned.unit.chunk_count):
+            data = planned.read_chunk(job.read, chunk)
+            if xxh3_64(data) != planned.chunk_xxh3[chunk]:
+                planned.abandoned = True  # changed again in between: a new unit takes its place
+                return
+            hashers.update(data)
+        self._end(planned, hashers)
+
+    def _replace(self, job: FileJob, planned: Planned) -> None:
+        """A new unit for bytes that were those of another unit, or that other units were found to be equal to."""
+        fresh = Planned(dataclasses.replace(planned.unit, refs=()), planned.extents)
+        source = planned.unit.duplicate_of
+        if source is not None:
+            self._units[source].duplicates -= 1
+        self.code(job, fresh)
+        job.replace_unit(planned, fresh)
+
+    def verify_written(self, reader: Reader) -> int:
+        """Read what has been written since the last call back from ``reader``, decode it, compare; returns decoded
+        bytes.
+
+        Raises CorruptError if anything differs from what was read from the source.
+        """
+        self.pipeline.drain()
+        state = self.writer.state
+        todo = []
+        for number, entries in state.chunks.items():
+            for chunk, entry in entries.items():
+                if self._verified.get((number, chunk)) != entry:
+                    todo.append((number, chunk, entry))
+        total = 0
+        for number, chunk, entry in self.pipeline.pool.map(lambda item: self._verify_chunk(reader, *item), todo):
+            self._verified[number, chunk] = entry
+            total += entry.decoded
+        return total
+
+    def _verify_chunk(self, reader: Reader, number: int, chunk: int, entry: ChunkEntry) -> tuple[int, int, ChunkEntry]:
+        unit = self.writer.state.units[number]
+        payload = memoryview(reader.read_at(entry.offset + HEADER_BYTES, entry.stored))
+        out = bytearray(entry.decoded)
+        try:
+            if xxh3_64(payload) != entry.stored_xxh3:
+                raise CorruptError("what was written is not what is read back")
+            registry.get(entry.codec).decode(payload, memoryview(out), context(unit, chunk))
+            if xxh3_64(out) != entry.decoded_xxh3:
+                raise CorruptError("what was written does not decode to the source")
+        except ArzError as error:
+            raise CorruptError(
+                f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
+            ) from error
+        return number, chunk, entry
