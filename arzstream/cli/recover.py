@@ -61,8 +61,7 @@ def _lines(report: RecoverReport) -> Iterator[str]:
     places = f"{counted(report.damaged_places, 'damaged place')} in {safe(report.archive)}"
     yield f"{safe(report.output)}: {saved}; {_lost(report)}; {places}"
     for title, names in (
-        ("lost tensors", report.lost_tensors), ("lost files", report.lost_files),
-        ("saved tensors", report.tensors), ("saved files", report.files),
+        ("lost tensors", report.lost_tensors), ("lost files", report.lost_files), ("saved files", report.files),
     ):  # fmt: skip
         if names:
             yield f"{title}:"

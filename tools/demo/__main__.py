@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="training steps between checkpoints")
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rate", type=float, default=60e6, help="speed of the storage saved to, bytes per second")
+    parser.add_argument("--rate", type=float, default=125e6, help="speed of the storage saved to, bytes per second")
     parser.add_argument("--quick", action="store_true", help="a tiny model; times are printed, and prove nothing")
     args = parser.parse_args()
     if args.quick:
