@@ -8,13 +8,11 @@ from typing import Any
 import torch
 
 from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.output import new_archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.saving import MemorySource, NamedBytes, safetensors_header, tensor_order
 from arzstream.archive.summary import PackSummary
-from arzstream.archive.verify import verify_reader
 from arzstream.codec.dtypes import DTYPES
-from arzstream.store import local
-from arzstream.store.ranges import LocalReader
 
 __all__ = ["load_file", "save_file"]
 
@@ -52,29 +50,17 @@ def save_file(
         ]
     )
     source = MemorySource([safetensors_header(listed, metadata), *(arrays[tensor.name] for tensor in listed)])
-    final = os.path.abspath(os.fspath(filename))
-    local.make_folders(os.path.dirname(final))
-    temporary = local.temporary_beside(final)
-    sink = local.LocalSink(temporary, mode=0o666)  # less the umask, as any new file
-    try:
-        with (
-            LocalReader(temporary, name=os.fspath(filename)) as reader,
-            CheckpointBuilder(sink, profile=profile, jobs=jobs or os.cpu_count() or 1) as builder,
-        ):
-            job = builder.add_file(MEMBER, source)
-            builder.plan(job, source.size, final=True)
-            builder.finish(job, size=source.size, mode=0o644, mtime=0)
-            if job.layout is None or job.layout.format != "safetensors" or job.layout.note:
-                raise ValueError(f"these tensors cannot be saved: {job.layout.note if job.layout else 'no layout'}")
-            summary = builder.seal()
-            builder.verify_written(reader)
-            sink.sync()
-            verify_reader(reader)
-        sink.close()
-        local.publish(temporary, final, replace=True)
-    except BaseException:
-        sink.abort()
-        raise
+    with (
+        new_archive(os.fspath(filename), replace=True, mode=0o666) as (sink, reader),
+        CheckpointBuilder(sink, profile=profile, jobs=jobs or os.cpu_count() or 1) as builder,
+    ):
+        job = builder.add_file(MEMBER, source)
+        builder.plan(job, source.size, final=True)
+        builder.finish(job, size=source.size, mode=0o644, mtime=0)
+        if job.layout is None or job.layout.format != "safetensors" or job.layout.note:
+            raise ValueError(f"these tensors cannot be saved: {job.layout.note if job.layout else 'no layout'}")
+        summary = builder.seal()
+        builder.verify_written(reader)
     return summary
 
 

@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.output import check_free, new_archive
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
-from arzstream.archive.verify import verify_reader
 from arzstream.container.metadata import pack as pack_metadata
 from arzstream.container.records import Kind
 from arzstream.errors import ArzError, SourceChangedError, StorageError
@@ -66,29 +66,11 @@ def pack(
 
 
 def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) -> PackSummary:
-    final = os.path.abspath(dest)
-    if os.path.isdir(final):
-        raise StorageError(f"{dest}: is a folder; name the archive, for example {os.path.join(dest, 'checkpoint.arz')}")
-    if os.path.lexists(final) and not force:
-        raise StorageError(f"{dest}: exists already; choose another name, or --force to replace it", errno=17)
-    local.make_folders(os.path.dirname(final))
-    temporary = local.temporary_beside(final)
-    sink = local.LocalSink(temporary)
-    try:
-        with LocalReader(temporary, name=dest) as reader:
-            summary = work.run(sink, reader)
-            sink.sync()
-            # A last look at every header and stored byte, now that nothing more is written.
-            verify_reader(reader)
-        modes = [
-            os.stat(entry.where) for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)
-        ]
-        sink.set_mode(local.permissions_at_most(modes))
-        sink.close()
-        local.publish(temporary, final, replace=force)
-    except BaseException:
-        sink.abort()
-        raise
+    check_free(dest, replace=force)
+    with new_archive(dest, replace=force) as (sink, reader):
+        summary = work.run(sink, reader)
+        files = [entry.where for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
+        sink.set_mode(local.permissions_at_most([os.stat(file) for file in files]))
     return dataclasses.replace(summary, archive=dest)
 
 

@@ -13,21 +13,21 @@ from collections.abc import Callable
 from typing import Any
 
 from arzstream.archive.decoding import Decoder
+from arzstream.archive.output import check_free, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
-from arzstream.archive.verify import file_digest, member_digests, verify_reader
+from arzstream.archive.verify import file_digest, member_digests
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
-from arzstream.errors import ArzError, CorruptError, StorageError
+from arzstream.errors import ArzError, CorruptError
 from arzstream.formats.order import layer_key
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
-from arzstream.store import local
-from arzstream.store.ranges import LocalReader, RangeReader, open_reader
+from arzstream.store.ranges import RangeReader, open_reader
 
 __all__ = ["RecoverReport", "recover"]
 
@@ -71,9 +71,7 @@ def recover(
 
     Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
     """
-    final = os.path.abspath(os.fspath(dest))
-    if os.path.lexists(final) and (not force or os.path.isdir(final)):
-        raise StorageError(f"{dest}: exists already; choose another name, or --force to replace it", errno=17)
+    check_free(os.fspath(dest), replace=force)
     with open_reader(damaged) as reader:
         try:
             salvage = scan_everything(reader, limits)
@@ -84,26 +82,11 @@ def recover(
         try:
             if not rescue.good:
                 raise CorruptError(f"{reader.name}: nothing in it is whole")
-            _write(rescue, final, os.fspath(dest), force)
+            with new_archive(os.fspath(dest), replace=force) as (sink, _):
+                rescue.write(FrameWriter(sink))
         finally:
             rescue.decoder.close()
         return rescue.report(os.fspath(dest))
-
-
-def _write(rescue: _Rescue, final: str, shown: str, force: bool) -> None:
-    local.make_folders(os.path.dirname(final))
-    temporary = local.temporary_beside(final)
-    sink = local.LocalSink(temporary)
-    try:
-        rescue.write(FrameWriter(sink))
-        sink.sync()
-        with LocalReader(temporary, name=shown) as written:
-            verify_reader(written)
-        sink.close()
-        local.publish(temporary, final, replace=force)
-    except BaseException:
-        sink.abort()
-        raise
 
 
 class _Rescue:
