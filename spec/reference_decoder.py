@@ -123,9 +123,9 @@ SYNC = bytes.fromhex("F561727A66726D9C")
 MAX_I64 = (1 << 63) - 1
 NONE = 0xFFFFFFFF
 
-TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 0xC009
-METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT}
-NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT}
+TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, VOLUME, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 10, 0xC009
+METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT, VOLUME}
+NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT, VOLUME}
 KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
 
 RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
@@ -780,6 +780,7 @@ class Scan:
         self.models: list[Frame] = []
         self.tables: list[Frame] = []
         self.parents: list[Frame] = []
+        self.volumes: list[Frame] = []
         self.members = 0
         self.chain = blake3(prologue.raw)
         self.headers: list[bytes] = []  # since the last COMMIT, that one included
@@ -795,9 +796,9 @@ class Scan:
         need(not self.tables or frame.type in (TABLE, INDEX), f"{where}: stands between TABLE and INDEX")
         handler = {
             TENSOR: self.tensor, FILE: self.file, MODEL: self.model, CHUNK: self.chunk, COMMIT: self.commit,
-            TABLE: self.table, INDEX: self.set_index, PARENT: self.parent,
+            TABLE: self.table, INDEX: self.set_index, PARENT: self.parent, VOLUME: self.volume,
         }.get(frame.type)  # fmt: skip
-        if frame.type in (TENSOR, FILE, MODEL, CHUNK, PARENT):
+        if frame.type in (TENSOR, FILE, MODEL, CHUNK, PARENT, VOLUME):
             self.after_commit = where
         if handler is not None:
             try:
@@ -886,6 +887,16 @@ class Scan:
         binary(raw["digest"], 32)
         text(raw["hint"])
         self.parents.append(frame)
+
+    def volume(self, frame: Frame) -> None:
+        need(frame.ordinal == len(self.volumes), f"VOLUME {frame.ordinal} is out of order")
+        raw = mapping(frame.value, "content length name root")
+        binary(raw["content"], 32)
+        binary(raw["root"], 32)
+        integer(raw["length"])
+        check_path(binary(raw["name"]), self.limits)
+        need(all(v.value["name"] != raw["name"] for v in self.volumes), "two volumes have the same name")
+        self.volumes.append(frame)
 
     def chunk(self, frame: Frame) -> None:
         need(frame.ordinal < len(self.units), f"CHUNK of unit {frame.ordinal}, which does not stand before")
@@ -1002,14 +1013,17 @@ def check_file(value: Any, limits: Limits) -> dict[str, Any]:
 # --------------------------------------------------------------------------------- section 5.5 and 5.7: the INDEX
 
 
-def content_digest(files: list[Frame], units: list[Unit]) -> bytes:
+def content_digest(files: list[Frame], units: list[Unit], volumes: list[Frame]) -> bytes:
     tensors = []
     for unit in units:
         for (name, shape, _, _), digest in zip(unit.raw["members"], unit.digests or [], strict=True):
             if name is not None:
                 tensors.append([name, unit.dtype, shape, digest])
     names = [[f.value[key] for key in ("path", "kind", "size", "sha256", "target")] for f in files]
-    return blake3(pack({"files": names, "tensors": sorted(tensors, key=pack)}))
+    body = {"files": names, "tensors": sorted(tensors, key=pack)}
+    if volumes:
+        body["volumes"] = sorted(f.value["content"] for f in volumes)
+    return blake3(pack(body))
 
 
 def check_entries(scan: Scan, unit: Unit, place: list[Any]) -> set[tuple[int, int]]:
@@ -1038,7 +1052,7 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
     """The INDEX equals the scan. Returns the live units in layer order and the content digest."""
     frame = scan.index
     assert frame is not None
-    raw = mapping(frame.value, "chain content dead files models parents tables units")
+    raw = mapping(frame.value, "chain content dead files models parents tables units volumes")
     by_number = {unit.number: unit for unit in live}
     ordered: list[Unit] = []
     seen: list[list[Any]] = []
@@ -1062,7 +1076,7 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
         if unit.number not in alive:
             dead += [unit.frame, *unit.chunks.values()]
     named = scan.named_units(files)
-    content = content_digest(files, [unit for unit in live if unit.number in named])
+    content = content_digest(files, [unit for unit in live if unit.number in named], scan.volumes)
     expected = {
         "chain": blake3(scan.chain, *scan.headers),
         "content": content,
@@ -1074,6 +1088,7 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
         "parents": [f.value for f in scan.parents],
         "tables": [[f.offset, f.size, f.xxh_stored] for f in scan.tables],
         "units": seen,
+        "volumes": [f.value for f in scan.volumes],
     }
     for key, value in expected.items():
         need(pack(raw[key]) == pack(value), f"the INDEX and the frames disagree about {key!r}")

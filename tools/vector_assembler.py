@@ -20,7 +20,7 @@ import google_crc32c
 import msgpack
 import xxhash
 
-TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 0xC009
+TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, VOLUME, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 10, 0xC009
 NONE = 0xFFFFFFFF
 RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
 ITEM = {
@@ -289,6 +289,7 @@ class Assembler:
         self.files: dict[int, tuple[dict[str, Any], Placed]] = {}
         self.models: list[Placed] = []
         self.parents: list[dict[str, Any]] = []
+        self.volumes: list[dict[str, Any]] = []
         self.dead: list[Placed] = []
         self.placed: list[Placed] = []
         self.table_rows: list[tuple[int, bytes]] = []
@@ -434,6 +435,10 @@ class Assembler:
         self.parents.append({"digest": digest, "hint": hint})
         self.metadata(PARENT, self.parents[-1], ordinal=len(self.parents) - 1)
 
+    def volume(self, name: bytes, *, length: int = 4096, root: bytes = bytes(32), content: bytes = bytes(32)) -> None:
+        self.volumes.append({"content": content, "length": length, "name": name, "root": root})
+        self.metadata(VOLUME, self.volumes[-1], ordinal=len(self.volumes) - 1)
+
     def pad(self, length: int, **f: Any) -> Placed:
         return self.frame(PAD, f.pop("stored", bytes(length)), **f)
 
@@ -476,7 +481,10 @@ class Assembler:
             for member, digest in zip(unit.value["members"], unit.digests, strict=True) if member[0] is not None
         ]  # fmt: skip
         files = [[v["path"], v["kind"], v["size"], v["sha256"], v["target"]] for _, v in self.live_files()]
-        return blake3(canonical({"files": files, "tensors": sorted(tensors, key=canonical)}))
+        body: dict[str, Any] = {"files": files, "tensors": sorted(tensors, key=canonical)}
+        if self.volumes:
+            body["volumes"] = sorted(volume["content"] for volume in self.volumes)
+        return blake3(canonical(body))
 
     def seal(self, **f: Any) -> bytes:
         """Append TABLEs, INDEX and trailer and return the archive.
@@ -516,6 +524,7 @@ class Assembler:
                 [i, self.units[i].value, self.units[i].digests, *places.get(i, [0, 0]), len(self.units[i].frames),
                  sum(len(p.stored) for p in self.units[i].frames.values())] for i in order
             ],
+            "volumes": self.volumes,
         }  # fmt: skip
         value = f.get("index", lambda value: value)(value)
         index = self.metadata(INDEX, value, compress=f.get("compress", False), **f.get("index_frame", {}))

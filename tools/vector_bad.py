@@ -22,6 +22,7 @@ from vector_assembler import (
     NONE,
     PARENT,
     RAW,
+    VOLUME,
     ZSTD,
     Assembler,
     FloatFast,
@@ -838,6 +839,7 @@ bad(
     "The INDEX has a PARENT that is not there.",
     index_with(parents=lambda _: [{"digest": bytes(32), "hint": ""}]),
 )
+bad("index-volume", "The INDEX has a VOLUME that is not there.", index_with(volumes=lambda _: [volume_map(b"v.arz")]))
 bad("index-unit-missing", "A live unit is not in the INDEX.", index_with(units=lambda _: []))
 bad("index-unit-twice", "A unit stands twice in the INDEX.", index_with(units=lambda v: v * 2))
 bad("index-unit-number", "The INDEX has a unit that is not there.", unit_with(0, lambda _: 1))
@@ -1151,6 +1153,28 @@ def referring(ref: list[int], parent: bool = False) -> bytes:
     a.file(b"w.bin", [0, 1])
     a.commit()
     return a.seal()
+
+
+def volume_map(name: bytes) -> dict[str, Any]:
+    return {"content": bytes(32), "length": 4096, "name": name, "root": bytes(32)}
+
+
+def set_of(*volumes: dict[str, Any], first: int = 0) -> bytes:
+    a = Assembler()
+    for number, value in enumerate(volumes):
+        a.volumes.append(value)
+        a.metadata(VOLUME, value, ordinal=first + number)
+    a.file(b"w.bin", [a.raw("U8", noise(8), [["w", [8]]])])
+    a.commit()
+    return a.seal()
+
+
+bad("volume-path", "A VOLUME whose name begins with `..`.", lambda: set_of(volume_map(b"../v.arz")))
+bad("volume-absolute", "A VOLUME with an absolute name.", lambda: set_of(volume_map(b"/v.arz")))
+bad("volume-twice", "Two VOLUMEs of one name.", lambda: set_of(volume_map(b"v.arz"), volume_map(b"v.arz")))
+bad("volume-number", "The first VOLUME has number 1.", lambda: set_of(volume_map(b"v.arz"), first=1))
+bad("volume-root", "A VOLUME with a root digest of 31 bytes.", lambda: set_of({**volume_map(b"v"), "root": bytes(31)}))
+bad("volume-key", "A VOLUME with a key too many.", lambda: set_of({**volume_map(b"v.arz"), "more": 0}))
 
 
 def first_parent_is_1() -> bytes:

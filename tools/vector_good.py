@@ -614,6 +614,20 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return done(a)
 
 
+@vector("good-set", "VOLUME frames: a set of two other vectors, with a file and a tensor of its own.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    a, volumes = Assembler(), ["good-duplicate", "good-reference"]
+    for volume in volumes:
+        data, found = VECTORS[volume][1]()
+        a.volume(
+            volume.encode() + b".arz", length=len(data), root=data[-56:-24], content=bytes.fromhex(found["content"])
+        )
+    a.file(b"own.bin", [a.raw("U8", noise(5), [["own", [5]]])])
+    a.commit()
+    data, expected = done(a)
+    return data, {**expected, "volumes": [f"{volume}.arz" for volume in volumes]}
+
+
 @vector("good-prologue", "Compatible features, a writer minor of 9 and the smallest limits that hold the frames.")
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler(minor=9, compatible=0xFF00, log_frame=10, log_chunk=2, file_id=bytes(16))

@@ -13,7 +13,7 @@ import numpy as np
 from arzstream.archive.pipeline import context
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
-from arzstream.container.layout import HEADER_BYTES
+from arzstream.container.layout import HEADER_BYTES, Prologue
 from arzstream.container.records import Unit
 from arzstream.container.scan import Reader
 from arzstream.errors import ArzError, CorruptError
@@ -39,9 +39,17 @@ class Decoder:
     """Decodes chunks of an archive. Thread-safe; ``jobs`` threads serve all callers."""
 
     def __init__(
-        self, reader: Reader, directory: Directory, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None
+        self,
+        reader: Reader,
+        directory: Directory,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        jobs: int | None = None,
+        home: Callable[[int], tuple[Reader, Prologue, int]] | None = None,
     ) -> None:
+        """``home`` says where a unit is stored if not in ``reader``: the file, its prologue, the number there."""
         self.reader, self.directory, self._limits = reader, directory, limits
+        self._home = home or (lambda number: (reader, directory.prologue, number))
         self._jobs = jobs or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
         self._kept: collections.OrderedDict[tuple[int, int], bytearray] = collections.OrderedDict()
@@ -52,11 +60,10 @@ class Decoder:
         """Decode one chunk of a unit that is no duplicate into ``out``, checking the stored and the decoded bytes."""
         row = self.directory.chunk_table(entry.number)[chunk]
         stored = int(row["stored"])
+        reader, prologue, number = self._home(entry.number)
         try:
-            data = memoryview(self.reader.read_at(int(row["offset"]), HEADER_BYTES + stored))
-            check_chunk_header(
-                bytes(data[:HEADER_BYTES]), entry.number, chunk, row, self.directory.prologue, self._limits
-            )
+            data = memoryview(reader.read_at(int(row["offset"]), HEADER_BYTES + stored))
+            check_chunk_header(bytes(data[:HEADER_BYTES]), number, chunk, row, prologue, self._limits)
             payload = data[HEADER_BYTES:]
             if xxh3_64(payload) != int(row["stored_xxh3"]):
                 raise CorruptError("the stored bytes are damaged (checksum)")
@@ -64,9 +71,9 @@ class Decoder:
             if xxh3_64(out) != int(row["decoded_xxh3"]):
                 raise CorruptError("the bytes decode to something else (checksum)")
         except ArzError as error:
-            if str(error).startswith(self.reader.name):
+            if str(error).startswith(reader.name):
                 raise
-            raise type(error)(f"{self.reader.name}: {describe(entry.unit)}, chunk {chunk}: {error}") from error
+            raise type(error)(f"{reader.name}: {describe(entry.unit)}, chunk {chunk}: {error}") from error
 
     def submit(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> list[Future[None]]:
         """Start to decode rows × columns of a unit into ``out``; wait for all the futures.

@@ -16,6 +16,7 @@ from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import open_archived, piece_starts, read_range
 from arzstream.archive.follow import commits
 from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load, start_load
+from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, directory_of_replay, open_directory
 from arzstream.container.records import FileRecord, Kind
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -37,13 +38,16 @@ def open(
 ) -> Archive:
     """Open an archive at a local path or any fsspec URL, in at most two reads.
 
-    ``parents`` is where to look for archives that this one was coded against. ``jobs`` threads decode (default: one
-    per core).
+    A set is opened with its volumes, which lie beside it. ``parents`` is where codecs will look for archives that this
+    one was coded against; no codec of this version needs any. ``jobs`` threads decode (default: one per core).
     Raises CorruptError, UnsupportedError, LimitError or StorageError.
     """
     reader = open_reader(path, storage_options)
     try:
-        return Archive(reader, limits=limits, jobs=jobs)
+        archive = Archive(reader, limits=limits, jobs=jobs)
+        if archive.directory.volumes:
+            archive.join(os.fspath(path), storage_options)
+        return archive
     except BaseException:
         reader.close()
         raise
@@ -54,15 +58,21 @@ class Archive:
 
     def __init__(self, reader: RangeReader, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None) -> None:
         self._reader, self._limits, self._jobs = reader, limits, jobs
+        self._joined: Joined | None = None
         self._set_directory(open_directory(reader, limits))
 
     def _set_directory(self, directory: Directory) -> None:
         self.directory = directory
         self.catalog = Catalog(directory)
-        self._decoder = Decoder(self._reader, directory, limits=self._limits, jobs=self._jobs)
+        home = self._joined.home if self._joined is not None else None
+        self._decoder = Decoder(self._reader, directory, limits=self._limits, jobs=self._jobs, home=home)
+
+    def join(self, place: str, storage_options: dict[str, Any] | None = None) -> None:
+        """Take in the volumes of a set, which is at ``place``. Raises StorageError if one is missing."""
+        self._joined = join_volumes(place, self._reader, self.directory, self._limits, storage_options)
+        self._set_directory(self._joined.directory)
 
     # -- what is there; nothing is decoded
-    # ------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -101,7 +111,6 @@ class Archive:
         return self.directory.content.hex() if self.directory.content is not None else None
 
     # -- tensors
-    # --------------------------------------------------------------------------------------------------------
 
     def get_tensor(self, name: str) -> torch.Tensor:
         """Decode one tensor. Raises KeyError, CorruptError, UnsupportedError."""
@@ -144,7 +153,6 @@ class Archive:
         return [n for n in self.catalog.tensors if only is None or fnmatch.fnmatchcase(n, only)]
 
     # -- files
-    # ----------------------------------------------------------------------------------------------------------
 
     def read_file(self, path: str) -> bytes:
         """The content of an original file."""
@@ -162,7 +170,6 @@ class Archive:
         return record
 
     # -- growing
-    # --------------------------------------------------------------------------------------------------------
 
     def follow(self, timeout: float | None = 60.0) -> Iterator[tuple[str, list[str]]]:
         """Yield (layer, names) for each committed layer, those already there first, until the archive is sealed.
@@ -184,10 +191,11 @@ class Archive:
         self._set_directory(open_directory(self._reader, self._limits))
 
     # -- end
-    # ------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self._decoder.close()
+        if self._joined is not None:
+            self._joined.close()
         self._reader.close()
 
     def __enter__(self) -> Archive:

@@ -80,7 +80,7 @@ def recover(
         except ArzError as error:
             raise named(error, reader.name) from error
         try:
-            if not rescue.good:
+            if not rescue.good and not salvage.volumes:
                 raise CorruptError(f"{reader.name}: nothing in it is whole")
             with new_archive(os.fspath(dest), replace=force) as (sink, _):
                 rescue.write(FrameWriter(sink))
@@ -139,6 +139,8 @@ class _Rescue:
     def write(self, writer: FrameWriter) -> None:
         self._models = {n: writer.add_model(data) for n, (_, data) in sorted(self.salvage.models.items())}
         self._parents = {n: writer.add_parent(parent) for n, parent in sorted(self.salvage.parents.items())}
+        for _, volume in sorted(self.salvage.volumes.items()):
+            writer.add_volume(volume)
         for number in sorted(self.good):
             entry, digests = self.good[number]
             self._copy(writer, number, entry.unit)

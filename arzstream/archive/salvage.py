@@ -19,7 +19,17 @@ from arzstream.container.layout import (
     is_whole,
 )
 from arzstream.container.metadata import unpack
-from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, unit_digests
+from arzstream.container.records import (
+    Commit,
+    FileRecord,
+    Kind,
+    Parent,
+    Piece,
+    ReferenceKind,
+    Unit,
+    Volume,
+    unit_digests,
+)
 from arzstream.container.scan import (
     KNOWN_TYPES,
     Frame,
@@ -46,6 +56,7 @@ class Salvage:
     files: dict[int, FileRecord] = dataclasses.field(default_factory=dict)
     models: dict[int, tuple[ModelEntry, bytes]] = dataclasses.field(default_factory=dict)
     parents: dict[int, Parent] = dataclasses.field(default_factory=dict)
+    volumes: dict[int, Volume] = dataclasses.field(default_factory=dict)
     digests: dict[int, tuple[bytes, ...]] = dataclasses.field(default_factory=dict)
     chunks: dict[tuple[int, int], tuple[int, ChunkEntry]] = dataclasses.field(default_factory=dict)
     """(sequence number, entry) of the last good frame of each chunk."""
@@ -248,6 +259,8 @@ def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> 
         salvage.files[number] = FileRecord.from_map(value, limits)
     elif kind == FrameType.PARENT:
         salvage.parents[number] = Parent.from_map(value)
+    elif kind == FrameType.VOLUME:
+        salvage.volumes[number] = Volume.from_map(value, limits)
     elif kind == FrameType.COMMIT:
         salvage.digests.update(Commit.from_map(value).units)
     elif kind == FrameType.INDEX:
@@ -266,6 +279,8 @@ def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
             salvage.files[number] = FileRecord.from_map(record, limits)
         for number, parent in enumerate(value["parents"]):
             salvage.parents.setdefault(number, Parent.from_map(parent))
+        for number, volume in enumerate(value["volumes"]):
+            salvage.volumes.setdefault(number, Volume.from_map(volume, limits))
         for number, unit in salvage.listed.items():
             salvage.units.setdefault(number, unit)
         # With the index at hand, what it does not list is known to be dead.

@@ -12,6 +12,7 @@ from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import piece_starts, read_range
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.sources import collect, open_source
+from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, named, open_directory
 from arzstream.container.layout import END_MAGIC, TRAILER_BYTES, Trailer
 from arzstream.container.records import FileRecord, Kind, Unit, show
@@ -64,17 +65,49 @@ def verify(
     with open_reader(path, storage_options) as reader:
         try:
             report, directory = _verify(reader, limits, progress)
-            if deep or against is not None:
-                decoder = Decoder(reader, directory, limits=limits)
-                try:
-                    _decode_all(decoder, directory, progress)
-                    if against is not None:
-                        _compare(decoder, directory, against)
-                finally:
-                    decoder.close()
+            joined = join_volumes(os.fspath(path), reader, directory, limits, storage_options)
+            try:
+                report = _with_volumes(report, joined, limits, progress)
+                if deep or against is not None:
+                    _verify_deep(reader, joined, limits, against, progress)
+            finally:
+                joined.close()
         except ArzError as error:
             raise named(error, reader.name) from error
     return dataclasses.replace(report, deep=deep or against is not None, against=os.fspath(against) if against else "")
+
+
+def _with_volumes(report: VerifyReport, joined: Joined, limits: Limits, progress: Progress | None) -> VerifyReport:
+    """Verify the volumes of a set, too; nothing to do for an ordinary archive."""
+    for volume, _, _ in joined.parts[1:]:
+        try:
+            found, _ = _verify(volume, limits, progress)
+        except ArzError as error:
+            raise named(error, volume.name) from error
+        report = dataclasses.replace(
+            report,
+            frames=report.frames + found.frames,
+            bytes=report.bytes + found.bytes,
+            tensors=report.tensors + found.tensors,
+            files=report.files + found.files,
+        )
+    return report
+
+
+def _verify_deep(
+    reader: RangeReader,
+    joined: Joined,
+    limits: Limits,
+    against: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> None:
+    decoder = Decoder(reader, joined.directory, limits=limits, home=joined.home)
+    try:
+        _decode_all(decoder, joined.directory, progress)
+        if against is not None:
+            _compare(decoder, joined.directory, against)
+    finally:
+        decoder.close()
 
 
 def verify_reader(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from arzstream.container.layout import (
     align,
 )
 from arzstream.container.metadata import unpack
-from arzstream.container.records import FileRecord, Kind, Parent, Unit, unit_digests
+from arzstream.container.records import FileRecord, Kind, Parent, Unit, Volume, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
 from arzstream.container.state import ModelEntry, TableRef, check_paths, check_recipe, check_references
 from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedError
@@ -76,10 +76,12 @@ class Directory:
         dead: tuple[int, int],
         valid_end: int,
         root: bytes | None = None,
+        volumes: Sequence[Volume] = (),
     ) -> None:
         self.name, self.prologue, self.sealed = name, prologue, sealed
         self.units, self.files, self.models, self.parents = units, files, models, parents
         self.content, self.dead, self.valid_end, self.root = content, dead, valid_end, root
+        self.volumes = tuple(volumes)
         self.by_number = {entry.number: entry for entry in units}
         self._load_table = load_table
         self._tables: dict[int, np.ndarray] = {}
@@ -151,7 +153,7 @@ def _open_sealed(reader: TailReader, size: int, tail: bytes, limits: Limits) -> 
     return directory_from_index(window, trailer, index, limits)
 
 
-INDEX_KEYS = {"chain", "content", "dead", "files", "models", "parents", "tables", "units"}
+INDEX_KEYS = {"chain", "content", "dead", "files", "models", "parents", "tables", "units", "volumes"}
 
 
 def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: Limits) -> Directory:
@@ -165,6 +167,7 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
         models = [ModelEntry(*map(_number, item)) for item in index["models"]]
         dead_frames, dead_bytes = map(_number, index["dead"])
         parents = [Parent.from_map(item) for item in index["parents"]]
+        volumes = [Volume.from_map(item, limits) for item in index["volumes"]]
         content = bytes(index["content"])
     except (TypeError, ValueError) as error:
         raise CorruptError(f"the index is malformed: {error}") from None
@@ -173,7 +176,7 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
     loader = _TableLoader(reader, trailer, tables, limits)
     return Directory(
         name=reader.name, prologue=trailer.prologue, sealed=True, units=units, files=files, load_table=loader.load,
-        models=models, parents=parents, content=content, dead=(dead_frames, dead_bytes),
+        models=models, parents=parents, volumes=volumes, content=content, dead=(dead_frames, dead_bytes),
         valid_end=trailer.total_bytes, root=trailer.root,
     )  # fmt: skip
 
@@ -369,5 +372,5 @@ def directory_of_replay(replay: Replay) -> Directory:
         name=replay.reader.name, prologue=replay.prologue, sealed=False, units=units,
         files=[(n, r) for n, r in files if all(isinstance(p, bytes) or p.unit in known for p in r.recipe)],
         load_table=lambda entry: state.table(entry.number), models=state.models, parents=state.parents,
-        content=None, dead=state.dead(), valid_end=replay.valid_end,
+        volumes=state.volumes, content=None, dead=state.dead(), valid_end=replay.valid_end,
     )  # fmt: skip

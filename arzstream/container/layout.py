@@ -58,6 +58,7 @@ class FrameType(enum.IntEnum):
     TABLE = 6
     INDEX = 7
     PARENT = 8
+    VOLUME = 10
     PAD = 0xC009
 
 

@@ -1,4 +1,4 @@
-"""What the metadata frames say, as Python objects: units, files, commits, parents; ARZ-1 sections 5 and 6.
+"""What the metadata frames say, as Python objects: units, files, commits, parents, volumes; ARZ-1 sections 5 and 6.
 
 ``from_map`` checks every rule of the specification that one record alone can break; what relates records to each other
 is checked by :mod:`arzstream.container.state`.
@@ -28,6 +28,7 @@ __all__ = [
     "ReferenceKind",
     "Tile",
     "Unit",
+    "Volume",
     "check_path",
 ]
 
@@ -449,3 +450,26 @@ class Parent:
     def from_map(cls, value: Any) -> Parent:
         digest, hint = _fields(value, ("digest", "hint"), "parent")
         return cls(_digest(digest, "a parent's digest"), _typed(hint, str, "a parent's hint"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An archive that a set is made of: its file ``name`` relative to the set's, length in bytes, and digests."""
+
+    name: bytes
+    length: int
+    root: bytes
+    content: bytes
+
+    def to_map(self) -> dict[str, Any]:
+        return {"content": self.content, "length": self.length, "name": self.name, "root": self.root}
+
+    @classmethod
+    def from_map(cls, value: Any, limits: Limits = DEFAULT_LIMITS) -> Volume:
+        content, length, name, root = _fields(value, ("content", "length", "name", "root"), "volume")
+        return cls(
+            check_path(name, limits),
+            _natural(length, "a volume's length"),
+            _digest(root, "a volume's root digest"),
+            _digest(content, "a volume's content digest"),
+        )

@@ -23,7 +23,7 @@ from arzstream.container.layout import (
     Prologue,
     align,
 )
-from arzstream.container.records import Commit, FileRecord, Parent, Unit
+from arzstream.container.records import Commit, FileRecord, Parent, Unit, Volume
 from arzstream.container.state import ENTRY, ArchiveState, ChunkEntry, ModelEntry, chained
 from arzstream.errors import CorruptError, LimitError, UnsupportedError
 from arzstream.kernels.digests import blake3, xxh3_64
@@ -44,7 +44,15 @@ class Reader(Protocol):
 
 
 KNOWN_TYPES = frozenset(int(kind) for kind in FrameType)
-_NUMBERED = {FrameType.TENSOR, FrameType.FILE, FrameType.MODEL, FrameType.CHUNK, FrameType.TABLE, FrameType.PARENT}
+_NUMBERED = {
+    FrameType.TENSOR,
+    FrameType.FILE,
+    FrameType.MODEL,
+    FrameType.CHUNK,
+    FrameType.TABLE,
+    FrameType.PARENT,
+    FrameType.VOLUME,
+}
 _PACKED = {*FrameType} - {FrameType.CHUNK, FrameType.PAD}
 
 
@@ -235,6 +243,8 @@ class Replay:
             self.state.add_file(header.ordinal, FileRecord.from_map(value, self.limits), header.frame_bytes)
         elif header.type == FrameType.PARENT:
             self.state.add_parent(header.ordinal, Parent.from_map(value))
+        elif header.type == FrameType.VOLUME:
+            self.state.add_volume(header.ordinal, Volume.from_map(value, self.limits))
         elif header.type == FrameType.COMMIT:
             commit = Commit.from_map(value)
             if commit.chain != self._chain.digest() or commit.previous != self._previous:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arzstream.container import metadata
-from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, show
+from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, Volume, show
 from arzstream.errors import CorruptError, LimitError
 from arzstream.kernels.digests import Hasher, blake3, blake3_hasher
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -93,6 +93,7 @@ class ArchiveState:
         self.files: dict[int, FileRecord] = {}
         self.models: list[ModelEntry] = []
         self.parents: list[Parent] = []
+        self.volumes: list[Volume] = []
         self.digests: dict[int, tuple[bytes, ...]] = {}
         self.commits = 0
         self._pending_chunks: list[tuple[int, int, ChunkEntry, int]] = []
@@ -146,6 +147,13 @@ class ArchiveState:
         if ordinal != len(self.parents):
             raise CorruptError(f"parent {ordinal} stands where parent {len(self.parents)} should")
         self.parents.append(parent)
+
+    def add_volume(self, ordinal: int, volume: Volume) -> None:
+        if ordinal != len(self.volumes):
+            raise CorruptError(f"volume {ordinal} stands where volume {len(self.volumes)} should")
+        if any(known.name == volume.name for known in self.volumes):
+            raise CorruptError(f"two volumes are called {show(volume.name)}")
+        self.volumes.append(volume)
 
     def add_commit(self, commit: Commit) -> None:
         """Take over what came since the previous COMMIT. The chain is the business of who reads the headers."""
@@ -275,7 +283,9 @@ def check_paths(paths: Iterable[tuple[bytes, int]]) -> None:
                 raise CorruptError(f"{show(above)} is a file and a folder at once")
 
 
-def content_digest(files: Iterable[FileRecord], units: Iterable[tuple[Unit, tuple[bytes, ...]]]) -> bytes:
+def content_digest(
+    files: Iterable[FileRecord], units: Iterable[tuple[Unit, tuple[bytes, ...]]], volumes: Iterable[Volume] = ()
+) -> bytes:
     """The checkpoint's identity, 32 bytes, independent of how it is coded; ARZ-1 section 5.7."""
     tensors = [
         [member.name, unit.dtype, list(member.shape), digest]
@@ -283,11 +293,12 @@ def content_digest(files: Iterable[FileRecord], units: Iterable[tuple[Unit, tupl
         for member, digest in zip(unit.members, digests, strict=True)
         if member.name is not None
     ]
-    body = {
+    body: dict[str, Any] = {
         "files": sorted([f.path, f.kind, f.size, f.sha256, f.target] for f in files),
         "tensors": sorted(tensors, key=metadata.pack),
     }
-    return blake3(metadata.pack(body))
+    contents = sorted(volume.content for volume in volumes)
+    return blake3(metadata.pack({**body, "volumes": contents} if contents else body))
 
 
 def index_map(
@@ -306,11 +317,14 @@ def index_map(
         units.append([number, unit.to_map(), list(state.digests[number]), table, first, len(entries), stored])
     return {
         "chain": chain,
-        "content": content_digest(files.values(), ((state.units[n], state.digests[n]) for n in order if n in named)),
+        "content": content_digest(
+            files.values(), ((state.units[n], state.digests[n]) for n in order if n in named), state.volumes
+        ),
         "dead": list(state.dead()),
         "files": [[n, files[n].to_map()] for n in sorted(files, key=lambda n: files[n].path)],
         "models": [list(model) for model in state.models],
         "parents": [parent.to_map() for parent in state.parents],
         "tables": [list(table) for table in tables],
         "units": units,
+        "volumes": [volume.to_map() for volume in state.volumes],
     }

@@ -15,7 +15,7 @@ import numpy as np
 from arzstream.codec import zstd
 from arzstream.container import metadata
 from arzstream.container.layout import HEADER_BYTES, NO_ORDINAL, FrameHeader, FrameType, Prologue, Trailer
-from arzstream.container.records import Commit, FileRecord, Parent, Unit
+from arzstream.container.records import Commit, FileRecord, Parent, Unit, Volume
 from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, TableRef, chained, check_paths, index_map
 from arzstream.kernels.digests import blake3, xxh3_64
 
@@ -88,6 +88,13 @@ class FrameWriter:
         number = len(self.state.parents)
         self._metadata(FrameType.PARENT, parent.to_map(), number)
         self.state.add_parent(number, parent)
+        return number
+
+    def add_volume(self, volume: Volume) -> int:
+        """Name an archive that this set is made of; returns its number."""
+        number = len(self.state.volumes)
+        self._metadata(FrameType.VOLUME, volume.to_map(), number)
+        self.state.add_volume(number, volume)
         return number
 
     def commit(self, layer: str, units: Sequence[tuple[int, tuple[bytes, ...]]] = ()) -> int:

@@ -24,7 +24,7 @@ from arzstream.kernels.digests import blake3, crc32c, xxh3_64
 __all__ = ["Frame", "assemble", "frames", "parse", "recode", "reprologue"]
 
 Table = npt.NDArray[Any]
-METADATA = {FrameType.TENSOR, FrameType.FILE, FrameType.COMMIT, FrameType.INDEX, FrameType.PARENT}
+METADATA = {FrameType.TENSOR, FrameType.FILE, FrameType.COMMIT, FrameType.INDEX, FrameType.PARENT, FrameType.VOLUME}
 
 
 @dataclasses.dataclass
