@@ -251,11 +251,6 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def forget_archive(self, name: str) -> None:
-        """An archive that is no longer there."""
-        with self._writing():
-            self._connection.execute("DELETE FROM archives WHERE name = CAST(? AS TEXT)", (_bytes(name),))
-
     # ------------------------------------------------------------------------------------------------ the daemon itself
 
     def set_meta(self, **values: Any) -> None:

@@ -110,11 +110,6 @@ class Job:
     def finishing(self) -> bool:
         return self._finish is not None
 
-    @property
-    def working(self) -> bool:
-        """Is a thread of it alive?"""
-        return self._thread is not None and self._thread.is_alive()
-
     def uses(self, file: SourceFile) -> bool:
         """Might a thread of it still read ``file``?"""
         with self._condition:

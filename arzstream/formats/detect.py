@@ -18,8 +18,6 @@ __all__ = ["parser_for"]
 
 SAFETENSORS_NAMES = (".safetensors",)
 TORCH_NAMES = (".pt", ".pth", ".ckpt")
-MAYBE_TORCH_NAMES = (".bin", ".pyt", ".pt2", ".ptl", ".distcp")
-"""Names that PyTorch shares with others: that such a file is something else needs no remark."""
 PLAIN_NAMES = (
     ".json",
     ".jsonl",
