@@ -46,5 +46,6 @@ def command(archive: str, deep: bool, against: str | None, as_json: bool, quiet:
         checked = ["every stored byte checked"]
         checked += ["everything decoded, BLAKE3 and SHA-256 right"] if deep else []
         checked += [f"identical to {safe(against)}"] if against is not None else []
-        held = f"{size(report.bytes)}, {counted(report.tensors, 'tensor')}, {counted(report.files, 'file')} (links and folders too)"
+        files = f"{counted(report.files, 'file')} (links and folders too)"
+        held = f"{size(report.bytes)}, {counted(report.tensors, 'tensor')}, {files}"
         print(f"{safe(report.archive)}: good; {', '.join(checked)}; {held}, {duration(seconds)}")
