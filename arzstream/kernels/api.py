@@ -19,9 +19,11 @@ from arzstream.errors import ArzError, CorruptError
 __all__ = [
     "SLOTS",
     "backend",
+    "check",
     "cpu_features",
     "float_fast_decode",
     "histogram",
+    "kernels",
     "map_symbols",
     "merge_fields",
     "merge_planes",
@@ -50,6 +52,7 @@ _CAUSES = {
     2: "the number of escaped exponents is wrong",
     3: "bits that must be zero are not",
     4: "a stream does not fit",
+    5: "scales or frequency tables do not decode",
 }
 _backend: Any = None
 _native_error: str | None = None
@@ -78,9 +81,9 @@ def set_backend(choice: str) -> None:
     """
     global _backend
     if choice == "numpy":
-        from arzstream.kernels import numpy_reference
+        from arzstream.kernels import numpy_backend
 
-        _backend = numpy_reference
+        _backend = numpy_backend
         return
     native = _load_native()
     if native is None:
@@ -96,7 +99,8 @@ def set_backend(choice: str) -> None:
     _backend = native
 
 
-def _kernels() -> Any:
+def kernels() -> Any:
+    """The backend in use: the native module or its NumPy counterpart."""
     if _backend is None:
         set_backend(os.environ.get("ARZ_KERNELS") or "auto")
     return _backend
@@ -104,7 +108,7 @@ def _kernels() -> Any:
 
 def backend() -> str:
     """``"native"`` or ``"numpy"``."""
-    return "numpy" if _kernels().__name__.endswith("numpy_reference") else "native"
+    return "numpy" if kernels().__name__.endswith("numpy_backend") else "native"
 
 
 def native_error() -> str | None:
@@ -119,7 +123,8 @@ def cpu_features() -> list[str]:
     return list(native.isas()) if native else []
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raise CorruptError for a status other than 0."""
     if status:
         raise CorruptError(f"{_CAUSES.get(status, 'a stream is malformed')}; the chunk is damaged")
 
@@ -130,7 +135,7 @@ def split_planes(data: memoryview, stride: int) -> U8:
     if stride < 1 or len(source) % stride:
         raise ValueError(f"{len(source)} bytes do not make {stride} planes")
     planes = np.empty(len(source), np.uint8)
-    _kernels().split_planes(source, stride, planes)
+    kernels().split_planes(source, stride, planes)
     return planes
 
 
@@ -139,13 +144,13 @@ def merge_planes(planes: U8, stride: int, out: memoryview) -> None:
     target = np.frombuffer(out, np.uint8)
     if stride < 1 or len(target) % stride or len(planes) != len(target):
         raise ValueError(f"{len(planes)} bytes of {stride} planes do not make {len(target)} bytes")
-    _kernels().merge_planes(planes, stride, target)
+    kernels().merge_planes(planes, stride, target)
 
 
 def histogram(symbols: Exponents, size: int = 256) -> U32:
     """How often each symbol below ``size`` occurs in an array of uint8 (size 256) or uint16."""
     counts = np.empty(size, np.uint32)
-    _kernels().histogram(symbols, counts)
+    kernels().histogram(symbols, counts)
     return counts
 
 
@@ -165,7 +170,7 @@ def split_fields(data: U8, float_bits: tuple[int, int], log_segment: int) -> tup
     count = len(data) // itemsize
     exponents = np.empty(count, np.uint16 if exponent_bits > 8 else np.uint8)
     raw = np.empty(raw_size(count, mantissa_bits, log_segment), np.uint8)
-    _kernels().split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
+    kernels().split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
     return exponents, raw
 
 
@@ -175,7 +180,7 @@ def merge_fields(exponents: Exponents, raw: U8, float_bits: tuple[int, int], log
     itemsize = (1 + exponent_bits + mantissa_bits) // 8
     if len(out) != len(exponents) * itemsize or len(raw) != raw_size(len(exponents), mantissa_bits, log_segment):
         raise ValueError("exponents, raw streams and result do not fit each other")
-    _check(_kernels().merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out))
+    check(kernels().merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out))
 
 
 def split_pairs(
@@ -195,7 +200,7 @@ def split_pairs(
     escapes = np.empty(count + 1, np.uint16 if exponent_bits > 8 else np.uint8)
     escape_counts = np.empty(-(-count >> log_segment), np.uint32)
     pair_counts = np.empty(256, np.uint32)
-    total = _kernels().split_pairs(
+    total = kernels().split_pairs(
         data,
         itemsize,
         exponent_bits,
@@ -214,7 +219,7 @@ def split_pairs(
 def map_symbols(values: U16, places: U8) -> U8:
     """``places[values]``."""
     symbols = np.empty(len(values), np.uint8)
-    _kernels().map_symbols(values, places, symbols)
+    kernels().map_symbols(values, places, symbols)
     return symbols
 
 
@@ -227,7 +232,7 @@ def rans_encode(symbols: U8, per_segment: int, values: U8, freqs: U16) -> tuple[
     segments = -(-len(symbols) // per_segment)
     out = np.empty(2 * len(symbols) + STATE_BYTES * segments + 64, np.uint8)
     stream_bytes = np.empty(segments, np.uint32)
-    start = _kernels().rans_encode(symbols, per_segment, values, freqs, out, stream_bytes)
+    start = kernels().rans_encode(symbols, per_segment, values, freqs, out, stream_bytes)
     return out[start:], stream_bytes
 
 
@@ -235,7 +240,7 @@ def rans_decode(streams: U8, stream_bytes: U32, per_segment: int, values: U8, fr
     """Undo :func:`rans_encode` into ``symbols``. Raises CorruptError."""
     if len(stream_bytes) != -(-len(symbols) // per_segment):
         raise ValueError(f"{len(stream_bytes)} streams for {len(symbols)} symbols")
-    _check(_kernels().rans_decode(streams, stream_bytes, per_segment, values, freqs, symbols))
+    check(kernels().rans_decode(streams, stream_bytes, per_segment, values, freqs, symbols))
 
 
 def float_fast_decode(
@@ -258,8 +263,8 @@ def float_fast_decode(
     """
     exponent_bits, mantissa_bits = float_bits
     itemsize = (1 + exponent_bits + mantissa_bits) // 8
-    _check(
-        _kernels().float_fast_decode(
+    check(
+        kernels().float_fast_decode(
             payload,
             itemsize,
             exponent_bits,

@@ -71,18 +71,44 @@ def split_fields(
     exponents[...] = (values >> word(mantissa_bits)) & word((1 << exponent_bits) - 1)
     sign = (values >> word(8 * itemsize - 1)) << word(mantissa_bits)
     rest = sign | (values & word((1 << mantissa_bits) - 1))
-    whole, planes = divmod(mantissa_bits + 1, 8)
+    pack_rest(rest, mantissa_bits + 1, log_segment, raw)
+
+
+def pack_rest(rest: NDArray[Any], bits: int, log_segment: int, raw: U8) -> None:
+    """Raw streams of all segments from the low ``bits`` bits of each element: whole bytes, then bit planes."""
+    word = rest.dtype.type
+    whole, planes = divmod(bits, 8)
     at = 0
-    for first, end in _segments(len(values), log_segment):
+    for first, end in _segments(len(rest), log_segment):
         part = rest[first:end]
         if whole:
             size = len(part) * whole
-            raw[at : at + size].reshape(-1, whole)[...] = part.view(np.uint8).reshape(-1, itemsize)[:, :whole]
+            raw[at : at + size].reshape(-1, whole)[...] = part.view(np.uint8).reshape(-1, rest.itemsize)[:, :whole]
             at += size
         for j in range(planes):
-            bits = np.packbits((part >> word(8 * whole + j)).astype(np.uint8) & 1, bitorder="little")
-            raw[at : at + len(bits)] = bits
-            at += len(bits)
+            plane = np.packbits((part >> word(8 * whole + j)).astype(np.uint8) & 1, bitorder="little")
+            raw[at : at + len(plane)] = plane
+            at += len(plane)
+
+
+def unpack_rest(raw: U8, bits: int, log_segment: int, rest: NDArray[Any]) -> bool:
+    """Undo :func:`pack_rest` into ``rest``. False if bits that must be zero are not."""
+    word = rest.dtype.type
+    whole, planes = divmod(bits, 8)
+    at, clean = 0, True
+    for first, end in _segments(len(rest), log_segment):
+        count = end - first
+        part = np.zeros(count, rest.dtype)
+        if whole:
+            part.view(np.uint8).reshape(-1, rest.itemsize)[:, :whole] = raw[at : at + count * whole].reshape(-1, whole)
+            at += count * whole
+        for j in range(planes):
+            plane = raw[at : at + -(-count // 8)]
+            at += len(plane)
+            clean &= not (count % 8 and plane[-1] >> (count % 8))
+            part |= np.unpackbits(plane, count=count, bitorder="little").astype(rest.dtype) << word(8 * whole + j)
+        rest[first:end] = part
+    return clean
 
 
 def merge_fields(
@@ -97,25 +123,12 @@ def merge_fields(
     """Undo :func:`split_fields`. Returns a status."""
     values = out.view(f"<u{itemsize}")
     word = values.dtype.type
-    whole, planes = divmod(mantissa_bits + 1, 8)
-    at, status = 0, OK
-    for first, end in _segments(len(values), log_segment):
-        count = end - first
-        rest = np.zeros(count, values.dtype)
-        if whole:
-            low = rest.view(np.uint8).reshape(-1, itemsize)[:, :whole]
-            low[...] = raw[at : at + count * whole].reshape(-1, whole)
-            at += count * whole
-        for j in range(planes):
-            bits = raw[at : at + -(-count // 8)]
-            at += len(bits)
-            if count % 8 and bits[-1] >> (count % 8):
-                status = BAD_PADDING
-            rest |= np.unpackbits(bits, count=count, bitorder="little").astype(values.dtype) << word(8 * whole + j)
-        sign = (rest >> word(mantissa_bits)) << word(8 * itemsize - 1)
-        mantissa = rest & word((1 << mantissa_bits) - 1)
-        values[first:end] = sign | (exponents[first:end].astype(values.dtype) << word(mantissa_bits)) | mantissa
-    return status
+    rest = np.empty(len(values), values.dtype)
+    clean = unpack_rest(raw, mantissa_bits + 1, log_segment, rest)
+    sign = (rest >> word(mantissa_bits)) << word(8 * itemsize - 1)
+    mantissa = rest & word((1 << mantissa_bits) - 1)
+    values[...] = sign | (exponents.astype(values.dtype) << word(mantissa_bits)) | mantissa
+    return OK if clean else BAD_PADDING
 
 
 # ---- floats to symbols

@@ -1,0 +1,4 @@
+"""All NumPy kernels, by the names that they have in the native module."""
+
+from arzstream.kernels.numpy_context import *  # noqa: F403
+from arzstream.kernels.numpy_reference import *  # noqa: F403
