@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import SINGLE_GAIN, encode_floats
 from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
@@ -30,15 +31,23 @@ class Profile:
     """How much smaller than ``float_fast`` zstd must be to be chosen: it decodes several times slower."""
     thorough: bool
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
+    contexts: str | None = None
+    """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with; None for ``float_fast`` alone."""
+    simpler_below: int = 0
+    """Elements of a chunk below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
 
 
 PROFILES = {
     "fast": Profile((1,), (1,), single_gain=0.01, zstd_gain=0.03, thorough=False),
-    "balanced": Profile((3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False),
-    "max": Profile((12,), (1, 12), single_gain=0.0, zstd_gain=0.0, thorough=True),
+    "balanced": Profile(
+        (3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15
+    ),
+    "max": Profile(
+        (12,), (1, 12), single_gain=0.0, zstd_gain=0.0, thorough=True, contexts="max", simpler_below=1 << 62
+    ),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
 SAMPLE_PIECE, SAMPLE_MIN_PIECES, SAMPLE_SHARE = 2048, 16, 64
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and about 1/64 of a large chunk."""
 RAW_GAIN = 0.99
@@ -91,6 +100,19 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
     return encode_planes(data, best_stride, levels(best_stride), _stored_planes(best, best_stride))
 
 
+def _encode_floats(data: memoryview, ctx: ChunkContext, wish: Profile) -> tuple[int, bytes | None]:
+    """(codec number, payload) of the better of the codecs for floats."""
+    assert ctx.dtype.float_bits is not None
+    count = len(data) * 8 // (1 + sum(ctx.dtype.float_bits))
+    contexts = encode_ctx(data, ctx, EFFORTS[wish.contexts]) if wish.contexts else None
+    if contexts is not None and count >= wish.simpler_below:
+        return FLOAT_CTX, contexts
+    floats = encode_floats(data, ctx.dtype.float_bits, wish.single_gain)
+    if contexts is None or (floats is not None and len(floats) <= len(contexts)):
+        return FLOAT_FAST, floats
+    return FLOAT_CTX, contexts
+
+
 def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") -> tuple[int, bytes]:
     """(codec number, payload) for ``data``, never longer than ``data``.
 
@@ -104,9 +126,9 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
         return CONST, const
     best_id, best, limit = RAW, None, float(len(data))
     if ctx.dtype.float_bits:
-        floats = encode_floats(data, ctx.dtype.float_bits, wish.single_gain)
+        float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):
-            best_id, best, limit = FLOAT_FAST, floats, len(floats) * (1 - wish.zstd_gain)
+            best_id, best, limit = float_id, floats, len(floats) * (1 - wish.zstd_gain)
     if len(data):
         packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN))
         if packed is not None and len(packed) < limit:

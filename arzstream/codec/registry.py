@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arzstream.codec.base import Codec
 from arzstream.codec.const import Const
+from arzstream.codec.float_ctx import FloatCtx
 from arzstream.codec.float_fast import FloatFast
 from arzstream.codec.raw import Raw
 from arzstream.codec.zstd import Zstd
@@ -37,5 +38,5 @@ def name_of(codec_id: int) -> str:
     return codec.name if codec else f"codec-{codec_id}"
 
 
-for _codec in (Raw(), Const(), Zstd(), FloatFast()):
+for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx()):
     register(_codec)

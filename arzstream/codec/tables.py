@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from arzstream.errors import CorruptError
 from arzstream.kernels.api import SLOTS
 
-__all__ = ["COST_UNIT", "cost", "normalise", "parse", "serialise"]
+__all__ = ["COST_UNIT", "cost", "normalise", "parse", "prices", "serialise"]
 
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
@@ -73,6 +73,11 @@ def _price() -> I64:
 def cost(counts: NDArray[np.integer], freqs: U16) -> int:
     """What coding ``counts`` of each symbol with ``freqs`` takes, in bits · COST_UNIT. What occurs has a frequency."""
     return int(counts.astype(np.int64) @ _price()[freqs])
+
+
+def prices(freqs: U16) -> I64:
+    """Bits · COST_UNIT of one symbol of each of ``freqs``."""
+    return _price()[freqs]
 
 
 def serialise(freqs: U16) -> bytes:

@@ -1,0 +1,324 @@
+"""Codec 5: exponents and the top of mantissas entropy-coded under the scales of their row and column.
+
+What a lone checkpoint has to give beyond the distribution of its exponents: the density falls inside a binade, so the
+top bits of the mantissa are not uniform; and rows and columns have scales. A class is a scale's fraction of an octave,
+whole octaves shift the symbols: with two to eight tables all scales are covered, and a chunk can afford its own.
+Every decision is made here and in ``scales``; the kernels carry them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arzstream.codec import tables
+from arzstream.codec.base import ChunkContext
+from arzstream.codec.refine import refine
+from arzstream.codec.scales import Scales, measure_scales, rice_bits, rice_parameters
+from arzstream.errors import CorruptError
+from arzstream.kernels import context
+
+__all__ = ["EFFORTS", "Effort", "FloatCtx", "encode_ctx"]
+
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+
+_HEADER = struct.Struct("<BBBBBBhII")
+_ROWS, _COLS = 1, 2
+_NONE = np.empty(0, np.uint8)
+MIN_ROW = 16
+"""Elements of a row, at least."""
+MAX_LOG_CLASSES = 3
+TOP_BITS = 2
+"""Mantissa bits in the symbol. A third would save 0.003 bits of a Gaussian and lose as much again: twice the symbols, each
+with at least one slot of 4096, and tables twice as long."""
+TAIL, TAIL_OCTAVES = 6, 6
+"""Magnitudes below the 2^-TAIL quantile by more than so many octaves are escaped: one in 8000 of a Gaussian. Symbols of
+their own would take more slots than they are worth."""
+FLAT_ROW = 128
+"""Length of the rows that elements without a matrix of their own are cut into."""
+SAMPLE = 1 << 14
+"""Elements that settings are chosen by, about; whole rows of them where there are rows."""
+SKEW = 0.3
+"""Share of one sign below which signs are coded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is tried: log2 of segments' length, log2 of the numbers of classes, and the share of a chunk (1 / n)
+    that settings are compared on."""
+
+    log_segment: int
+    log_classes: tuple[int, ...]
+    sample: int
+    refinements: int
+
+
+EFFORTS = {
+    "balanced": Effort(19, (1, 2), SAMPLE, 0),
+    "max": Effort(20, (1, 2, 3), 1 << 20, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """Which scales are used, and how finely."""
+
+    use_rows: bool
+    use_cols: bool
+    log_classes: int
+
+
+# ---- what the elements are like
+
+
+def _trailing_zeros(x: int, most: int) -> int:
+    return min(most, (x & -x).bit_length() - 1) if x else most
+
+
+def _choose_cut(values: NDArray[np.unsignedinteger], float_bits: tuple[int, int]) -> context.Cut:
+    """How to cut the elements: low bits that are always zero are dropped, a sign that is always 0 too."""
+    exponent_bits, mantissa_bits = float_bits
+    sign_at = exponent_bits + mantissa_bits
+    some = values[:: max(1, len(values) // SAMPLE)]
+    seen = int(np.bitwise_or.reduce(some))
+    negative = np.count_nonzero(some >> some.dtype.type(sign_at))
+    if not seen & 1 or not negative:
+        seen = int(np.bitwise_or.reduce(values))
+    dropped = _trailing_zeros(seen, mantissa_bits)
+    left = mantissa_bits - dropped
+    top = left if left <= TOP_BITS + 1 else TOP_BITS
+    if not seen >> sign_at:
+        sign = context.SIGN_NONE
+    else:
+        rarer = min(negative, len(some) - negative)
+        sign = context.SIGN_CODED if rarer < SKEW * len(some) else context.SIGN_RAW
+    return context.Cut(exponent_bits, mantissa_bits, dropped, top, sign)
+
+
+def _row_length(count: int, ctx: ChunkContext) -> tuple[int, bool]:
+    """(length of rows, whether its columns mean anything)."""
+    cols = ctx.cols * ctx.dtype.components
+    if cols >= MIN_ROW and count >= 2 * cols:
+        return cols, True
+    return max(MIN_ROW, min(FLAT_ROW, count)), False
+
+
+# ---- choosing
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Whole rows of a chunk, evenly spaced: their numbers, and the magnitudes of shape (rows, row length)."""
+
+    rows: NDArray[np.intp]
+    mag: I64
+    sign: I64
+
+    @classmethod
+    def of(cls, high: U16, cut: context.Cut, row_len: int, size: int) -> _Sample:
+        whole = len(high) // row_len
+        if not whole:
+            grid, rows = high.reshape(1, -1), np.zeros(1, np.intp)
+        else:
+            n = min(whole, max(4, size // row_len))
+            rows = np.arange(n) * whole // n
+            grid = high[: whole * row_len].reshape(whole, row_len)[rows]
+        mask = (1 << cut.mag_bits) - 1
+        return cls(rows, (grid & np.uint16(mask)).astype(np.int64), (grid >> np.uint16(cut.mag_bits)).astype(np.int64))
+
+    def scales(self, rows: U8, cols: U8) -> I64:
+        total = np.zeros(self.mag.shape, np.int64)
+        if len(rows):
+            total += rows[self.rows].astype(np.int64)[:, None]
+        if len(cols):
+            total += cols[: self.mag.shape[1]].astype(np.int64)
+        return total
+
+
+def _window_base(place: I64, mag: I64, cut: context.Cut) -> int:
+    """Where the window of symbols begins: where nearly nothing is below, if it then reaches an octave above the largest
+    magnitude of the sample; else so that it does."""
+    infinite = ((1 << cut.exponent_bits) - 1) << cut.top
+    usual = np.sort(place[(mag > 0) & (mag < infinite)])
+    if not len(usual):
+        return 0
+    octave, size = 1 << cut.top, context.WINDOW // cut.step
+    low = max(int(usual[0]) - octave, int(usual[len(usual) >> TAIL]) - TAIL_OCTAVES * octave)
+    return max(-(1 << 15), low, int(usual[-1]) + octave + 1 - size)
+
+
+def _sampled_bits(sample: _Sample, cut: context.Cut, scales: Scales, setting: _Setting, count: int) -> int:
+    """Bits of a chunk of ``count`` elements under ``setting``, as the sample has it, without what never changes."""
+    rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
+    total = sample.scales(rows, cols)
+    place = sample.mag - ((total >> setting.log_classes) << cut.top)
+    base = _window_base(place, sample.mag, cut)
+    size = context.WINDOW // cut.step
+    inside = (place >= base) & (place < base + size)
+    symbol = context.FIRST + (place - base) * cut.step
+    if cut.sign_mode == context.SIGN_CODED:
+        symbol += sample.sign
+    symbol = np.where(inside, symbol, np.where(sample.mag == 0, context.ZERO, context.ESCAPE))
+    classes = 1 << setting.log_classes
+    joint = ((total & (classes - 1)) << 8) + symbol
+    counts = np.bincount(joint.reshape(-1), minlength=classes * 256).reshape(classes, 256)
+    sampled = counts.sum()
+    bits = sum(tables.cost(c, tables.normalise(c)) for c in counts if c.any()) // tables.COST_UNIT
+    bits += 16 * int(counts[:, context.ESCAPE].sum())
+    used = int(np.count_nonzero(counts))
+    # A table fitted to a sample flatters it by about 0.72 bits an entry; in the payload an entry takes about 4 bits.
+    extra = used * (count * 3 // (4 * int(sampled)) + 4)
+    for side in (rows, cols):
+        if len(side):
+            extra += rice_bits(side, *rice_parameters(side))
+    return bits * count // int(sampled) + extra
+
+
+def _choose(
+    sample: _Sample, cut: context.Cut, scales: Scales, columns: bool, count: int, log_classes: tuple[int, ...]
+) -> _Setting:
+    """The setting with the fewest bits; first which scales are used, then how finely."""
+
+    def bits(setting: _Setting) -> int:
+        return _sampled_bits(sample, cut, scales, setting, count)
+
+    middle = log_classes[len(log_classes) // 2 - 1] if len(log_classes) > 1 else log_classes[0]
+    sides = [_Setting(False, False, 0), _Setting(True, False, middle)]
+    if columns:
+        sides += [_Setting(True, True, middle), _Setting(False, True, middle)]
+    best = min(sides, key=bits)
+    if not (best.use_rows or best.use_cols):
+        return best
+    return min((dataclasses.replace(best, log_classes=k) for k in log_classes), key=bits)
+
+
+# ---- encoding
+
+
+def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | None:
+    """Payload for a chunk of floats; None if there are none."""
+    float_bits = ctx.dtype.float_bits
+    if float_bits is None or not len(data):
+        return None
+    elements = np.frombuffer(data, np.uint8)
+    cut = _choose_cut(elements.view(f"<u{(1 + sum(float_bits)) // 8}"), float_bits)
+    high, raw = context.split_high(elements, cut, effort.log_segment)
+    row_len, columns = _row_length(len(high), ctx)
+    sample = _Sample.of(high, cut, row_len, effort.sample)
+    scales = measure_scales(high, cut, row_len, sample.mag.reshape(-1).astype(np.uint16))
+    setting = _choose(sample, cut, scales, columns, len(high), effort.log_classes)
+    rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
+    cols = cols[: len(high)]
+    place = sample.mag - ((sample.scales(rows, cols) >> setting.log_classes) << cut.top)
+    base = _window_base(place, sample.mag, cut)
+
+    def coded() -> tuple[U8, U8, U16, U32, U16]:
+        symbols, classes, escapes, escape_counts, counts = context.ctx_symbols(
+            high, cut, row_len, rows, cols, base, setting.log_classes, effort.log_segment
+        )
+        return symbols, classes, escapes, escape_counts, _normalised(counts)
+
+    symbols, classes, escapes, escape_counts, freqs = coded()
+    if (len(rows) or len(cols)) and len(high) % row_len == 0:
+        for _ in range(effort.refinements):
+            rows, cols = refine(high, cut, row_len, rows, cols, base, setting.log_classes, freqs)
+            symbols, classes, escapes, escape_counts, freqs = coded()
+    streams, stream_bytes = context.rans_ctx_encode(symbols, classes, 1 << effort.log_segment, freqs)
+    model = context.ctx_model_encode(_with_rice(rows), _with_rice(cols), freqs, cut.top, cut.step, base)
+    flags = _ROWS * setting.use_rows | _COLS * setting.use_cols
+    head = _HEADER.pack(
+        cut.sign_mode, cut.dropped, cut.top, effort.log_segment, setting.log_classes, flags, base, row_len, len(model)
+    )
+    segments = np.stack([stream_bytes, escape_counts], axis=1).astype("<u4")
+    return b"".join([head, model, bytes(-len(model) % 8), segments.tobytes(), raw.data, streams.data, escapes.tobytes()])
+
+
+def _normalised(counts: U32) -> U16:
+    freqs = np.zeros(counts.shape, np.uint16)
+    for k, of_class in enumerate(counts):
+        if of_class.any():
+            freqs[k] = tables.normalise(of_class)
+    return freqs
+
+
+def _with_rice(scales: U8) -> tuple[U8, int, int]:
+    return (scales, *rice_parameters(scales)) if len(scales) else (scales, 0, 0)
+
+
+# ---- decoding
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise CorruptError(f"a float_ctx chunk has {what}; the chunk is damaged")
+
+
+def _largest(scales: U8) -> int:
+    return int(scales.max()) if len(scales) else 0
+
+
+class FloatCtx:
+    id = 5
+    name = "float_ctx"
+
+    def encode(self, data: memoryview, ctx: ChunkContext) -> bytes | None:
+        """None for types without an exponent field, and for an empty chunk."""
+        return encode_ctx(data, ctx, EFFORTS["balanced"])
+
+    def decode(self, payload: memoryview, out: memoryview, ctx: ChunkContext) -> None:
+        _require(ctx.dtype.float_bits is not None, "elements that are not floats")
+        assert ctx.dtype.float_bits is not None
+        exponent_bits, mantissa_bits = ctx.dtype.float_bits
+        count, odd = divmod(len(out) * 8, 1 + exponent_bits + mantissa_bits)
+        _require(not odd and count > 0 and len(payload) >= _HEADER.size, "a wrong length")
+        sign, dropped, top, log_segment, log_classes, flags, base, row_len, model = _HEADER.unpack_from(payload)
+        _require(
+            sign <= context.SIGN_CODED
+            and dropped + top <= mantissa_bits
+            and exponent_bits + top <= 15
+            and 10 <= log_segment <= 24
+            and log_classes <= MAX_LOG_CLASSES
+            and flags <= _ROWS | _COLS
+            and row_len >= MIN_ROW,
+            "a bad header",
+        )
+        cut = context.Cut(exponent_bits, mantissa_bits, dropped, top, sign)
+        segments_at = _HEADER.size + model + -model % 8
+        n_segments = -(-count >> log_segment)
+        raw_at = segments_at + 8 * n_segments
+        _require(len(payload) >= raw_at, "a model that is too long")
+        _require(not any(payload[_HEADER.size + model : segments_at]), "bits that must be zero")
+        bits = np.frombuffer(payload, np.uint8, model, _HEADER.size)
+        n_rows = -(-count // row_len) if flags & _ROWS else 0
+        n_cols = min(row_len, count) if flags & _COLS else 0
+        rows, cols, freqs = context.ctx_model_decode(bits, n_rows, n_cols, 1 << log_classes, top, cut.step, base)
+        _require(_largest(rows) + _largest(cols) <= 255, "scales out of range")
+
+        segments = np.frombuffer(payload, "<u4", 2 * n_segments, segments_at).reshape(n_segments, 2)
+        symbol_bytes, escape_counts = np.ascontiguousarray(segments.T)
+        symbols_at = raw_at + cut.raw_size(count, log_segment)
+        escapes_at = symbols_at + int(symbol_bytes.sum(dtype=np.int64))
+        _require(escapes_at + 2 * int(escape_counts.sum(dtype=np.int64)) == len(payload), "streams of a wrong length")
+        context.float_ctx_decode(
+            np.frombuffer(payload, np.uint8),
+            cut,
+            log_segment,
+            row_len,
+            rows,
+            cols,
+            log_classes,
+            base,
+            freqs,
+            (raw_at, symbols_at, escapes_at),
+            symbol_bytes,
+            escape_counts,
+            np.frombuffer(out, np.uint8),
+        )
+
+

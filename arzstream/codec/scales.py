@@ -1,0 +1,106 @@
+"""Scales of rows and columns: what makes the floats of a matrix predictable beyond their common distribution.
+
+A weight's magnitude is distributed around the scale of its row times the scale of its column. Both are estimated as
+mean magnitudes, in integers throughout, so that every machine finds the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arzstream.kernels import context
+
+__all__ = ["LOG_UNIT", "Scales", "measure_scales", "rice_bits", "rice_lengths", "rice_parameters"]
+
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+I64 = NDArray[np.int64]
+
+LOG_UNIT = 3
+"""Scales are measured in units of 1/8 octave: log2 of the units in an octave."""
+_STEPS = np.array([2**32 * 2 ** ((2 * k - 1) / 16) / 2 for k in range(1, 9)]).astype(np.uint64)
+"""Mantissas, of 32 bits, from which on log2 is rounded up by k eighths; far enough from integers for any library."""
+_TOP_VALUE = 24
+"""Bits of the largest magnitude in the sums: smaller ones count down to 2^-24 of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Logarithms of scales, in 1/8 octave above the smallest that is not clipped."""
+
+    rows: I64
+    cols: I64
+
+    def quantised(self, use_rows: bool, use_cols: bool, log_classes: int) -> tuple[U8, U8]:
+        """Scales in 1 / 2^log_classes octaves, as bytes whose largest sum is at most 255; empty where not used."""
+        shift = LOG_UNIT - log_classes
+        cols = _rounded(self.cols - self.cols.min(), shift) if use_cols else np.empty(0, np.int64)
+        most = min(200, int(cols.max())) if use_cols else 0
+        rows = _rounded(self.rows - self.rows.max(), shift) if use_rows else np.empty(0, np.int64)
+        if use_rows:
+            rows = np.maximum(rows, -(255 - most))
+            rows -= rows.min()
+        return rows.astype(np.uint8), np.minimum(cols, most).astype(np.uint8)
+
+
+def _rounded(x: I64, shift: int) -> I64:
+    return (x + (1 << shift >> 1)) >> shift
+
+
+def _log2(sums: NDArray[np.uint64]) -> I64:
+    """round(8 · log2(x)), of 0 as of 1. Exact: x is below 2^53, and only its leading 32 bits are compared."""
+    mantissa, exponent = np.frexp(np.maximum(sums, 1).astype(np.float64))
+    leading = (mantissa * 2.0**32).astype(np.uint64)
+    above = np.searchsorted(_STEPS, leading, side="right")
+    return (exponent.astype(np.int64) - 1) * 8 + above
+
+
+def magnitudes(sample: U16, cut: context.Cut) -> NDArray[np.uint32]:
+    """For each magnitude field its middle, as a fraction of the largest in ``sample`` that is finite."""
+    size, infinite = 1 << cut.mag_bits, ((1 << cut.exponent_bits) - 1) << cut.top
+    finite = sample[sample < infinite]
+    top = (int(finite.max()) if len(finite) else 0) >> cut.top
+    fields = np.arange(size, dtype=np.int64)
+    exponent, fraction = fields >> cut.top, fields & ((1 << cut.top) - 1)
+    whole = (2 * ((exponent > 0) * (1 << cut.top) + fraction) + 1) << (_TOP_VALUE - cut.top)
+    lut = whole >> np.clip(top - np.maximum(exponent, 1), 0, 62)
+    lut[0] = 0
+    return np.where(exponent > top, 2 << _TOP_VALUE, np.maximum(lut, fields > 0)).astype(np.uint32)
+
+
+def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Scales:
+    """Scales of the rows of ``row_len`` elements, then of the columns of what they leave.
+
+    ``sample``: some of the magnitudes, from which the range of the sums is taken.
+    """
+    lut = magnitudes(sample, cut)
+    sums = context.row_sums(high, row_len, lut)
+    tail = len(high) % row_len
+    if tail:
+        sums[-1] = int(sums[-1]) * row_len // tail
+    rows = _log2(sums)
+    units = ((rows - rows.max()) << cut.top) >> LOG_UNIT
+    adjust = np.maximum(units, -(1 << 14)).astype(np.int16)
+    cols = _log2(context.col_sums(high, row_len, lut, adjust))
+    return Scales(rows, cols)
+
+
+def rice_lengths(scales: NDArray[np.integer], centre: int, k: int) -> I64:
+    """Bits of each of ``scales`` in the model stream."""
+    d = scales.astype(np.int64) - centre
+    q = np.where(d > 0, 2 * d - 1, -2 * d) >> k
+    return np.where(q < 12, q + 1 + k, 21)
+
+
+def rice_bits(scales: U8, centre: int, k: int) -> int:
+    """Bits of ``scales`` in the model stream, with the parameters."""
+    return 11 + int(rice_lengths(scales, centre, k).sum())
+
+
+def rice_parameters(scales: U8) -> tuple[int, int]:
+    """(centre, k) that make ``scales`` short in the model stream."""
+    centre = int(np.sort(scales)[len(scales) // 2])
+    return centre, min(range(6), key=lambda k: rice_bits(scales, centre, k))
