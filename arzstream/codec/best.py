@@ -34,11 +34,11 @@ class Profile:
     contexts: str | None = None
     """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with; None for ``float_fast`` alone."""
     simpler_below: int = 0
-    """Elements of a chunk below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
+    """Elements below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
 
 
 PROFILES = {
-    "fast": Profile((1,), (1,), single_gain=0.01, zstd_gain=0.03, thorough=False),
+    "fast": Profile((1,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.03, thorough=False),
     "balanced": Profile(
         (3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15
     ),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.refine import refine
-from arzstream.codec.scales import Scales, measure_scales, rice_bits, rice_parameters
+from arzstream.codec.scales import Scales, measure_scales, rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import context
 
@@ -26,7 +26,6 @@ __all__ = ["EFFORTS", "Effort", "FloatCtx", "encode_ctx"]
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
-I64 = NDArray[np.int64]
 
 _HEADER = struct.Struct("<BBBBBBhII")
 _ROWS, _COLS = 1, 2
@@ -35,8 +34,8 @@ MIN_ROW = 16
 """Elements of a row, at least."""
 MAX_LOG_CLASSES = 3
 TOP_BITS = 2
-"""Mantissa bits in the symbol. A third would save 0.003 bits of a Gaussian and lose as much again: twice the symbols, each
-with at least one slot of 4096, and tables twice as long."""
+"""Mantissa bits in the symbol. A third would save 0.003 bits of a Gaussian and lose as much again: twice the symbols,
+each with at least one slot of 4096, and tables twice as long."""
 TAIL, TAIL_OCTAVES = 6, 6
 """Magnitudes below the 2^-TAIL quantile by more than so many octaves are escaped: one in 8000 of a Gaussian. Symbols of
 their own would take more slots than they are worth."""
@@ -61,7 +60,7 @@ class Effort:
 
 EFFORTS = {
     "balanced": Effort(19, (1, 2), SAMPLE, 0),
-    "max": Effort(20, (1, 2, 3), 1 << 20, 2),
+    "max": Effort(20, (1, 2, 3), 1 << 16, 2),
 }
 
 
@@ -114,70 +113,61 @@ def _row_length(count: int, ctx: ChunkContext) -> tuple[int, bool]:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Whole rows of a chunk, evenly spaced: their numbers, and the magnitudes of shape (rows, row length)."""
+    """Whole rows of a chunk, evenly spaced: their numbers, and their high parts one after the other."""
 
     rows: NDArray[np.intp]
-    mag: I64
-    sign: I64
+    row_len: int
+    high: U16
 
     @classmethod
-    def of(cls, high: U16, cut: context.Cut, row_len: int, size: int) -> _Sample:
+    def of(cls, high: U16, row_len: int, size: int) -> _Sample:
         whole = len(high) // row_len
         if not whole:
-            grid, rows = high.reshape(1, -1), np.zeros(1, np.intp)
-        else:
-            n = min(whole, max(4, size // row_len))
-            rows = np.arange(n) * whole // n
-            grid = high[: whole * row_len].reshape(whole, row_len)[rows]
-        mask = (1 << cut.mag_bits) - 1
-        return cls(rows, (grid & np.uint16(mask)).astype(np.int64), (grid >> np.uint16(cut.mag_bits)).astype(np.int64))
+            return cls(np.zeros(1, np.intp), row_len, high)
+        n = min(whole, max(4, size // row_len))
+        rows = np.arange(n) * whole // n
+        return cls(rows, row_len, high[: whole * row_len].reshape(whole, row_len)[rows].reshape(-1))
 
-    def scales(self, rows: U8, cols: U8) -> I64:
-        total = np.zeros(self.mag.shape, np.int64)
+    def scales(self, rows: U8, cols: U8) -> NDArray[np.int32]:
+        """S of each element."""
+        total = np.zeros((len(self.rows), min(self.row_len, len(self.high))), np.int32)
         if len(rows):
-            total += rows[self.rows].astype(np.int64)[:, None]
+            total += rows[self.rows].astype(np.int32)[:, None]
         if len(cols):
-            total += cols[: self.mag.shape[1]].astype(np.int64)
-        return total
+            total += cols[: total.shape[1]].astype(np.int32)
+        return total.reshape(-1)
 
 
-def _window_base(place: I64, mag: I64, cut: context.Cut) -> int:
+def _window_base(sample: _Sample, cut: context.Cut, rows: U8, cols: U8, log_classes: int) -> int:
     """Where the window of symbols begins: where nearly nothing is below, if it then reaches an octave above the largest
     magnitude of the sample; else so that it does."""
     infinite = ((1 << cut.exponent_bits) - 1) << cut.top
-    usual = np.sort(place[(mag > 0) & (mag < infinite)])
-    if not len(usual):
+    mag = (sample.high & np.uint16((1 << cut.mag_bits) - 1)).astype(np.int32)
+    usual = (mag > 0) & (mag < infinite)
+    place = (mag - ((sample.scales(rows, cols) >> log_classes) << cut.top))[usual]
+    if not len(place):
         return 0
-    octave, size = 1 << cut.top, context.WINDOW // cut.step
-    low = max(int(usual[0]) - octave, int(usual[len(usual) >> TAIL]) - TAIL_OCTAVES * octave)
-    return max(-(1 << 15), low, int(usual[-1]) + octave + 1 - size)
+    octave, size, lowest = 1 << cut.top, context.WINDOW // cut.step, int(place.min())
+    below = np.cumsum(np.bincount(place - lowest))
+    quantile = lowest + int(np.searchsorted(below, len(place) >> TAIL, side="right"))
+    low = max(lowest - octave, quantile - TAIL_OCTAVES * octave)
+    return max(-(1 << 15), low, lowest + len(below) + octave - size)
 
 
 def _sampled_bits(sample: _Sample, cut: context.Cut, scales: Scales, setting: _Setting, count: int) -> int:
     """Bits of a chunk of ``count`` elements under ``setting``, as the sample has it, without what never changes."""
     rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
-    total = sample.scales(rows, cols)
-    place = sample.mag - ((total >> setting.log_classes) << cut.top)
-    base = _window_base(place, sample.mag, cut)
-    size = context.WINDOW // cut.step
-    inside = (place >= base) & (place < base + size)
-    symbol = context.FIRST + (place - base) * cut.step
-    if cut.sign_mode == context.SIGN_CODED:
-        symbol += sample.sign
-    symbol = np.where(inside, symbol, np.where(sample.mag == 0, context.ZERO, context.ESCAPE))
-    classes = 1 << setting.log_classes
-    joint = ((total & (classes - 1)) << 8) + symbol
-    counts = np.bincount(joint.reshape(-1), minlength=classes * 256).reshape(classes, 256)
-    sampled = counts.sum()
-    bits = sum(tables.cost(c, tables.normalise(c)) for c in counts if c.any()) // tables.COST_UNIT
-    bits += 16 * int(counts[:, context.ESCAPE].sum())
-    used = int(np.count_nonzero(counts))
+    base = _window_base(sample, cut, rows, cols, setting.log_classes)
+    some = rows[sample.rows] if len(rows) else rows
+    *_, counts = context.ctx_symbols(sample.high, cut, sample.row_len, some, cols, base, setting.log_classes, 24)
+    bits = tables.entropy(counts) // tables.COST_UNIT + 16 * int(counts[:, context.ESCAPE].sum())
+    sampled, used = len(sample.high), int(np.count_nonzero(counts))
     # A table fitted to a sample flatters it by about 0.72 bits an entry; in the payload an entry takes about 4 bits.
-    extra = used * (count * 3 // (4 * int(sampled)) + 4)
+    extra = used * (count * 3 // (4 * sampled) + 4)
     for side in (rows, cols):
         if len(side):
-            extra += rice_bits(side, *rice_parameters(side))
-    return bits * count // int(sampled) + extra
+            extra += rice_parameters(side)[2]
+    return bits * count // sampled + extra
 
 
 def _choose(
@@ -210,13 +200,12 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
     cut = _choose_cut(elements.view(f"<u{(1 + sum(float_bits)) // 8}"), float_bits)
     high, raw = context.split_high(elements, cut, effort.log_segment)
     row_len, columns = _row_length(len(high), ctx)
-    sample = _Sample.of(high, cut, row_len, effort.sample)
-    scales = measure_scales(high, cut, row_len, sample.mag.reshape(-1).astype(np.uint16))
+    sample = _Sample.of(high, row_len, effort.sample)
+    scales = measure_scales(high, cut, row_len, sample.high & np.uint16((1 << cut.mag_bits) - 1))
     setting = _choose(sample, cut, scales, columns, len(high), effort.log_classes)
     rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
     cols = cols[: len(high)]
-    place = sample.mag - ((sample.scales(rows, cols) >> setting.log_classes) << cut.top)
-    base = _window_base(place, sample.mag, cut)
+    base = _window_base(sample, cut, rows, cols, setting.log_classes)
 
     def coded() -> tuple[U8, U8, U16, U32, U16]:
         symbols, classes, escapes, escape_counts, counts = context.ctx_symbols(
@@ -236,7 +225,9 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
         cut.sign_mode, cut.dropped, cut.top, effort.log_segment, setting.log_classes, flags, base, row_len, len(model)
     )
     segments = np.stack([stream_bytes, escape_counts], axis=1).astype("<u4")
-    return b"".join([head, model, bytes(-len(model) % 8), segments.tobytes(), raw.data, streams.data, escapes.tobytes()])
+    return b"".join(
+        [head, model, bytes(-len(model) % 8), segments.tobytes(), raw.data, streams.data, escapes.tobytes()]
+    )
 
 
 def _normalised(counts: U32) -> U16:
@@ -248,7 +239,7 @@ def _normalised(counts: U32) -> U16:
 
 
 def _with_rice(scales: U8) -> tuple[U8, int, int]:
-    return (scales, *rice_parameters(scales)) if len(scales) else (scales, 0, 0)
+    return (scales, *rice_parameters(scales)[:2]) if len(scales) else (scales, 0, 0)
 
 
 # ---- decoding
@@ -320,5 +311,3 @@ class FloatCtx:
             escape_counts,
             np.frombuffer(out, np.uint8),
         )
-
-

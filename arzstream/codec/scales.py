@@ -7,13 +7,14 @@ mean magnitudes, in integers throughout, so that every machine finds the same on
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.kernels import context
 
-__all__ = ["LOG_UNIT", "Scales", "measure_scales", "rice_bits", "rice_lengths", "rice_parameters"]
+__all__ = ["LOG_UNIT", "Scales", "measure_scales", "rice_lengths", "rice_parameters"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -23,6 +24,10 @@ LOG_UNIT = 3
 """Scales are measured in units of 1/8 octave: log2 of the units in an octave."""
 _STEPS = np.array([2**32 * 2 ** ((2 * k - 1) / 16) / 2 for k in range(1, 9)]).astype(np.uint64)
 """Mantissas, of 32 bits, from which on log2 is rounded up by k eighths; far enough from integers for any library."""
+MAX_RICE = 5
+"""Largest Rice parameter that is tried."""
+COLUMN_SAMPLE = 512
+"""Rows that the scales of columns are measured on, at least, where there are more."""
 _TOP_VALUE = 24
 """Bits of the largest magnitude in the sums: smaller ones count down to 2^-24 of it."""
 
@@ -84,23 +89,33 @@ def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Sc
     rows = _log2(sums)
     units = ((rows - rows.max()) << cut.top) >> LOG_UNIT
     adjust = np.maximum(units, -(1 << 14)).astype(np.int16)
+    step = len(high) // row_len // COLUMN_SAMPLE
+    if step > 1:
+        whole = len(high) // row_len
+        high = np.ascontiguousarray(high[: whole * row_len].reshape(whole, row_len)[::step]).reshape(-1)
+        adjust = np.ascontiguousarray(adjust[:whole][::step])
     cols = _log2(context.col_sums(high, row_len, lut, adjust))
     return Scales(rows, cols)
 
 
+@functools.cache
+def _rice_table() -> I64:
+    """Bits of the difference d from the centre with parameter k: entry (k, 255 + d)."""
+    d = np.arange(-255, 256)
+    u = np.where(d > 0, 2 * d - 1, -2 * d)
+    return np.stack([np.where(u >> k < 12, (u >> k) + 1 + k, 21) for k in range(MAX_RICE + 1)])
+
+
 def rice_lengths(scales: NDArray[np.integer], centre: int, k: int) -> I64:
-    """Bits of each of ``scales`` in the model stream."""
-    d = scales.astype(np.int64) - centre
-    q = np.where(d > 0, 2 * d - 1, -2 * d) >> k
-    return np.where(q < 12, q + 1 + k, 21)
+    """Bits of each of ``scales``, from 0 to 255, in the model stream."""
+    lengths: I64 = _rice_table()[k]
+    return lengths[scales.astype(np.int64) + (255 - centre)]
 
 
-def rice_bits(scales: U8, centre: int, k: int) -> int:
-    """Bits of ``scales`` in the model stream, with the parameters."""
-    return 11 + int(rice_lengths(scales, centre, k).sum())
-
-
-def rice_parameters(scales: U8) -> tuple[int, int]:
-    """(centre, k) that make ``scales`` short in the model stream."""
-    centre = int(np.sort(scales)[len(scales) // 2])
-    return centre, min(range(6), key=lambda k: rice_bits(scales, centre, k))
+def rice_parameters(scales: U8) -> tuple[int, int, int]:
+    """(centre, parameter k, bits with both) that make ``scales`` short in the model stream."""
+    counts = np.bincount(scales, minlength=256)
+    centre = int(np.searchsorted(np.cumsum(counts), len(scales) // 2, side="right"))
+    bits = _rice_table()[:, 255 - centre : 511 - centre] @ counts
+    k = int(bits.argmin())
+    return centre, k, 11 + int(bits[k])

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from arzstream.errors import CorruptError
 from arzstream.kernels.api import SLOTS
 
-__all__ = ["COST_UNIT", "cost", "normalise", "parse", "prices", "serialise"]
+__all__ = ["COST_UNIT", "ENTROPY_BITS", "cost", "entropy", "normalise", "parse", "prices", "serialise"]
 
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 COST_UNIT = 1 << 16
 """Costs are in bits divided by this."""
+ENTROPY_BITS = 17
 
 
 def normalise(counts: NDArray[np.integer]) -> U16:
@@ -52,22 +53,43 @@ def normalise(counts: NDArray[np.integer]) -> U16:
     return freqs
 
 
-@functools.cache
-def _price() -> I64:
-    """Entry f: round-to-nearest of COST_UNIT · log2(4096 / f), by squaring (no floating point); entry 0 is 0."""
-    f = np.arange(SLOTS + 1, dtype=np.uint64)
-    f[0] = SLOTS
+def _log2(x: I64) -> I64:
+    """Round-to-nearest of COST_UNIT · log2(x) for x from 1 to 2^31, by squaring (no floating point)."""
+    f = x.astype(np.uint64)
     whole = np.zeros(len(f), np.int64)
-    for k in range(1, 13):
+    for k in range(1, 32):
         whole += f >= 1 << k
-    x = f << (31 - whole).astype(np.uint64)  # f / 2^whole in [1, 2) with 31 bits below the point
+    y = f << (31 - whole).astype(np.uint64)  # x / 2^whole in [1, 2) with 31 bits below the point
     log = np.zeros(len(f), np.int64)
     for _ in range(17):
-        x = x * x >> np.uint64(31)
-        carry = x >> np.uint64(32)
-        x >>= carry
+        y = y * y >> np.uint64(31)
+        carry = y >> np.uint64(32)
+        y >>= carry
         log = log << 1 | carry.astype(np.int64)
-    return 12 * COST_UNIT - (whole * COST_UNIT + (log + 1 >> 1))
+    return whole * COST_UNIT + (log + 1 >> 1)
+
+
+@functools.cache
+def _price() -> I64:
+    """Entry f: COST_UNIT · log2(4096 / f); entry 0 is 0."""
+    f = np.arange(SLOTS + 1, dtype=np.int64)
+    f[0] = SLOTS
+    return 12 * COST_UNIT - _log2(f)
+
+
+@functools.cache
+def _weighted_log() -> I64:
+    """Entry c: c · COST_UNIT · log2(c)."""
+    c = np.arange(1 << ENTROPY_BITS, dtype=np.int64)
+    return c * _log2(np.maximum(c, 1))
+
+
+def entropy(counts: NDArray[np.integer]) -> int:
+    """What an ideal coder takes for ``counts`` of each symbol, in bits · COST_UNIT; shape (tables, symbols).
+
+    The counts must sum to less than 2^ENTROPY_BITS.
+    """
+    return int(_weighted_log()[counts.sum(axis=1)].sum() - _weighted_log()[counts].sum())
 
 
 def cost(counts: NDArray[np.integer], freqs: U16) -> int:

@@ -13,6 +13,7 @@ from arzstream.kernels.api import STATE_BYTES, check, kernels
 __all__ = [
     "ESCAPE",
     "FIRST",
+    "MOVES",
     "SIGN_CODED",
     "SIGN_NONE",
     "SIGN_RAW",
@@ -24,6 +25,7 @@ __all__ = [
     "ctx_model_encode",
     "ctx_symbols",
     "float_ctx_decode",
+    "move_costs",
     "rans_ctx_decode",
     "rans_ctx_encode",
     "row_sums",
@@ -43,6 +45,8 @@ ESCAPE, ZERO, FIRST = range(3)
 WINDOW = 256 - FIRST
 """Symbols of the window."""
 MAX_TABLES = 64
+MOVES = 8
+"""Costs that :func:`move_costs` sums at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def row_sums(high: U16, row_len: int, lut: U32) -> U64:
 
 
 def col_sums(high: U16, row_len: int, lut: U32, adjust: I16) -> U64:
-    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to the ends of ``lut``; zeros count lut[0]."""
+    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to its ends; zeros count lut[0]."""
     if len(adjust) != -(-len(high) // row_len):
         raise ValueError(f"{len(adjust)} rows for {len(high)} elements in rows of {row_len}")
     sums = np.empty(row_len, np.uint64)
@@ -143,6 +147,22 @@ def ctx_symbols(
         counts,
     )
     return symbols, classes, escapes[:total], escape_counts, counts.reshape(-1, 256)
+
+
+def move_costs(
+    high: U16, cut: Cut, row_len: int, rows: U8, cols: U8, first: int, log_classes: int, lut: U32, of_rows: bool
+) -> U64:
+    """Sums over each row, or else each column, of ``lut[class, magnitude - first - shift]``, clipped to its ends.
+
+    ``lut``: shape (classes, places, MOVES). Zeros are left out. Shape (rows or columns, MOVES); no entry of ``lut`` may
+    be so large that a sum passes 2^32.
+    """
+    n = -(-len(high) // row_len) if of_rows else row_len
+    costs = np.empty(n * MOVES, np.uint64)
+    flat = np.ascontiguousarray(lut).reshape(-1)
+    arguments = (first, cut.top, log_classes, cut.mag_bits, flat, of_rows, costs)
+    kernels().move_costs(high, row_len, rows, cols, *arguments)
+    return costs.reshape(n, MOVES)
 
 
 def rans_ctx_encode(symbols: U8, classes: U8, per_segment: int, freqs: U16) -> tuple[U8, U32]:

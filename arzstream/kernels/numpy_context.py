@@ -28,6 +28,7 @@ __all__ = [
     "ctx_model_encode",
     "ctx_symbols",
     "float_ctx_decode",
+    "move_costs",
     "rans_ctx_decode",
     "rans_ctx_encode",
     "row_sums",
@@ -44,6 +45,8 @@ SIGN_RAW, SIGN_NONE, SIGN_CODED = range(3)
 ESCAPE, ZERO, FIRST = range(3)
 """Symbols: an escape, a zero, the first of the window."""
 BAD_MODEL = 5  # as in kernels.h
+MOVES = 8
+"""Costs that ``move_costs`` sums at once."""
 UNARY = 12
 """Ones after which a number of the model stream is written plainly."""
 
@@ -98,7 +101,7 @@ def row_sums(high: U16, row_len: int, lut: U32, sums: U64) -> None:
 
 
 def col_sums(high: U16, row_len: int, lut: U32, adjust: I16, sums: U64) -> None:
-    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to the ends of ``lut``; zeros count lut[0]."""
+    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to its ends; zeros count lut[0]."""
     mag = (high & np.uint16(len(lut) - 1)).astype(np.int32)
     moved = mag - np.repeat(adjust.astype(np.int32), row_len)[: len(mag)]
     weights = lut[np.where(mag == 0, 0, np.clip(moved, 0, len(lut) - 1))].astype(np.uint64)
@@ -155,6 +158,36 @@ def ctx_symbols(
     joint = (classes.astype(np.uint16) << np.uint16(8)) | symbols
     counts[...] = np.bincount(joint, minlength=len(counts))
     return len(found)
+
+
+def move_costs(
+    high: U16,
+    row_len: int,
+    rows: U8,
+    cols: U8,
+    first: int,
+    top: int,
+    log_classes: int,
+    mag_bits: int,
+    lut: U32,
+    of_rows: bool,
+    costs: U64,
+) -> None:
+    """Sums over each row or column of ``lut[class, magnitude - first - shift]``, clipped; zeros are left out."""
+    tables = lut.reshape(1 << log_classes, -1, MOVES)
+    total = costs.reshape(-1, MOVES)
+    total[...] = 0
+    for start in range(0, len(high), row_len):
+        part = high[start : start + row_len]
+        scales = _scales(start, start + len(part), row_len, rows, cols)
+        mag = (part & np.uint16((1 << mag_bits) - 1)).astype(np.int32)
+        place = mag - first - ((scales >> np.uint8(log_classes)).astype(np.int32) << top)
+        found = tables[scales & np.uint8((1 << log_classes) - 1), np.clip(place, 0, tables.shape[1] - 1)]
+        found[mag == 0] = 0
+        if of_rows:
+            total[start // row_len] = found.sum(axis=0, dtype=np.uint64)
+        else:
+            total[: len(part)] += found
 
 
 # ---- entropy coder: a table for each class
@@ -371,7 +404,7 @@ def _unzigzag(u: int) -> int:
 
 
 def _predict(table: list[int], y: int, lo: int, top: int, step: int, base: int) -> int:
-    """A guess of frequency ``y``: its neighbour's below, doubled where an octave begins, whose bins are twice as wide."""
+    """A guess of frequency ``y``: its neighbour's below, doubled where an octave begins: bins are twice as wide."""
     if y - step < lo:
         return 0
     double = top > 0 and ((y - FIRST) // step + base) % (1 << top) == 0

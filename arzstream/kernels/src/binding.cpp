@@ -1,32 +1,23 @@
 // Python's view of the kernels. Lengths are checked here once more, so that no mistake above can reach memory that is
 // not the caller's; the lock is released while a kernel runs.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include <stdexcept>
 #include <string>
 
-#include "kernels.h"
+#include "binding.h"
 
-namespace nb = nanobind;
-
+namespace arz_python {
 namespace {
 
 using namespace arz;
 
-template <class T>
-using In = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using AnyIn = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using AnyOut = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+const Kernels* in_use = nullptr;
 
-void need(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
+}  // namespace
 
-const Kernels* active = nullptr;
+const Kernels& active() { return *in_use; }
+
+namespace {
 
 size_t raw_size(const Floats& type, size_t count, unsigned log_segment) {
   const size_t full = size_t{1} << log_segment, bits = type.mantissa_bits + 1;
@@ -34,8 +25,6 @@ size_t raw_size(const Floats& type, size_t count, unsigned log_segment) {
   const auto segment = [&](size_t n) { return n * (bits / 8) + bits % 8 * ceil_div(n, 8); };
   return count / full * segment(full) + segment(tail);
 }
-
-size_t segments(size_t count, unsigned log_segment) { return ceil_div(count, size_t{1} << log_segment); }
 
 Alphabet alphabet(const In<uint8_t>& values, const In<uint16_t>& freqs) {
   need(values.size() == freqs.size() && values.size() <= 256, "values and frequencies must have one length up to 256");
@@ -51,7 +40,7 @@ Floats floats(unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
 void set_isa(const std::string& name) {
   const Kernels* found = kernels_of(name.c_str());
   need(found != nullptr, "this machine or this build lacks that instruction set");
-  active = found;
+  in_use = found;
 }
 
 nb::list isas() {
@@ -63,13 +52,13 @@ nb::list isas() {
 void split_planes(In<uint8_t> data, unsigned stride, Out<uint8_t> planes) {
   need(stride != 0 && data.size() % stride == 0 && planes.size() == data.size(), "planes do not fit");
   nb::gil_scoped_release unlocked;
-  active->split_planes(data.data(), data.size() / stride, stride, planes.data());
+  active().split_planes(data.data(), data.size() / stride, stride, planes.data());
 }
 
 void merge_planes(In<uint8_t> planes, unsigned stride, Out<uint8_t> out) {
   need(stride != 0 && out.size() % stride == 0 && planes.size() == out.size(), "planes do not fit");
   nb::gil_scoped_release unlocked;
-  active->merge_planes(planes.data(), out.size() / stride, stride, out.data());
+  active().merge_planes(planes.data(), out.size() / stride, stride, out.data());
 }
 
 void histogram(AnyIn symbols, Out<uint32_t> counts) {
@@ -77,9 +66,9 @@ void histogram(AnyIn symbols, Out<uint32_t> counts) {
   need(wide || (symbols.dtype() == nb::dtype<uint8_t>() && counts.size() == 256), "counts do not fit the symbols");
   nb::gil_scoped_release unlocked;
   if (wide)
-    active->histogram16(static_cast<const uint16_t*>(symbols.data()), symbols.size(), counts.data(), counts.size());
+    active().histogram16(static_cast<const uint16_t*>(symbols.data()), symbols.size(), counts.data(), counts.size());
   else
-    active->histogram8(static_cast<const uint8_t*>(symbols.data()), symbols.size(), counts.data());
+    active().histogram8(static_cast<const uint8_t*>(symbols.data()), symbols.size(), counts.data());
 }
 
 size_t exponent_size(unsigned exponent_bits) { return exponent_bits > 8 ? 2 : 1; }
@@ -94,7 +83,7 @@ void split_fields(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, u
   int status;
   {
     nb::gil_scoped_release unlocked;
-    status = active->split_fields(type, data.data(), count, log_segment, exponents.data(), raw.data());
+    status = active().split_fields(type, data.data(), count, log_segment, exponents.data(), raw.data());
   }
   need(status == kOk, "no such float");
 }
@@ -107,7 +96,7 @@ int merge_fields(AnyIn exponents, In<uint8_t> raw, unsigned itemsize, unsigned e
            raw.size() == raw_size(type, count, log_segment),
        "fields do not fit");
   nb::gil_scoped_release unlocked;
-  return active->merge_fields(type, exponents.data(), raw.data(), raw.size(), count, log_segment, out.data());
+  return active().merge_fields(type, exponents.data(), raw.data(), raw.size(), count, log_segment, out.data());
 }
 
 size_t split_pairs(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
@@ -123,7 +112,7 @@ size_t split_pairs(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, 
   size_t total;
   {
     nb::gil_scoped_release unlocked;
-    total = active->split_pairs(type, data.data(), count, log_segment, palette.data(), palette.size(), raw.data(),
+    total = active().split_pairs(type, data.data(), count, log_segment, palette.data(), palette.size(), raw.data(),
                                 symbols.data(), escapes.data(), escape_counts.data(), pair_counts.data());
   }
   need(total != SIZE_MAX, "no such float");
@@ -133,7 +122,7 @@ size_t split_pairs(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, 
 void map_symbols(In<uint16_t> values, In<uint8_t> places, Out<uint8_t> symbols) {
   need(values.size() == symbols.size(), "symbols do not fit");
   nb::gil_scoped_release unlocked;
-  active->map_symbols(values.data(), values.size(), places.data(), places.size(), symbols.data());
+  active().map_symbols(values.data(), values.size(), places.data(), places.size(), symbols.data());
 }
 
 size_t rans_encode(In<uint8_t> symbols, size_t per_segment, In<uint8_t> values, In<uint16_t> freqs, Out<uint8_t> out,
@@ -145,7 +134,7 @@ size_t rans_encode(In<uint8_t> symbols, size_t per_segment, In<uint8_t> values, 
   size_t start;
   {
     nb::gil_scoped_release unlocked;
-    start = active->rans_encode(symbols.data(), symbols.size(), per_segment, a, out.data(), out.size(), stream_bytes.data());
+    start = active().rans_encode(symbols.data(), symbols.size(), per_segment, a, out.data(), out.size(), stream_bytes.data());
   }
   need(start != SIZE_MAX, "frequencies do not sum to 4096, or a symbol has none");
   return start;
@@ -156,7 +145,7 @@ int rans_decode(In<uint8_t> streams, In<uint32_t> stream_bytes, size_t per_segme
   const Alphabet a = alphabet(values, freqs);
   need(per_segment != 0 && stream_bytes.size() == ceil_div(symbols.size(), per_segment), "streams do not fit");
   nb::gil_scoped_release unlocked;
-  return active->rans_decode(streams.data(), streams.size(), stream_bytes.data(), symbols.size(), per_segment, a,
+  return active().rans_decode(streams.data(), streams.size(), stream_bytes.data(), symbols.size(), per_segment, a,
                              symbols.data());
 }
 
@@ -184,17 +173,19 @@ int float_fast_decode(In<uint8_t> payload, unsigned itemsize, unsigned exponent_
            escape_counts.size() == n,
        "the chunk does not fit");
   nb::gil_scoped_release unlocked;
-  return active->float_fast_decode(job);
+  return active().float_fast_decode(job);
 }
 
 }  // namespace
+}  // namespace arz_python
 
 NB_MODULE(_native, m) {
+  using namespace arz_python;
   const char* const* name = isa_names();
   while (name[1]) ++name;
-  active = kernels_of(*name);
+  in_use = kernels_of(*name);
   m.def("isas", &isas);
-  m.def("isa", [] { return std::string(active->name); });
+  m.def("isa", [] { return std::string(active().name); });
   m.def("set_isa", &set_isa);
   m.def("split_planes", &split_planes);
   m.def("merge_planes", &merge_planes);
@@ -206,4 +197,5 @@ NB_MODULE(_native, m) {
   m.def("rans_encode", &rans_encode);
   m.def("rans_decode", &rans_decode);
   m.def("float_fast_decode", &float_fast_decode);
+  bind_context(m);
 }

@@ -21,6 +21,7 @@ enum Status : int {
   kBadEscapes = 2,   // the number of escapes is not what the segment states
   kBadPadding = 3,   // bits that must be zero are not
   kBadBounds = 4,    // the arguments do not fit the buffers: a fault of the caller
+  kBadModel = 5,     // scales or frequency tables do not decode
 };
 
 // Entry k of the alphabet stands for the byte values[k] and has frequency freqs[k]; intervals follow in order of k.
@@ -43,6 +44,65 @@ struct FloatFastDecode {
   bool pairs;
   const uint16_t* palette;      // 16 entries in pairs mode, 256 in single mode
   Alphabet alphabet;            // size 0: every exponent is palette[0]
+  size_t raw_at, symbols_at, escapes_at;
+  const uint32_t* symbol_bytes; // per segment
+  const uint32_t* escape_counts;
+  uint8_t* out;                 // count elements
+};
+
+// ---- context-switched coding
+
+enum SignMode : unsigned { kSignRaw = 0, kSignNone = 1, kSignCoded = 2 };
+
+// How a float is cut: `dropped` low bits that are zero, raw mantissa bits, `top` mantissa bits with the exponent, a sign.
+struct Cut {
+  unsigned itemsize, exponent_bits, mantissa_bits, dropped, top, sign_mode;
+
+  unsigned low_bits() const { return mantissa_bits - dropped - top; }
+  unsigned raw_bits() const { return low_bits() + (sign_mode == kSignRaw); }
+  unsigned mag_bits() const { return exponent_bits + top; }
+};
+
+// Rows of row_len elements; null where there are no scales.
+struct Scales {
+  size_t row_len;
+  const uint8_t *rows, *cols;
+};
+
+struct SymbolMap {
+  int32_t base;
+  unsigned top, log_classes, mag_bits;
+  bool sign_coded;
+};
+
+struct ContextModel {
+  size_t rows, cols, classes;
+  unsigned top, step;
+  int32_t base;
+  unsigned row_centre, row_k, col_centre, col_k;  // to write
+};
+
+struct MoveCosts {
+  const uint16_t* high;
+  size_t count;
+  Scales scales;
+  int32_t first;
+  unsigned top, log_classes, mag_bits;
+  const uint32_t* lut;  // (classes, places, kMoves)
+  size_t places;
+};
+constexpr size_t kMoves = 8;
+
+struct FloatCtxDecode {
+  Cut cut;
+  Scales scales;
+  SymbolMap map;
+  const uint8_t* payload;
+  size_t payload_size;
+  size_t count;                 // elements
+  unsigned log_segment;
+  const uint16_t* freqs;        // 256 for each class
+  uint32_t* scratch;            // kSlots for each class
   size_t raw_at, symbols_at, escapes_at;
   const uint32_t* symbol_bytes; // per segment
   const uint32_t* escape_counts;
@@ -72,6 +132,28 @@ struct Kernels {
   int (*rans_decode)(const uint8_t* streams, size_t size, const uint32_t* stream_bytes, size_t count,
                      size_t per_segment, Alphabet, uint8_t* symbols);
   int (*float_fast_decode)(const FloatFastDecode&);
+
+  int (*split_high)(const uint8_t* data, size_t count, const Cut&, unsigned log_segment, uint16_t* high, uint8_t* raw);
+  void (*row_sums)(const uint16_t* high, size_t count, size_t row_len, const uint32_t* lut, size_t size, uint64_t* sums);
+  void (*col_sums)(const uint16_t* high, size_t count, size_t row_len, const uint32_t* lut, size_t size,
+                   const int16_t* adjust, uint64_t* sums);
+  void (*move_costs)(const MoveCosts&, bool of_rows, uint64_t* costs);
+  size_t (*ctx_symbols)(const uint16_t* high, size_t count, const Scales&, const SymbolMap&, unsigned log_segment,
+                        uint8_t* symbols, uint8_t* classes, uint16_t* escapes, uint32_t* escape_counts,
+                        uint32_t* counts);
+  size_t (*ctx_model_encode)(const ContextModel&, const uint8_t* rows, const uint8_t* cols, const uint16_t* freqs,
+                             uint8_t* out);
+  int (*ctx_model_decode)(const uint8_t* data, size_t size, const ContextModel&, uint8_t* rows, uint8_t* cols,
+                          uint16_t* freqs);
+  // scratch: 512 for each class
+  size_t (*rans_ctx_encode)(const uint8_t* symbols, const uint8_t* classes, size_t count, size_t per_segment,
+                            const uint16_t* freqs, size_t n_classes, uint32_t* scratch, uint8_t* out, size_t capacity,
+                            uint32_t* stream_bytes);
+  // scratch: kSlots for each class
+  int (*rans_ctx_decode)(const uint8_t* streams, size_t size, const uint32_t* stream_bytes, size_t per_segment,
+                         const uint8_t* classes, const uint16_t* freqs, size_t n_classes, uint32_t* scratch,
+                         size_t count, uint8_t* symbols);
+  int (*float_ctx_decode)(const FloatCtxDecode&);
 };
 
 inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
@@ -80,6 +162,9 @@ inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 inline size_t rans_capacity(size_t count, size_t per_segment) {
   return 2 * count + kStateBytes * ceil_div(count, per_segment) + 64;
 }
+
+// Room for a model stream.
+inline size_t model_capacity(size_t scales, size_t classes) { return 16 + 3 * scales + classes * (8 + 256 * 4); }
 
 // Kernels of one instruction set, or null where this machine or this build lacks it.
 const Kernels* kernels_of(const char* isa);
