@@ -128,8 +128,8 @@ METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT, VOLUME}
 NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT, VOLUME}
 KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
 
-RAW, CONST, ZSTD, FLOAT_FAST = 0, 1, 3, 4
-KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST}
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
+KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX}
 
 ITEM_SIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
@@ -423,23 +423,21 @@ def read_frequencies(table: bytes, alphabet: int) -> list[int]:
     return frequencies
 
 
-def read_symbols(stream: bytes, count: int, frequencies: list[int]) -> list[int]:
-    """The 32-lane rANS decoder."""
+def read_symbols(stream: bytes, classes: list[int], tables: list[list[int]]) -> list[int]:
+    """The 32-lane rANS decoder: a symbol for each of ``classes``, which name tables."""
     need(len(stream) >= 128 and len(stream) % 2 == 0, "a symbol stream has an impossible length")
     state = list(struct.unpack_from("<32I", stream))
     need(min(state) >= 65536, "a state is too low at the start of a symbol stream")
     words = struct.unpack_from(f"<{(len(stream) - 128) // 2}H", stream, 128)
-    starts: list[int] = []
-    symbol_at: list[int] = []
-    for symbol, frequency in enumerate(frequencies):
-        starts.append(len(symbol_at))
-        symbol_at += [symbol] * frequency
+    starts = [[sum(table[:y]) for y in range(len(table))] for table in tables]
+    symbols_at = [[y for y, frequency in enumerate(table) for _ in range(frequency)] for table in tables]
     symbols, used = [], 0
-    for i in range(count):
+    for i, k in enumerate(classes):
+        need(sum(tables[k]) == 4096, "a symbol of a class that has no table")
         x = state[i % 32]
         slot = x % 4096
-        y = symbol_at[slot]
-        x = frequencies[y] * (x >> 12) + slot - starts[y]
+        y = symbols_at[k][slot]
+        x = tables[k][y] * (x >> 12) + slot - starts[k][y]
         if x < 65536:
             need(used < len(words), "a symbol stream has too few words")
             x = x << 16 | words[used]
@@ -508,7 +506,7 @@ def decode_float_fast(payload: bytes, length: int, dtype: str) -> bytes:
     for count, raw_size, (symbol_size, escapes) in zip(counts, raw_sizes, sizes, strict=True):
         if table_size:
             stream = payload[symbols_at : symbols_at + symbol_size]
-            symbols = read_symbols(stream, (count + 1) // 2 if mode else count, frequencies)
+            symbols = read_symbols(stream, [0] * ((count + 1) // 2 if mode else count), [frequencies])
         else:
             need(symbol_size == 0 and escapes == 0, "float_fast has streams without a table")
             symbols = [0] * ((count + 1) // 2 if mode else count)
@@ -552,6 +550,117 @@ def read_exponents(
     return exponents
 
 
+class Bits:
+    """The model stream of float_ctx, the lowest bit of each byte first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.digits = [byte >> j & 1 for byte in data for j in range(8)]
+        self.at = 0
+
+    def number(self, bits: int) -> int:
+        need(self.at + bits <= len(self.digits), "the model stream of float_ctx is too short")
+        taken = self.digits[self.at : self.at + bits]
+        self.at += bits
+        return sum(bit << j for j, bit in enumerate(taken))
+
+    def rice(self, k: int, plain: int) -> int:
+        q = 0
+        while q < 12 and self.number(1):
+            q += 1
+        return q << k | self.number(k) if q < 12 else self.number(plain)
+
+    def signed_rice(self, k: int, plain: int) -> int:
+        u = self.rice(k, plain)
+        return (u + 1) // 2 if u % 2 else -(u // 2)
+
+    def scales(self, count: int) -> list[int]:
+        centre, k = self.number(8), self.number(3)
+        scales = [centre + self.signed_rice(k, 9) for _ in range(count)]
+        need(all(0 <= x <= 255 for x in scales), "float_ctx has a scale out of range")
+        return scales
+
+    def table(self, top: int, step: int, base: int) -> list[int]:
+        """The frequencies of a class; all zero if it has no table."""
+        table = [0] * 256
+        low = self.number(8)
+        if low == 0:
+            return table
+        high = self.number(8)
+        need(2 <= low <= high, "float_ctx has a table of an impossible range")
+        table[0], table[1] = self.rice(0, 13), self.rice(0, 13)
+        for y in range(low, high + 1):
+            guess = table[y - step] if y - step >= low else 0
+            if top and ((y - 2) // step + base) % (1 << top) == 0:
+                guess = min(2 * guess, 4095)
+            table[y] = guess + self.signed_rice(guess.bit_length() // 2, 13)
+            need(0 <= table[y] <= 4095, "float_ctx has a frequency out of range")
+        need(max(table) <= 4095 and sum(table) == 4096, "the frequencies of float_ctx do not add up to 4096")
+        return table
+
+
+def decode_float_ctx(payload: bytes, length: int, dtype: str) -> bytes:
+    need(dtype in FLOAT_FIELDS, f"float_ctx does not apply to {dtype}")
+    size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype]
+    n = length // size
+    need(n > 0, "float_ctx does not apply to no elements")
+    need(len(payload) >= 16, "a float_ctx payload is too short")
+    mode, dropped, top, log_segment, log_classes, sides, base, row, model_size = struct.unpack_from("<6BhII", payload)
+    need(mode <= 2, f"float_ctx has no sign mode {mode}")
+    need(dropped + top <= mantissa_bits and exponent_bits + top <= 15, "float_ctx has an impossible cut")
+    need(10 <= log_segment <= 24, f"float_ctx has segments of 2^{log_segment}")
+    need(log_classes <= 3 and sides <= 3, "float_ctx has an impossible header")
+    need(row >= 16, f"float_ctx has rows of {row}")
+
+    at = 16 + model_size
+    need(len(payload) >= at, "the model stream of float_ctx is too long")
+    bits = Bits(payload[16:at])
+    rows = bits.scales((n + row - 1) // row) if sides & 1 else []
+    cols = bits.scales(min(row, n)) if sides & 2 else []
+    need(max(rows, default=0) + max(cols, default=0) <= 255, "float_ctx has scales that are too large")
+    step, classes = 2 if mode == 2 else 1, 1 << log_classes
+    tables = [bits.table(top, step, base) for _ in range(classes)]
+    rest = bits.digits[bits.at :]
+    need(len(rest) < 8 and not any(rest), "the model stream of float_ctx goes on after its end")
+    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a float_ctx payload is not zero")
+    at += -at % 8
+
+    low_bits, magnitude_bits = mantissa_bits - dropped - top, exponent_bits + top
+    whole, planes = divmod(low_bits + (mode == 0), 8)
+    firsts = range(0, n, 1 << log_segment)
+    counts = [min(1 << log_segment, n - first) for first in firsts]
+    need(len(payload) >= at + 8 * len(counts), "a float_ctx payload is too short")
+    sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(counts))]
+    raw_at = at + 8 * len(counts)
+    raw_sizes = [count * whole + planes * ((count + 7) // 8) for count in counts]
+    symbols_at = raw_at + sum(raw_sizes)
+    escapes_at = symbols_at + sum(symbol_size for symbol_size, _ in sizes)
+    end = escapes_at + 2 * sum(escapes for _, escapes in sizes)
+    need(end == len(payload), "the streams of a float_ctx payload do not fill it")
+
+    out = bytearray()
+    for first, count, raw_size, (symbol_size, escapes) in zip(firsts, counts, raw_sizes, sizes, strict=True):
+        elements = range(first, first + count)
+        scales = [(rows[i // row] if rows else 0) + (cols[i % row] if cols else 0) for i in elements]
+        stream = payload[symbols_at : symbols_at + symbol_size]
+        symbols = read_symbols(stream, [scale % classes for scale in scales], tables)
+        rests = read_rests(payload[raw_at : raw_at + raw_size], count, whole, planes)
+        need(symbols.count(0) == escapes, "float_ctx has another number of escapes than it says")
+        escaped = iter(struct.unpack_from(f"<{escapes}H", payload, escapes_at))
+        for y, scale, rest in zip(symbols, scales, rests, strict=True):
+            if y >= 2:
+                sign = (y - 2) % step
+                magnitude = (base + (y - 2) // step + (scale // classes << top)) % (1 << magnitude_bits)
+            else:
+                sign, magnitude = divmod(next(escaped) if y == 0 else 0, 1 << magnitude_bits)
+                need(sign < step, "float_ctx has an impossible escape")
+            raw_sign, low = divmod(rest, 1 << low_bits)
+            sign = raw_sign if mode == 0 else sign
+            value = sign << (exponent_bits + mantissa_bits) | magnitude << (dropped + low_bits) | low << dropped
+            out += value.to_bytes(size, "little")
+        raw_at, symbols_at, escapes_at = raw_at + raw_size, symbols_at + symbol_size, escapes_at + 2 * escapes
+    return bytes(out)
+
+
 def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> bytes:
     """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged."""
     if codec == RAW:
@@ -562,6 +671,8 @@ def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> byte
         return payload * (length // len(payload))
     if codec == ZSTD:
         return decode_zstd(payload, length)
+    if codec == FLOAT_CTX:
+        return decode_float_ctx(payload, length, dtype)
     return decode_float_fast(payload, length, dtype)
 
 

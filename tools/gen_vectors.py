@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import vector_bad
+import vector_context  # noqa: F401  (registers its vectors)
 import vector_good
 import vector_states
 import vector_written

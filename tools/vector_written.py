@@ -83,6 +83,27 @@ def mixed(folder: Path) -> list[Tensors]:
     return [step]
 
 
+def scaled(folder: Path) -> list[Tensors]:
+    """Matrices whose rows have scales of their own, narrow floats in wide ones, signs that never change."""
+    rows, cols = 96, 64
+    wide = weights("F32", rows * cols, 9)
+    scaled = bytearray(wide)
+    for i in range(rows * cols):
+        (value,) = struct.unpack_from("<I", wide, 4 * i)
+        struct.pack_into("<I", scaled, 4 * i, value - ((i // cols * 7 % 5) << 23))
+    upper = b"".join(bytes(scaled[i + 2 : i + 4]) for i in range(0, len(scaled), 4))
+    padded = b"".join(bytes(2) + upper[i : i + 2] for i in range(0, len(upper), 2))
+    squared = bytes(b & 0x7F if i % 4 == 3 else b for i, b in enumerate(scaled))
+    tensors: Tensors = {
+        "weight": tensor("BF16", [rows, cols], upper),
+        "weight.wide": tensor("F32", [rows, cols], padded),
+        "master": tensor("F32", [rows, cols], bytes(scaled)),
+        "exp_avg_sq": tensor("F32", [rows, cols], squared),
+    }
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    return [tensors]
+
+
 VECTORS["good-written-model"] = (
     "Written by arzstream: BF16 weights with tied embeddings, JSON, an empty file, a folder, a link.",
     model,
@@ -93,6 +114,16 @@ VECTORS["good-written-tiles"] = (
     "Written by arzstream with --tensor-parallel 2: the same folder.",
     model,
     {"tensor_parallel": 2},
+)
+VECTORS["good-written-contexts"] = (
+    "Written by arzstream: matrices with scales, narrow floats in wide ones; codec float_ctx.",
+    scaled,
+    {},
+)
+VECTORS["good-written-contexts-max"] = (
+    "Written by arzstream with --profile max: the same matrices.",
+    scaled,
+    {"profile": "max"},
 )
 VECTORS["good-written-mixed"] = (
     "Written by arzstream: many data types, no elements, a scalar, a path not in UTF-8, a file that does not parse.",

@@ -285,17 +285,22 @@ class FloatCtx:
         raw_at = segments_at + 8 * n_segments
         _require(len(payload) >= raw_at, "a model that is too long")
         _require(not any(payload[_HEADER.size + model : segments_at]), "bits that must be zero")
-        bits = np.frombuffer(payload, np.uint8, model, _HEADER.size)
+        stream = np.frombuffer(payload, np.uint8, model, _HEADER.size)
         n_rows = -(-count // row_len) if flags & _ROWS else 0
         n_cols = min(row_len, count) if flags & _COLS else 0
-        rows, cols, freqs = context.ctx_model_decode(bits, n_rows, n_cols, 1 << log_classes, top, cut.step, base)
+        rows, cols, freqs = context.ctx_model_decode(stream, n_rows, n_cols, 1 << log_classes, top, cut.step, base)
         _require(_largest(rows) + _largest(cols) <= 255, "scales out of range")
 
         segments = np.frombuffer(payload, "<u4", 2 * n_segments, segments_at).reshape(n_segments, 2)
         symbol_bytes, escape_counts = np.ascontiguousarray(segments.T)
         symbols_at = raw_at + cut.raw_size(count, log_segment)
         escapes_at = symbols_at + int(symbol_bytes.sum(dtype=np.int64))
-        _require(escapes_at + 2 * int(escape_counts.sum(dtype=np.int64)) == len(payload), "streams of a wrong length")
+        n_escapes = int(escape_counts.sum(dtype=np.int64))
+        _require(escapes_at + 2 * n_escapes == len(payload), "streams of a wrong length")
+        if n_escapes:
+            escapes = np.frombuffer(payload, "<u2", n_escapes, escapes_at)
+            bits = cut.mag_bits + (sign == context.SIGN_CODED)
+            _require(int(escapes.max()) >> bits == 0, "an escape out of range")
         context.float_ctx_decode(
             np.frombuffer(payload, np.uint8),
             cut,

@@ -18,6 +18,7 @@ I64 = NDArray[np.int64]
 COST_UNIT = 1 << 16
 """Costs are in bits divided by this."""
 ENTROPY_BITS = 17
+"""Sums of counts below 2^ENTROPY_BITS have an exact entropy."""
 
 
 def normalise(counts: NDArray[np.integer]) -> U16:
@@ -87,9 +88,11 @@ def _weighted_log() -> I64:
 def entropy(counts: NDArray[np.integer]) -> int:
     """What an ideal coder takes for ``counts`` of each symbol, in bits · COST_UNIT; shape (tables, symbols).
 
-    The counts must sum to less than 2^ENTROPY_BITS.
+    Roughly, where a table's counts sum to 2^ENTROPY_BITS or more.
     """
-    return int(_weighted_log()[counts.sum(axis=1)].sum() - _weighted_log()[counts].sum())
+    shift = max(0, int(counts.sum(axis=1).max()).bit_length() - ENTROPY_BITS)
+    counts = counts >> shift
+    return int(_weighted_log()[counts.sum(axis=1)].sum() - _weighted_log()[counts].sum()) << shift
 
 
 def cost(counts: NDArray[np.integer], freqs: U16) -> int:

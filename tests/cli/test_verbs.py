@@ -162,7 +162,7 @@ def test_ls_json_describes_everything(arz: Arz, checkpoint: Path, archive: Path)
         "model.safetensors",
     )
     assert up["bytes"] == 4 << 16 and up["ratio"] == up["stored"] / up["bytes"] and 0.5 < up["ratio"] < 0.9
-    assert up["codec"] == "float_fast" and up["dup_of"] is None
+    assert up["codec"] == "float_ctx" and up["dup_of"] is None
     assert tensors["model.layers.1.up.bias"]["shape"] == []
     head = tensors["lm_head.weight"]
     assert (head["codec"], head["dup_of"], head["stored"]) == ("dup", "model.embed_tokens.weight", 0)
@@ -196,7 +196,7 @@ def test_ls_draws_files_and_tensors(arz: Arz, archive: Path) -> None:
     head = next(i for i, line in enumerate(lines) if line.startswith("lm_head.weight"))
     assert " dup " in lines[head] and lines[head + 1] == "    dup of model.embed_tokens.weight"
     up = next(line.split() for line in lines if line.startswith("model.layers.1.up.weight"))
-    assert up[1:4] == ["F32", "256×256", "float_fast"]
+    assert up[1:4] == ["F32", "256×256", "float_ctx"]
     assert next(line.split() for line in lines if line.startswith("model.layers.1.up.bias"))[2] == "scalar"
 
 

@@ -86,7 +86,7 @@ def test_all_256_patterns(dtype: DType) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: d.name)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (33, 31), (5, 1000), (70, 40), (2000, 3), (1, 5000)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (33, 31), (5, 1000), (70, 40), (2000, 3), (1, 5000), (2, 150000)])
 def test_every_type_and_shape(dtype: DType, shape: tuple[int, int]) -> None:
     data = as_dtype(matrix(shape[0], shape[1] * dtype.components), dtype.name)
     check(data.tobytes(), ChunkContext(dtype, *shape))
