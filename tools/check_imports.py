@@ -33,10 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": CODEC,
     "archive": ARCHIVE,
     "daemon": DAEMON,
+    "bench": ARCHIVE | {""},
     "integrations": ARCHIVE,
     "torch": ARCHIVE,
     "testing": DAEMON | {"integrations", "torch", ""},
-    "cli": DAEMON | {""},
+    "cli": DAEMON | {"bench", ""},
     "__main__": {"cli"},
     "": DAEMON | {"integrations", "torch"},
 }

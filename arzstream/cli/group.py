@@ -19,6 +19,7 @@ VERBS = {
     "cat": "Write one original file to standard output.",
     "verify": "Check that an archive is whole, or equals its source.",
     "recover": "Save what is intact in a damaged archive, and list what is not.",
+    "bench": "Measure ratio and speed on your own files, beside memcpy and installed peers.",
     "watch": "Archive checkpoints while they are being written.",
     "status": "Say what the daemon has done, is doing, and is waiting for.",
     "doctor": "Say what this installation has and what it lacks.",
