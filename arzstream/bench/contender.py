@@ -184,6 +184,9 @@ class Chunked(BufferContender):
         """Payloads with a frame header and padding each; the index, a few bytes a chunk, is not in it."""
         return sum(-(-(HEADER_BYTES + len(payload)) // ALIGNMENT) * ALIGNMENT for _, payload, _, _ in self.blobs)
 
+    def payload_bytes(self) -> int:
+        return sum(len(payload) for _, payload, _, _ in self.blobs)
+
     def codecs(self) -> dict[str, int]:
         """Decoded bytes by the codec that holds them."""
         found: dict[str, int] = {}

@@ -18,20 +18,25 @@ __all__ = ["MEMCPY", "PEERS", "Entrant", "codecs", "installed_peers", "peers", "
 
 
 class Entrant(NamedTuple):
-    """A contender that has not been made yet."""
+    """A contender that has not been made yet.
+
+    ``share``: how much of the patience with others it is given; less for what is very slow and nowhere the smallest,
+    so that it does not fill the run.
+    """
 
     name: str
     package: str
     make: Callable[[], Contender]
+    share: float = 1.0
 
 
 PEERS: dict[str, tuple[Entrant, ...]] = {
     "zipnn": (Entrant("zipnn", "zipnn", ZipNN),),
     "zstandard": (
         Entrant("zstd 3", "zstandard", lambda: Zstandard(3, planes=False)),
-        Entrant("zstd 19", "zstandard", lambda: Zstandard(19, planes=False)),
+        Entrant("zstd 19", "zstandard", lambda: Zstandard(19, planes=False), 0.2),
         Entrant("zstd 3 planes", "zstandard", lambda: Zstandard(3, planes=True)),
-        Entrant("zstd 19 planes", "zstandard", lambda: Zstandard(19, planes=True)),
+        Entrant("zstd 19 planes", "zstandard", lambda: Zstandard(19, planes=True), 0.2),
     ),
     "openzl": (
         Entrant("openzl fse", "openzl", lambda: OpenZL("Fse")),

@@ -56,6 +56,8 @@ class Result:
     relative: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     codecs: dict[str, int] = dataclasses.field(default_factory=dict)
     """Decoded bytes by codec, for arzstream's own."""
+    payload: int = 0
+    """Of ``stored``, what the codecs made: without frame headers, names, shapes, digests and index. For arzstream's."""
 
     @property
     def ratio(self) -> float | None:
@@ -92,17 +94,19 @@ def measure(
     *,
     rounds: int,
     threads: int,
+    patience: float | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Results of memcpy (the first) and of all ``entrants``, in their order.
 
+    One that would take longer than ``patience`` seconds (default: :data:`PATIENCE`) for a round gets a smaller sample.
     A contender that raises, or gives back other bytes, does not end the others' measurement; its result says so.
     """
     say = progress or (lambda done, total, what: None)
     entries: list[_Entry] = []
     total, done = (rounds + 1) * (len(entrants) + 1), 0
     for entrant in [MEMCPY, *entrants]:
-        entries.append(_enter(entrant, sample, threads))
+        entries.append(_enter(entrant, sample, threads, patience or PATIENCE))
         done += 1
         say(done, total, entries[-1].result.name)
     directions = DIRECTIONS if threads > 1 else DIRECTIONS[:2]
@@ -122,7 +126,7 @@ def measure(
     return [entry.result for entry in entries]
 
 
-def _enter(entrant: Entrant, sample: Sample, threads: int) -> _Entry:
+def _enter(entrant: Entrant, sample: Sample, threads: int, patience: float) -> _Entry:
     """Make a contender, warm it up on a little of the sample, and give it as much of it as its speed allows."""
     result = Result(entrant.name, entrant.package, "", version(entrant.package))
     entry = _Entry(Contender(), result, sample)
@@ -137,13 +141,13 @@ def _enter(entrant: Entrant, sample: Sample, threads: int) -> _Entry:
     if sample.nbytes > 2 * PROBE_BYTES:
         probe = cut(sample, PROBE_BYTES, sample.folder / "probe")
     seconds = 0.0
-    for directions in (DIRECTIONS[:2], DIRECTIONS if threads > 1 else DIRECTIONS[:2]):
+    for _ in range(2):  # the first time it warms up
         began = time.monotonic()
-        _once(_Entry(contender, result, probe), threads, directions)
-        seconds = time.monotonic() - began
+        _once(_Entry(contender, result, probe), threads, DIRECTIONS[:2])
+        seconds = (time.monotonic() - began) * (2 if threads > 1 else 1)
     result.speeds.clear()
     result.rounds = 0
-    affordable = int(PATIENCE / max(seconds, 1e-9) * probe.nbytes)
+    affordable = int(entrant.share * patience / max(seconds, 1e-9) * probe.nbytes)
     if affordable < sample.nbytes and result.state == "ok":
         entry.sample = cut(sample, affordable, sample.folder / entrant.name.replace(" ", "-"))
         result.note = entry.sample.note
@@ -171,7 +175,7 @@ def _once(entry: _Entry, threads: int, directions: Sequence[str]) -> dict[str, f
         result.nbytes, result.stored = sample.nbytes, contender.stored
         result.rounds += 1
         if isinstance(contender, Chunked):
-            result.codecs = contender.codecs()
+            result.codecs, result.payload = contender.codecs(), contender.payload_bytes()
         for direction, speed in speeds.items():
             result.speeds.setdefault(direction, []).append(speed)
     except Exception as error:  # noqa: BLE001  (see above)

@@ -111,7 +111,7 @@ def cut(sample: Sample, limit: int, folder: Path) -> Sample:
 
 def _unpacked(source: str, folder: Path) -> str:
     """An archive's files, in a folder; anything else as it is."""
-    if is_url(source) or not source.endswith(".arz"):
+    if not source.endswith(".arz"):
         return source
     unpack(source, folder)
     return str(folder)

@@ -18,11 +18,9 @@ from arzstream.cli.table import Column, Row, room, table
 from arzstream.cli.text import counted, duration, safe, size
 
 if TYPE_CHECKING:
-    from arzstream.bench.entropy import Bounds
     from arzstream.bench.rounds import Result
-    from arzstream.bench.sample import Sample
 
-__all__ = ["command"]
+__all__ = ["COLUMNS", "command", "result_row"]
 
 PROFILES = ("fast", "balanced", "max")
 MEBIBYTES = 1 << 20
@@ -74,9 +72,11 @@ def command(
     from arzstream.bench.entropy import bounds
     from arzstream.bench.file_peers import scratch_folder
     from arzstream.bench.loading import store_rate
-    from arzstream.bench.plot import need_matplotlib, plot
+    from arzstream.bench.plot import Panel, need_matplotlib, plot
+    from arzstream.bench.report import describe, gains
     from arzstream.bench.rounds import measure
     from arzstream.bench.sample import load
+    from arzstream.cli import installation
 
     makers = _contenders(profiles, codecs, peers)
     if picture is not None:
@@ -90,10 +90,16 @@ def command(
         with progress_bar(quiet or as_json) as progress:
             results = measure(makers, sample, rounds=rounds, threads=used, progress=progress)
         limits = bounds(sample.parts)
-        found = _found(files, sample, results, limits, used, rounds)
-        found["store"] = None if rate is None else _gains(rate, sample, results, used)
+        machine, kernels = installation.machine(), installation.kernels()
+        found = {
+            "name": _name(files),
+            "machine": {key: machine[key] for key in ("system", "architecture", "processor", "cores", "memory")},
+            "kernels": {key: kernels[key] for key in ("backend", "features")},
+            **describe(sample, results, limits, threads=used, rounds=rounds),
+            "store": None if rate is None else gains(rate, sample, results),
+        }
         if picture is not None:
-            plot(picture, f"{found['name']}, {size(sample.nbytes)}, {found['machine']['processor']}", results, limits)
+            plot(picture, [Panel(f"{found['name']}, {size(sample.nbytes)}", results, limits)], machine["processor"])
     if as_json:
         print_json(found)
     elif as_csv:
@@ -124,62 +130,6 @@ def _contenders(profiles: tuple[str, ...], codecs: tuple[str, ...], peers: str |
         raise click.UsageError(str(error)) from error
 
 
-def _found(
-    files: tuple[str, ...], sample: Sample, results: list[Result], limits: Bounds, threads: int, rounds: int
-) -> dict[str, Any]:
-    """Everything that is known, as ``--json`` prints it."""
-    import dataclasses
-
-    import arzstream
-    from arzstream.bench import roster
-    from arzstream.cli import installation
-
-    kernels, machine = installation.kernels(), installation.machine()
-    named = os.path.basename(os.path.normpath(files[0])) + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    return {
-        "name": named,
-        "bytes": sample.nbytes,
-        "sample": sample.note,
-        "units": len(sample.parts),
-        "dtypes": _dtypes(sample),
-        "machine": {key: machine[key] for key in ("system", "architecture", "processor", "cores", "memory")},
-        "kernels": {key: kernels[key] for key in ("backend", "features")},
-        "versions": {
-            "arzstream": arzstream.__version__,
-            **{name: roster.version(name) for name in ("numpy", *roster.PEERS)},
-        },
-        "threads": threads,
-        "rounds": rounds,
-        "bounds": dataclasses.asdict(limits),
-        "results": [result.as_dict() for result in results],
-        "not_installed": [name for name in roster.PEERS if roster.version(name) is None],
-    }
-
-
-def _dtypes(sample: Sample) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for part in sample.parts:
-        found[part.dtype] = found.get(part.dtype, 0) + part.data.nbytes
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def _gains(rate: Any, sample: Sample, results: list[Result], threads: int) -> dict[str, Any]:
-    """Raw and compressed seconds from the store, for each profile or codec of arzstream."""
-    import dataclasses
-
-    from arzstream.bench.loading import load_seconds
-
-    loads = []
-    for result in results[1:]:
-        decode = result.speed("decode_all") or result.speed("decode_one")
-        if result.package == "arzstream" and result.ratio and decode:
-            raw, packed = load_seconds(sample.total, result.ratio, rate.gb_per_s, decode)
-            loads.append(
-                {"name": result.name, "raw": raw, "compressed": packed, "decode": decode, "gain": raw / packed}
-            )
-    return {**dataclasses.asdict(rate), "loads": loads}
-
-
 def _number(value: float | None) -> str:
     """Three digits."""
     if value is None:
@@ -189,6 +139,11 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _name(files: tuple[str, ...]) -> str:
+    first = os.path.basename(os.path.normpath(files[0]))
+    return first + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
 COLUMNS = (
@@ -203,7 +158,8 @@ COLUMNS = (
 )
 
 
-def _row(result: Result) -> Row:
+def result_row(result: Result) -> Row:
+    """A line of the table, and what there is to say about it."""
     if result.state != "ok":
         what = "WRONG BYTES" if result.state == "wrong" else "FAILED"
         return Row((result.name, what, *["–"] * 6), (safe(result.why),))
@@ -225,7 +181,7 @@ def _lines(found: dict[str, Any], results: list[Result]) -> list[str]:
         f"GB/s of original bytes, medians: ENCODE, DECODE with one core; ALL: {counted(found['threads'], 'thread')}",
         *([found["sample"]] if found["sample"] else []),
         "",
-        *table(COLUMNS, [_row(result) for result in results], room()),
+        *table(COLUMNS, [result_row(result) for result in results], room()),
         "",
     ]
     if found["bounds"]["floats"]:

@@ -9,7 +9,7 @@ import pytest
 
 from arzstream.bench.entropy import Bounds, bounds, gaussian_bits
 from arzstream.bench.loading import load_seconds, store_rate
-from arzstream.bench.plot import plot
+from arzstream.bench.plot import Panel, plot
 from arzstream.bench.rounds import Result
 from arzstream.bench.sample import load
 from arzstream.errors import StorageError
@@ -81,7 +81,7 @@ def test_the_plot_is_a_picture_also_where_points_coincide(tmp_path: Path) -> Non
     pytest.importorskip("matplotlib")
     results = [result("memcpy", "numpy", 10, 1), *[result(f"peer {k}", "p", 2, 0.66) for k in range(12)]]
     results.append(Result("failed", "p", "", None, state="failed"))
-    plot(str(tmp_path / "x.png"), "title", results, Bounds(0.66, 0.65, 1))
+    plot(str(tmp_path / "x.png"), [Panel("a", results, Bounds(0.66, 0.65, 1))] * 3, "title")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(StorageError, match="cannot write the plot"):
-        plot(str(tmp_path / "no" / "x.png"), "title", results, Bounds(0.66, 0.65, 1))
+        plot(str(tmp_path / "no" / "x.png"), [Panel("a", results, Bounds(0.66, 0.65, 1))], "title")
