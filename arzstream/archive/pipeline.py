@@ -26,7 +26,7 @@ class _Encoded(NamedTuple):
     data: bytes
     xxh3: int
     codec: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 def context(unit: Unit, chunk: int) -> ChunkContext:

@@ -163,7 +163,7 @@ class Chunked(BufferContender):
     def cut(self, sample: Sample) -> list[Item]:
         return _chunks(sample)
 
-    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes]:
+    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes | memoryview]:
         """(codec number, payload)."""
         raise NotImplementedError
 
@@ -208,7 +208,7 @@ class Profile(Chunked):
         super().load(sample, threads)
         self._sample, self._jobs = sample, threads
 
-    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes]:
+    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes | memoryview]:
         return encode_best(data, context, self._profile)
 
     def count(self) -> int:
@@ -228,7 +228,7 @@ class SingleCodec(Chunked):
         self._codec = codec
         self.settings = "this codec for every chunk it applies to; the ratio counts payloads and frame headers"
 
-    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes]:
+    def choose(self, data: memoryview, context: ChunkContext) -> tuple[int, bytes | memoryview]:
         payload = self._codec.encode(data, context)
         if payload is None or len(payload) >= len(data):
             return 0, bytes(data)

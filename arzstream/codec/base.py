@@ -34,7 +34,7 @@ class Codec(Protocol):
     def name(self) -> str:
         """Name in spec/registry.md."""
 
-    def encode(self, data: memoryview, ctx: ChunkContext) -> bytes | None:
+    def encode(self, data: memoryview, ctx: ChunkContext) -> bytes | memoryview | None:
         """The payload for ``data``, or None if the codec does not apply to it."""
 
     def decode(self, payload: memoryview, out: memoryview, ctx: ChunkContext) -> None:

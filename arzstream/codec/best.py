@@ -9,7 +9,7 @@ import dataclasses
 
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
-from arzstream.codec.float_fast import SINGLE_GAIN, encode_floats
+from arzstream.codec.float_fast import encode_floats
 from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
 
@@ -25,8 +25,6 @@ class Profile:
     plane_levels: tuple[int, ...]
     """The same for byte planes. Level 1 mostly beats level 3 there: what shrinks is the distribution of the bytes, and
     the matches that a higher level finds are accidents that cost more than they save."""
-    single_gain: float
-    """See :data:`arzstream.codec.float_fast.SINGLE_GAIN`."""
     zstd_gain: float
     """How much smaller than ``float_fast`` zstd must be to be chosen: it decodes several times slower."""
     thorough: bool
@@ -38,13 +36,9 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile((1,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.03, thorough=False),
-    "balanced": Profile(
-        (3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15
-    ),
-    "max": Profile(
-        (12,), (1, 12), single_gain=0.0, zstd_gain=0.0, thorough=True, contexts="max", simpler_below=1 << 62
-    ),
+    "fast": Profile((1,), (1,), zstd_gain=0.03, thorough=False),
+    "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
+    "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=1 << 62),
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
@@ -100,20 +94,20 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
     return encode_planes(data, best_stride, levels(best_stride), _stored_planes(best, best_stride))
 
 
-def _encode_floats(data: memoryview, ctx: ChunkContext, wish: Profile) -> tuple[int, bytes | None]:
+def _encode_floats(data: memoryview, ctx: ChunkContext, wish: Profile) -> tuple[int, bytes | memoryview | None]:
     """(codec number, payload) of the better of the codecs for floats."""
     assert ctx.dtype.float_bits is not None
     count = len(data) * 8 // (1 + sum(ctx.dtype.float_bits))
     contexts = encode_ctx(data, ctx, EFFORTS[wish.contexts]) if wish.contexts else None
     if contexts is not None and count >= wish.simpler_below:
         return FLOAT_CTX, contexts
-    floats = encode_floats(data, ctx.dtype.float_bits, wish.single_gain)
+    floats = encode_floats(data, ctx.dtype.float_bits)
     if contexts is None or (floats is not None and len(floats) <= len(contexts)):
         return FLOAT_FAST, floats
     return FLOAT_CTX, contexts
 
 
-def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") -> tuple[int, bytes]:
+def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") -> tuple[int, bytes | memoryview]:
     """(codec number, payload) for ``data``, never longer than ``data``.
 
     ``profile`` is ``"fast"``, ``"balanced"`` or ``"max"``; another one raises ValueError.
@@ -124,7 +118,8 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     const = get(CONST).encode(data, ctx)
     if const is not None:
         return CONST, const
-    best_id, best, limit = RAW, None, float(len(data))
+    best: bytes | memoryview | None = None
+    best_id, limit = RAW, float(len(data))
     if ctx.dtype.float_bits:
         float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):

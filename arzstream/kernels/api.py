@@ -22,26 +22,24 @@ __all__ = [
     "check",
     "cpu_features",
     "float_fast_decode",
+    "float_fast_encode",
     "histogram",
+    "itemsize_of",
     "kernels",
-    "map_symbols",
-    "merge_fields",
     "merge_planes",
     "native_error",
     "rans_decode",
     "rans_encode",
     "raw_size",
+    "sample_exponents",
     "set_backend",
-    "split_fields",
-    "split_pairs",
     "split_planes",
 ]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
-Exponents = NDArray[Any]
-"""uint8 where the exponent has up to 8 bits, else uint16."""
+Palettes = tuple[U8, U8, U8]
 
 SLOTS = 1 << 12
 """What the frequencies of a table sum to."""
@@ -147,11 +145,16 @@ def merge_planes(planes: U8, stride: int, out: memoryview) -> None:
     kernels().merge_planes(planes, stride, target)
 
 
-def histogram(symbols: Exponents, size: int = 256) -> U32:
+def histogram(symbols: U8 | U16, size: int = 256) -> U32:
     """How often each symbol below ``size`` occurs in an array of uint8 (size 256) or uint16."""
     counts = np.empty(size, np.uint32)
     kernels().histogram(symbols, counts)
     return counts
+
+
+def itemsize_of(float_bits: tuple[int, int]) -> int:
+    """Bytes of an element with a sign and so many bits of exponent and mantissa."""
+    return (1 + sum(float_bits)) // 8
 
 
 def raw_size(count: int, mantissa_bits: int, log_segment: int) -> int:
@@ -159,68 +162,6 @@ def raw_size(count: int, mantissa_bits: int, log_segment: int) -> int:
     whole, planes = divmod(mantissa_bits + 1, 8)
     full, rest = divmod(count, 1 << log_segment)
     return count * whole + planes * (full * (1 << log_segment) // 8 + -(-rest // 8))
-
-
-def split_fields(data: U8, float_bits: tuple[int, int], log_segment: int) -> tuple[Exponents, U8]:
-    """(exponents, raw streams) of the floats in ``data``; see spec/registry.md, ``float_fast``."""
-    exponent_bits, mantissa_bits = float_bits
-    itemsize = (1 + exponent_bits + mantissa_bits) // 8
-    if len(data) % itemsize:
-        raise ValueError(f"{len(data)} bytes are no whole number of elements")
-    count = len(data) // itemsize
-    exponents = np.empty(count, np.uint16 if exponent_bits > 8 else np.uint8)
-    raw = np.empty(raw_size(count, mantissa_bits, log_segment), np.uint8)
-    kernels().split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
-    return exponents, raw
-
-
-def merge_fields(exponents: Exponents, raw: U8, float_bits: tuple[int, int], log_segment: int, out: U8) -> None:
-    """Undo :func:`split_fields` into ``out``. Raises CorruptError if unused bits are set, ValueError on wrong sizes."""
-    exponent_bits, mantissa_bits = float_bits
-    itemsize = (1 + exponent_bits + mantissa_bits) // 8
-    if len(out) != len(exponents) * itemsize or len(raw) != raw_size(len(exponents), mantissa_bits, log_segment):
-        raise ValueError("exponents, raw streams and result do not fit each other")
-    check(kernels().merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out))
-
-
-def split_pairs(
-    data: U8, float_bits: tuple[int, int], log_segment: int, palette: U16
-) -> tuple[U8, U8, Exponents, U32, U32]:
-    """(raw streams, symbols, escaped exponents, escapes per segment, counts of the 256 symbols).
-
-    A symbol is the places of two exponents in ``palette``, which has 1 to 15 different ones.
-    """
-    exponent_bits, mantissa_bits = float_bits
-    itemsize = (1 + exponent_bits + mantissa_bits) // 8
-    count = len(data) // itemsize
-    if len(data) % itemsize or not 1 <= len(palette) <= 15:
-        raise ValueError(f"{len(data)} bytes are no whole number of elements, or {len(palette)} exponents no palette")
-    raw = np.empty(raw_size(count, mantissa_bits, log_segment), np.uint8)
-    symbols = np.empty((count + 1) // 2, np.uint8)
-    escapes = np.empty(count + 1, np.uint16 if exponent_bits > 8 else np.uint8)
-    escape_counts = np.empty(-(-count >> log_segment), np.uint32)
-    pair_counts = np.empty(256, np.uint32)
-    total = kernels().split_pairs(
-        data,
-        itemsize,
-        exponent_bits,
-        mantissa_bits,
-        log_segment,
-        palette,
-        raw,
-        symbols,
-        escapes,
-        escape_counts,
-        pair_counts,
-    )
-    return raw, symbols, escapes[:total], escape_counts, pair_counts
-
-
-def map_symbols(values: U16, places: U8) -> U8:
-    """``places[values]``."""
-    symbols = np.empty(len(values), np.uint8)
-    kernels().map_symbols(values, places, symbols)
-    return symbols
 
 
 def rans_encode(symbols: U8, per_segment: int, values: U8, freqs: U16) -> tuple[U8, U32]:
@@ -243,40 +184,56 @@ def rans_decode(streams: U8, stream_bytes: U32, per_segment: int, values: U8, fr
     check(kernels().rans_decode(streams, stream_bytes, per_segment, values, freqs, symbols))
 
 
+def sample_exponents(data: U8, float_bits: tuple[int, int], run: int, step: int) -> U32:
+    """How often each exponent, of up to 8 bits, occurs in ``run`` elements out of every ``step``."""
+    counts = np.empty(256, np.uint32)
+    kernels().sample_exponents(data, itemsize_of(float_bits), *float_bits, run, step, counts)
+    return counts
+
+
+def float_fast_encode(
+    data: U8,
+    float_bits: tuple[int, int],
+    log_segment: int,
+    lanes: int,
+    palettes: Palettes,
+    max_escapes: int,
+    reserve: int = 0,
+) -> tuple[U32, U8] | None:
+    """(table of the segments, shape (segments, 3); raw, symbol and escape streams) of codec ``float_fast``, or None if
+    more than ``max_escapes`` exponents are not in the palette.
+
+    ``palettes``: exponents with symbols of their own, those in second place, frequencies of the former and an escape.
+    ``reserve``: bytes that are left before the streams, for the caller to fill.
+    """
+    count, odd = divmod(len(data), itemsize_of(float_bits))
+    if odd:
+        raise ValueError(f"{len(data)} bytes are no whole number of elements")
+    max_escapes = min(max_escapes, count)
+    segments = -(-count >> log_segment)
+    table = np.empty(3 * segments, np.uint32)
+    states = 2 * lanes * segments
+    room = raw_size(count, float_bits[1], log_segment) + count + states + 2 * max_escapes + 64
+    out = np.empty(reserve + room, np.uint8)
+    scratch = np.empty(min(count, 1 << log_segment) + 2 * lanes + 64 + 3 * max_escapes + segments, np.uint8)
+    arguments = (itemsize_of(float_bits), *float_bits, log_segment, lanes, *palettes, max_escapes)
+    written = kernels().float_fast_encode(data, *arguments, out[reserve:], scratch, table)
+    return (table.reshape(-1, 3), out[: reserve + written]) if written <= room else None
+
+
 def float_fast_decode(
     payload: U8,
     float_bits: tuple[int, int],
     log_segment: int,
-    pairs: bool,
-    palette: U16,
-    values: U8,
-    freqs: U16,
+    lanes: int,
+    palettes: Palettes,
     places: tuple[int, int, int],
-    symbol_bytes: U32,
-    escape_counts: U32,
+    table: U32,
     out: U8,
 ) -> None:
-    """Decode a chunk of codec ``float_fast`` into ``out``.
+    """Decode a chunk of codec ``float_fast`` into ``out``. The arguments are those of :func:`float_fast_encode`.
 
-    ``palette`` has 16 entries in pairs mode and 256 else; ``places`` are the offsets of the raw, symbol and escape
-    streams; no ``values`` means that every exponent is ``palette[0]``. Raises CorruptError.
+    ``places`` are the offsets of the raw, symbol and escape streams. Raises CorruptError.
     """
-    exponent_bits, mantissa_bits = float_bits
-    itemsize = (1 + exponent_bits + mantissa_bits) // 8
-    check(
-        kernels().float_fast_decode(
-            payload,
-            itemsize,
-            exponent_bits,
-            mantissa_bits,
-            log_segment,
-            pairs,
-            palette,
-            values,
-            freqs,
-            *places,
-            symbol_bytes,
-            escape_counts,
-            out,
-        )
-    )
+    arguments = (itemsize_of(float_bits), *float_bits, log_segment, lanes, *palettes, *places)
+    check(kernels().float_fast_decode(payload, *arguments, table.reshape(-1), out))

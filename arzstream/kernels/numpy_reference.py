@@ -12,25 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "float_fast_decode",
     "histogram",
-    "map_symbols",
-    "merge_fields",
     "merge_planes",
     "rans_decode",
     "rans_encode",
-    "split_fields",
-    "split_pairs",
     "split_planes",
 ]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
-Exponents = NDArray[Any]
-"""uint8 where the exponent has up to 8 bits, else uint16."""
 
-LANES, PRECISION, ESCAPE = 32, 12, 15
+LANES, PRECISION = 32, 12
 SLOTS, LOW, STATE_BYTES = 1 << PRECISION, 1 << 16, 4 * LANES
 OK, BAD_STREAM, BAD_ESCAPES, BAD_PADDING, BAD_BOUNDS = range(5)  # as in kernels.h
 
@@ -48,30 +41,18 @@ def merge_planes(planes: U8, stride: int, out: U8) -> None:
     out.reshape(-1, stride)[...] = planes.reshape(stride, -1).T
 
 
-def histogram(symbols: Exponents, counts: U32) -> None:
+def histogram(symbols: U8 | U16, counts: U32) -> None:
     """How often each symbol below ``len(counts)`` occurs."""
     counts[...] = np.bincount(symbols, minlength=len(counts))[: len(counts)]
 
 
-# ---- floats cut into exponents and the rest
+# ---- raw streams
 
 
-def _segments(count: int, log_segment: int) -> list[tuple[int, int]]:
+def segments_of(count: int, log_segment: int) -> list[tuple[int, int]]:
     """(first, end) of each segment."""
     full = 1 << log_segment
     return [(i, min(i + full, count)) for i in range(0, count, full)]
-
-
-def split_fields(
-    data: U8, itemsize: int, exponent_bits: int, mantissa_bits: int, log_segment: int, exponents: Exponents, raw: U8
-) -> None:
-    """Exponents of all elements, and the raw streams of all segments one after the other."""
-    values = data.view(f"<u{itemsize}")
-    word = values.dtype.type
-    exponents[...] = (values >> word(mantissa_bits)) & word((1 << exponent_bits) - 1)
-    sign = (values >> word(8 * itemsize - 1)) << word(mantissa_bits)
-    rest = sign | (values & word((1 << mantissa_bits) - 1))
-    pack_rest(rest, mantissa_bits + 1, log_segment, raw)
 
 
 def pack_rest(rest: NDArray[Any], bits: int, log_segment: int, raw: U8) -> None:
@@ -79,7 +60,7 @@ def pack_rest(rest: NDArray[Any], bits: int, log_segment: int, raw: U8) -> None:
     word = rest.dtype.type
     whole, planes = divmod(bits, 8)
     at = 0
-    for first, end in _segments(len(rest), log_segment):
+    for first, end in segments_of(len(rest), log_segment):
         part = rest[first:end]
         if whole:
             size = len(part) * whole
@@ -96,7 +77,7 @@ def unpack_rest(raw: U8, bits: int, log_segment: int, rest: NDArray[Any]) -> boo
     word = rest.dtype.type
     whole, planes = divmod(bits, 8)
     at, clean = 0, True
-    for first, end in _segments(len(rest), log_segment):
+    for first, end in segments_of(len(rest), log_segment):
         count = end - first
         part = np.zeros(count, rest.dtype)
         if whole:
@@ -109,65 +90,6 @@ def unpack_rest(raw: U8, bits: int, log_segment: int, rest: NDArray[Any]) -> boo
             part |= np.unpackbits(plane, count=count, bitorder="little").astype(rest.dtype) << word(8 * whole + j)
         rest[first:end] = part
     return clean
-
-
-def merge_fields(
-    exponents: Exponents,
-    raw: U8,
-    itemsize: int,
-    exponent_bits: int,
-    mantissa_bits: int,
-    log_segment: int,
-    out: U8,
-) -> int:
-    """Undo :func:`split_fields`. Returns a status."""
-    values = out.view(f"<u{itemsize}")
-    word = values.dtype.type
-    rest = np.empty(len(values), values.dtype)
-    clean = unpack_rest(raw, mantissa_bits + 1, log_segment, rest)
-    sign = (rest >> word(mantissa_bits)) << word(8 * itemsize - 1)
-    mantissa = rest & word((1 << mantissa_bits) - 1)
-    values[...] = sign | (exponents.astype(values.dtype) << word(mantissa_bits)) | mantissa
-    return OK if clean else BAD_PADDING
-
-
-# ---- floats to symbols
-
-
-def split_pairs(
-    data: U8,
-    itemsize: int,
-    exponent_bits: int,
-    mantissa_bits: int,
-    log_segment: int,
-    palette: U16,
-    raw: U8,
-    symbols: U8,
-    escapes: Exponents,
-    escape_counts: U32,
-    pair_counts: U32,
-) -> int:
-    """Raw streams, and places in the palette, two to a symbol, with their counts. Returns the number of escapes."""
-    exponents = np.empty(len(data) // itemsize, escapes.dtype)
-    split_fields(data, itemsize, exponent_bits, mantissa_bits, log_segment, exponents, raw)
-    lookup = np.full(1 << (8 * exponents.itemsize), ESCAPE, np.uint8)
-    lookup[palette] = np.arange(len(palette), dtype=np.uint8)
-    places = lookup[exponents]
-    escaped = places == ESCAPE
-    for s, (first, end) in enumerate(_segments(len(exponents), log_segment)):
-        escape_counts[s] = np.count_nonzero(escaped[first:end])
-        halves = np.zeros((end - first + 1) // 2 * 2, np.uint8)  # segments have an even length, but for the last
-        halves[: end - first] = places[first:end]
-        symbols[first // 2 : first // 2 + len(halves) // 2] = halves[::2] | halves[1::2] << 4
-    histogram(symbols, pair_counts)
-    found = exponents[escaped]
-    escapes[: len(found)] = found
-    return len(found)
-
-
-def map_symbols(values: U16, places: U8, symbols: U8) -> None:
-    """``symbols[i] = places[values[i]]``, 0 for a value that has no place."""
-    symbols[...] = np.append(places, np.uint8(0))[np.minimum(values, len(places))]
 
 
 # ---- entropy coder: all lanes of all segments at once
@@ -276,55 +198,3 @@ def _decode_group(
         states[:, :active] = np.where(take, (x << np.uint32(16)) | words[np.where(take, order, 0)], x)
     target[...] = decoded.swapaxes(0, 1).reshape(segments, -1)[:, :count]
     return bool((states == LOW).all() and (next_word + 1 == end).all())
-
-
-# ---- float_fast
-
-
-def float_fast_decode(
-    payload: U8,
-    itemsize: int,
-    exponent_bits: int,
-    mantissa_bits: int,
-    log_segment: int,
-    pairs: bool,
-    palette: U16,
-    values: U8,
-    freqs: U16,
-    raw_at: int,
-    symbols_at: int,
-    escapes_at: int,
-    symbol_bytes: U32,
-    escape_counts: U32,
-    out: U8,
-) -> int:
-    """Decode all segments of a chunk into ``out``. Returns a status."""
-    count = len(out) // itemsize
-    raw = payload[raw_at:symbols_at]
-    exponents: Exponents
-    if len(values) == 0:
-        exponents = np.full(count, palette[0], np.uint16)
-        return merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out)
-    symbols = np.empty((count + 1) // 2 if pairs else count, np.uint8)
-    per_segment = 1 << (log_segment - pairs)
-    status = rans_decode(payload[symbols_at:escapes_at], symbol_bytes, per_segment, values, freqs, symbols)
-    if status != OK:
-        return status
-    if pairs:
-        halves = np.empty((len(symbols), 2), np.uint8)
-        halves[:, 0], halves[:, 1] = symbols & 15, symbols >> 4
-        places = halves.reshape(-1)
-        if count % 2 and places[count]:
-            return BAD_PADDING
-        exponents = palette[places[:count]]
-        escaped = places[:count] == ESCAPE
-        for s, (first, end) in enumerate(_segments(count, log_segment)):
-            if np.count_nonzero(escaped[first:end]) != escape_counts[s]:
-                return BAD_ESCAPES
-        width = 2 if exponent_bits > 8 else 1
-        exponents[escaped] = payload[escapes_at : escapes_at + width * int(escape_counts.sum())].view(f"<u{width}")
-    else:
-        if escape_counts.any():
-            return BAD_ESCAPES
-        exponents = symbols if exponent_bits <= 8 else palette[symbols]
-    return merge_fields(exponents, raw, itemsize, exponent_bits, mantissa_bits, log_segment, out)

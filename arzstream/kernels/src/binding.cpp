@@ -71,60 +71,6 @@ void histogram(AnyIn symbols, Out<uint32_t> counts) {
     active().histogram8(static_cast<const uint8_t*>(symbols.data()), symbols.size(), counts.data());
 }
 
-size_t exponent_size(unsigned exponent_bits) { return exponent_bits > 8 ? 2 : 1; }
-
-void split_fields(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
-                  unsigned log_segment, AnyOut exponents, Out<uint8_t> raw) {
-  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
-  const size_t count = data.size() / itemsize;
-  need(data.size() % itemsize == 0 && exponents.size() == count && exponents.itemsize() == exponent_size(exponent_bits) &&
-           raw.size() == raw_size(type, count, log_segment),
-       "fields do not fit");
-  int status;
-  {
-    nb::gil_scoped_release unlocked;
-    status = active().split_fields(type, data.data(), count, log_segment, exponents.data(), raw.data());
-  }
-  need(status == kOk, "no such float");
-}
-
-int merge_fields(AnyIn exponents, In<uint8_t> raw, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
-                 unsigned log_segment, Out<uint8_t> out) {
-  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
-  const size_t count = out.size() / itemsize;
-  need(out.size() % itemsize == 0 && exponents.size() == count && exponents.itemsize() == exponent_size(exponent_bits) &&
-           raw.size() == raw_size(type, count, log_segment),
-       "fields do not fit");
-  nb::gil_scoped_release unlocked;
-  return active().merge_fields(type, exponents.data(), raw.data(), raw.size(), count, log_segment, out.data());
-}
-
-size_t split_pairs(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
-                   unsigned log_segment, In<uint16_t> palette, Out<uint8_t> raw, Out<uint8_t> symbols, AnyOut escapes,
-                   Out<uint32_t> escape_counts, Out<uint32_t> pair_counts) {
-  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
-  const size_t count = data.size() / itemsize;
-  need(data.size() % itemsize == 0 && palette.size() >= 1 && palette.size() <= 15 &&
-           raw.size() == raw_size(type, count, log_segment) && symbols.size() == ceil_div(count, 2) &&
-           escapes.itemsize() == exponent_size(exponent_bits) && escapes.size() == count + 1 &&
-           escape_counts.size() == segments(count, log_segment) && pair_counts.size() == 256,
-       "pairs do not fit");
-  size_t total;
-  {
-    nb::gil_scoped_release unlocked;
-    total = active().split_pairs(type, data.data(), count, log_segment, palette.data(), palette.size(), raw.data(),
-                                symbols.data(), escapes.data(), escape_counts.data(), pair_counts.data());
-  }
-  need(total != SIZE_MAX, "no such float");
-  return total;
-}
-
-void map_symbols(In<uint16_t> values, In<uint8_t> places, Out<uint8_t> symbols) {
-  need(values.size() == symbols.size(), "symbols do not fit");
-  nb::gil_scoped_release unlocked;
-  active().map_symbols(values.data(), values.size(), places.data(), places.size(), symbols.data());
-}
-
 size_t rans_encode(In<uint8_t> symbols, size_t per_segment, In<uint8_t> values, In<uint16_t> freqs, Out<uint8_t> out,
                    Out<uint32_t> stream_bytes) {
   const Alphabet a = alphabet(values, freqs);
@@ -149,28 +95,64 @@ int rans_decode(In<uint8_t> streams, In<uint32_t> stream_bytes, size_t per_segme
                              symbols.data());
 }
 
+Palettes palettes(const In<uint8_t>& firsts, const In<uint8_t>& seconds, const In<uint8_t>& freqs) {
+  need(firsts.size() >= 1 && firsts.size() <= 15 && seconds.size() <= 15 && freqs.size() == firsts.size() + 1,
+       "palettes of a wrong size");
+  return {firsts.data(), seconds.data(), freqs.data(), static_cast<unsigned>(firsts.size()),
+          static_cast<unsigned>(seconds.size())};
+}
+
+void sample_exponents(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits, size_t run,
+                      size_t step, Out<uint32_t> counts) {
+  const Floats type = floats(itemsize, exponent_bits, mantissa_bits, 6);
+  need(data.size() % itemsize == 0 && counts.size() == 256 && run >= 1 && step >= run, "no such sample");
+  nb::gil_scoped_release unlocked;
+  active().sample_exponents(type, data.data(), data.size() / itemsize, run, step, counts.data());
+}
+
+size_t float_fast_encode(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
+                         unsigned log_segment, unsigned lanes, In<uint8_t> firsts, In<uint8_t> seconds,
+                         In<uint8_t> freqs, size_t max_escapes, Out<uint8_t> out, Out<uint8_t> scratch,
+                         Out<uint32_t> table) {
+  FloatFastEncode job{};
+  job.type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
+  job.data = data.data();
+  job.count = data.size() / itemsize;
+  job.log_segment = log_segment;
+  job.lanes = lanes;
+  job.palettes = palettes(firsts, seconds, freqs);
+  job.max_escapes = max_escapes;
+  job.out = out.data();
+  job.scratch = scratch.data();
+  job.segments = table.data();
+  const size_t n = segments(job.count, log_segment);
+  need(data.size() % itemsize == 0 && (lanes == 32 || lanes == 128) && table.size() == n * kSegmentFields &&
+           max_escapes <= job.count &&
+           out.size() >= float_fast_capacity(raw_size(job.type, job.count, log_segment), job.count, n, lanes, max_escapes) &&
+           scratch.size() >= float_fast_scratch(job.count, log_segment, lanes, max_escapes),
+       "the chunk does not fit");
+  nb::gil_scoped_release unlocked;
+  return active().float_fast_encode(job);
+}
+
 int float_fast_decode(In<uint8_t> payload, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits,
-                      unsigned log_segment, bool pairs, In<uint16_t> palette, In<uint8_t> values, In<uint16_t> freqs,
-                      size_t raw_at, size_t symbols_at, size_t escapes_at, In<uint32_t> symbol_bytes,
-                      In<uint32_t> escape_counts, Out<uint8_t> out) {
+                      unsigned log_segment, unsigned lanes, In<uint8_t> firsts, In<uint8_t> seconds, In<uint8_t> freqs,
+                      size_t raw_at, size_t symbols_at, size_t escapes_at, In<uint32_t> table, Out<uint8_t> out) {
   FloatFastDecode job{};
   job.type = floats(itemsize, exponent_bits, mantissa_bits, log_segment);
   job.payload = payload.data();
   job.payload_size = payload.size();
   job.count = out.size() / itemsize;
   job.log_segment = log_segment;
-  job.pairs = pairs;
-  job.palette = palette.data();
-  job.alphabet = alphabet(values, freqs);
+  job.lanes = lanes;
+  job.palettes = palettes(firsts, seconds, freqs);
   job.raw_at = raw_at;
   job.symbols_at = symbols_at;
   job.escapes_at = escapes_at;
-  job.symbol_bytes = symbol_bytes.data();
-  job.escape_counts = escape_counts.data();
+  job.segments = table.data();
   job.out = out.data();
-  const size_t n = segments(job.count, log_segment);
-  need(out.size() % itemsize == 0 && palette.size() == (pairs ? 16 : 256) && symbol_bytes.size() == n &&
-           escape_counts.size() == n,
+  need(out.size() % itemsize == 0 && (lanes == 32 || lanes == 128) &&
+           table.size() == segments(job.count, log_segment) * kSegmentFields,
        "the chunk does not fit");
   nb::gil_scoped_release unlocked;
   return active().float_fast_decode(job);
@@ -190,12 +172,10 @@ NB_MODULE(_native, m) {
   m.def("split_planes", &split_planes);
   m.def("merge_planes", &merge_planes);
   m.def("histogram", &histogram);
-  m.def("split_fields", &split_fields);
-  m.def("merge_fields", &merge_fields);
-  m.def("split_pairs", &split_pairs);
-  m.def("map_symbols", &map_symbols);
   m.def("rans_encode", &rans_encode);
   m.def("rans_decode", &rans_decode);
+  m.def("sample_exponents", &sample_exponents);
+  m.def("float_fast_encode", &float_fast_encode);
   m.def("float_fast_decode", &float_fast_decode);
   bind_context(m);
 }

@@ -35,19 +35,40 @@ struct Floats {
   unsigned itemsize, exponent_bits, mantissa_bits;
 };
 
+// Exponents that have symbols of their own, 1 to 15; those of which escapes are places, 0 to 15; and the frequencies of
+// the former and, last, of the escape, which sum to 2^7.
+struct Palettes {
+  const uint8_t *firsts, *seconds, *freqs;
+  unsigned n_firsts, n_seconds;
+};
+constexpr unsigned kLongEscape = 15;  // an escape whose exponent follows as a byte
+
+// What is known of a segment: bytes of its symbol stream, escapes, those of them that are long.
+constexpr size_t kSegmentFields = 3;
+
 struct FloatFastDecode {
   Floats type;
   const uint8_t* payload;
   size_t payload_size;
   size_t count;                 // elements
   unsigned log_segment;         // elements of a segment, log2
-  bool pairs;
-  const uint16_t* palette;      // 16 entries in pairs mode, 256 in single mode
-  Alphabet alphabet;            // size 0: every exponent is palette[0]
+  unsigned lanes;               // 32 or 128
+  Palettes palettes;
   size_t raw_at, symbols_at, escapes_at;
-  const uint32_t* symbol_bytes; // per segment
-  const uint32_t* escape_counts;
+  const uint32_t* segments;     // kSegmentFields for each
   uint8_t* out;                 // count elements
+};
+
+struct FloatFastEncode {
+  Floats type;
+  const uint8_t* data;
+  size_t count;
+  unsigned log_segment, lanes;
+  Palettes palettes;            // no frequency is 0
+  size_t max_escapes;
+  uint8_t* out;                 // raw, symbol and escape streams: float_fast_capacity()
+  uint8_t* scratch;             // float_fast_scratch()
+  uint32_t* segments;           // kSegmentFields for each
 };
 
 // ---- context-switched coding
@@ -115,22 +136,15 @@ struct Kernels {
   void (*merge_planes)(const uint8_t* planes, size_t count, unsigned stride, uint8_t* out);
   void (*histogram8)(const uint8_t* symbols, size_t count, uint32_t* counts /* 256 */);
   void (*histogram16)(const uint16_t* symbols, size_t count, uint32_t* counts, size_t size);
-  // exponents: uint8_t where the exponent has up to 8 bits, else uint16_t
-  int (*split_fields)(Floats, const uint8_t* data, size_t count, unsigned log_segment, void* exponents, uint8_t* raw);
-  int (*merge_fields)(Floats, const void* exponents, const uint8_t* raw, size_t raw_size, size_t count,
-                      unsigned log_segment, uint8_t* out);
-  // Raw streams, and pairs of places in a palette of 1 to 15 exponents, counted; exponents that are not in it become
-  // escapes, of which there is room for count + 1. Returns their number, or SIZE_MAX if there is no such float.
-  size_t (*split_pairs)(Floats, const uint8_t* data, size_t count, unsigned log_segment, const uint16_t* palette,
-                        size_t palette_size, uint8_t* raw, uint8_t* symbols, void* escapes, uint32_t* escape_counts,
-                        uint32_t* pair_counts /* 256 */);
-  void (*map_symbols)(const uint16_t* values, size_t count, const uint8_t* places, size_t size, uint8_t* symbols);
   // The streams of all segments, one after the other, end at out + capacity; returns where they begin, or SIZE_MAX if
   // a symbol has no frequency. capacity must be rans_capacity().
   size_t (*rans_encode)(const uint8_t* symbols, size_t count, size_t per_segment, Alphabet, uint8_t* out,
                         size_t capacity, uint32_t* stream_bytes);
   int (*rans_decode)(const uint8_t* streams, size_t size, const uint32_t* stream_bytes, size_t count,
                      size_t per_segment, Alphabet, uint8_t* symbols);
+  void (*sample_exponents)(Floats, const uint8_t* data, size_t count, size_t run, size_t step, uint32_t* counts /* 256 */);
+  // Returns the bytes written, or SIZE_MAX if there are more escapes than there may be, or no such float.
+  size_t (*float_fast_encode)(const FloatFastEncode&);
   int (*float_fast_decode)(const FloatFastDecode&);
 
   int (*split_high)(const uint8_t* data, size_t count, const Cut&, unsigned log_segment, uint16_t* high, uint8_t* raw);
@@ -161,6 +175,16 @@ inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 // Room for the streams of count symbols: a word per symbol, states, and slack for whole-vector stores below them.
 inline size_t rans_capacity(size_t count, size_t per_segment) {
   return 2 * count + kStateBytes * ceil_div(count, per_segment) + 64;
+}
+
+// Room for what float_fast_encode writes beside the raw streams, and for what it needs meanwhile. A symbol takes at most a
+// byte, an escape at most two; segments have states, and whole vectors are stored below and behind what counts.
+inline size_t float_fast_capacity(size_t raw_size, size_t count, size_t segments, unsigned lanes, size_t max_escapes) {
+  return raw_size + count + 2 * lanes * segments + 2 * max_escapes + 64;
+}
+inline size_t float_fast_scratch(size_t count, size_t log_segment, unsigned lanes, size_t max_escapes) {
+  const size_t longest = count < size_t{1} << log_segment ? count : size_t{1} << log_segment;
+  return longest + 2 * lanes + 64 + 3 * max_escapes + ceil_div(count, size_t{1} << log_segment);
 }
 
 // Room for a model stream.
