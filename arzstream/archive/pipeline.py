@@ -107,8 +107,9 @@ class Pipeline:
 
     def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:
         data = planned.read_chunk(read_at, chunk)
+        xxh3 = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
         codec, payload = encode_best(memoryview(data), context(planned.unit, chunk), self._profile)
-        return _Encoded(data, xxh3_64(data), codec, payload)
+        return _Encoded(data, xxh3, codec, payload)
 
     def _step(self) -> None:
         cost, future, action = self._queue.popleft()

@@ -169,8 +169,9 @@ class Chunked(BufferContender):
 
     def encode_item(self, item: Item, threads: int) -> Any:
         data = item.data.data
+        decoded = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
         codec, payload = self.choose(data, item.context)
-        return codec, payload, xxh3_64(payload), xxh3_64(data)
+        return codec, payload, xxh3_64(payload), decoded
 
     def decode_item(self, item: Item, blob: Any, out: U8, threads: int) -> Any:
         codec, payload, stored, decoded = blob

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ Palettes = tuple[U8, U8, U8]
 SLOTS = 1 << 12
 """What the frequencies of a table sum to."""
 STATE_BYTES = 4 * 32
+SCRATCH_BYTES = 2 << 20
 
 _CAUSES = {
     1: "a symbol stream does not end as it must",
@@ -54,6 +56,7 @@ _CAUSES = {
 }
 _backend: Any = None
 _native_error: str | None = None
+_local = threading.local()
 
 
 def _load_native() -> Any:
@@ -184,6 +187,15 @@ def rans_decode(streams: U8, stream_bytes: U32, per_segment: int, values: U8, fr
     check(kernels().rans_decode(streams, stream_bytes, per_segment, values, freqs, symbols))
 
 
+def _scratch(nbytes: int) -> U8:
+    """Memory of this thread's, up to SCRATCH_BYTES of it always the same: fresh pages cost as much as coding."""
+    if nbytes > SCRATCH_BYTES:
+        return np.empty(nbytes, np.uint8)
+    if not hasattr(_local, "scratch"):
+        _local.scratch = np.empty(SCRATCH_BYTES, np.uint8)
+    return _local.scratch  # type: ignore[no-any-return]
+
+
 def sample_exponents(data: U8, float_bits: tuple[int, int], run: int, step: int) -> U32:
     """How often each exponent, of up to 8 bits, occurs in ``run`` elements out of every ``step``."""
     counts = np.empty(256, np.uint32)
@@ -215,7 +227,7 @@ def float_fast_encode(
     states = 2 * lanes * segments
     room = raw_size(count, float_bits[1], log_segment) + count + states + 2 * max_escapes + 64
     out = np.empty(reserve + room, np.uint8)
-    scratch = np.empty(min(count, 1 << log_segment) + 2 * lanes + 64 + 3 * max_escapes + segments, np.uint8)
+    scratch = _scratch(min(count, 1 << log_segment) + 2 * lanes + 64 + 3 * max_escapes + segments)
     arguments = (itemsize_of(float_bits), *float_bits, log_segment, lanes, *palettes, max_escapes)
     written = kernels().float_fast_encode(data, *arguments, out[reserve:], scratch, table)
     return (table.reshape(-1, 3), out[: reserve + written]) if written <= room else None
