@@ -5,6 +5,9 @@
 
 namespace arz {
 namespace portable { extern const Kernels kernels; }
+#ifdef ARZ_HAVE_NEON
+namespace neon { extern const Kernels kernels; }
+#endif
 #ifdef ARZ_HAVE_AVX2
 namespace avx2 { extern const Kernels kernels; }
 #endif
@@ -18,6 +21,9 @@ const char* const* probe() {
   static const char* names[4] = {};
   size_t n = 0;
   names[n++] = "portable";
+#ifdef ARZ_HAVE_NEON
+  names[n++] = "neon";  // every AArch64 processor has it
+#endif
 #ifdef ARZ_HAVE_AVX2
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
@@ -43,6 +49,9 @@ const char* const* isa_names() {
 const Kernels* kernels_of(const char* isa) {
   for (const char* const* name = isa_names(); *name; ++name) {
     if (std::strcmp(*name, isa) != 0) continue;
+#ifdef ARZ_HAVE_NEON
+    if (std::strcmp(isa, "neon") == 0) return &neon::kernels;
+#endif
 #ifdef ARZ_HAVE_AVX2
     if (std::strcmp(isa, "avx2") == 0) return &avx2::kernels;
 #endif

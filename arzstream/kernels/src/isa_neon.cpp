@@ -1,0 +1,2 @@
+#define ARZ_ISA neon
+#include "all.inc"

@@ -1,0 +1,127 @@
+"""Kernels for processors that this machine is not: the AArch64 ones, run by an emulator on what the reference made."""
+
+from __future__ import annotations
+
+import platform
+import random
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arzstream.codec import float_fast
+from arzstream.codec.float_fast import encode_floats
+from arzstream.kernels import api, numpy_backend
+
+SOURCES = Path(__file__).resolve().parents[2] / "arzstream" / "kernels" / "src"
+DRIVER = Path(__file__).resolve().parent / "emulated" / "driver.cpp"
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+TYPES = [(2, 8, 7), (2, 5, 10), (4, 8, 23), (1, 4, 3), (1, 5, 2)]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs the driver: natively on an AArch64 machine."""
+    native = platform.machine() == "aarch64"
+    compiler = "g++" if native else COMPILER
+    missing = [name for name in (compiler, *([] if native else [EMULATOR])) if shutil.which(name) is None]
+    if missing and not (shutil.which("apt-get") or native):
+        pytest.skip(f"impossible here: no {' and no '.join(missing)}, and no apt-get to install them with")
+    assert not missing, f"install {', '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user-static)"
+    binary = tmp_path_factory.mktemp("emulated") / "driver"
+    flags = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-static", f"-I{SOURCES}", "-DARZ_HAVE_NEON"]
+    sources = [DRIVER, SOURCES / "isa_portable.cpp", SOURCES / "isa_neon.cpp", SOURCES / "dispatch.cpp"]
+    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(binary)], check=True)
+    return [str(binary)] if native else [EMULATOR, str(binary)]
+
+
+class Recorder:
+    """The NumPy kernels, remembering the last encoding: its arguments and what came of it."""
+
+    __name__ = "recorder.numpy_backend"
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(numpy_backend, name)
+
+    def float_fast_encode(self, *arguments: object) -> int:
+        self.arguments = arguments
+        self.written = numpy_backend.float_fast_encode(*arguments)  # type: ignore[arg-type]
+        return self.written
+
+
+def cases(source: random.Random) -> list[bytes]:
+    made = []
+    for trial in range(120):
+        itemsize, exponent_bits, mantissa_bits = TYPES[trial % len(TYPES)]
+        count = source.choice([1, 15, 31, 32, 33, 127, 128, 129, 1000, 4095, 6000, 20000])
+        rng = np.random.default_rng(trial)
+        spread = source.choice([0.0, 1.0, 2.0, 6.0])
+        exponents = np.clip(rng.normal(1 << exponent_bits - 1, spread, count), 0, (1 << exponent_bits) - 1)
+        values = rng.integers(0, 1 << 8 * itemsize, count, dtype=np.uint64) & np.uint64(
+            ~(((1 << exponent_bits) - 1) << mantissa_bits) & ((1 << 8 * itemsize) - 1)
+        )
+        values |= exponents.astype(np.uint64) << np.uint64(mantissa_bits)
+        made.append(one_case(values.astype(f"<u{itemsize}"), (exponent_bits, mantissa_bits), source))
+    return made
+
+
+def one_case(values: np.ndarray, bits: tuple[int, int], source: random.Random) -> bytes:
+    """Numbers as in driver.cpp, then data, streams, palettes, table; sometimes with a flipped bit in the streams."""
+    recorder = Recorder()
+    api._backend = recorder
+    assert encode_floats(values.view(np.uint8).data, bits, 1) is not None
+    data, _, _, _, log_segment, lanes, firsts, seconds, freqs, max_escapes, out, _, table = recorder.arguments
+    raw, rows = api.raw_size(len(values), bits[1], log_segment), table.reshape(-1, 3)
+    streams, status = out[: recorder.written].copy(), 0
+    if source.random() < 0.4:
+        streams[source.randrange(len(streams))] ^= 1 << source.randrange(8)
+        status = decoded(streams, data, bits, log_segment, lanes, (firsts, seconds, freqs), raw, table)
+    intact = int(np.array_equal(streams, out[: len(streams)]))
+    head = struct.pack(
+        "<14Ii",
+        *(values.itemsize, *bits, log_segment, lanes, len(firsts), len(seconds), max_escapes),
+        *(len(data), len(streams), raw, int(rows[:, 0].sum()), len(rows), intact),
+        status,
+    )  # fmt: skip
+    palettes = firsts.tobytes() + seconds.tobytes() + freqs.tobytes()
+    return head + data.tobytes() + streams.tobytes() + palettes + table.astype("<u4").tobytes()
+
+
+def decoded(
+    streams: np.ndarray,
+    data: np.ndarray,
+    bits: tuple[int, int],
+    log_segment: int,
+    lanes: int,
+    palettes: api.Palettes,
+    raw: int,
+    table: np.ndarray,
+) -> int:
+    """The reference's status; where the flipped bit only changes elements, ``data`` becomes what it gives."""
+    result = np.empty_like(data)
+    places = (0, raw, raw + int(table[::3].sum()))
+    itemsize = api.itemsize_of(bits)
+    status = numpy_backend.float_fast_decode(
+        streams, itemsize, *bits, log_segment, lanes, *palettes, *places, table, result
+    )
+    if status == 0:
+        data[...] = result
+    return status
+
+
+@pytest.mark.parametrize("log_segment", [10, 20])
+def test_aarch64_kernels_give_the_bytes_and_verdicts_of_the_reference(
+    driver: list[str], log_segment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(float_fast, "LOG_SEGMENT", log_segment)
+    path = tmp_path / "cases"
+    try:
+        path.write_bytes(b"".join(cases(random.Random(log_segment))))
+    finally:
+        api.set_backend("auto")
+    ended = subprocess.run([*driver, str(path)], check=False, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.split() == ["portable", "120", "of", "120", "neon", "120", "of", "120"]
