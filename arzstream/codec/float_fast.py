@@ -28,8 +28,8 @@ FEW = 1 << 17
 MAX_ESCAPES = 8
 """One escape in so many elements is the most: beyond, another codec does better."""
 SAMPLE_RUN, SAMPLE = 256, 1 << 15
-"""Exponents are counted in runs of 256 elements, evenly spaced, about 2^15 in all: enough to come within 0.001 bits. Each
-run costs the time of an access to memory."""
+"""Exponents are counted in runs of 256 elements, evenly spaced, about 2^15 in all: enough to come within 0.001 bits.
+Each run costs the time of an access to memory."""
 WORTH_A_SLOT = 400
 """An exponent has a symbol if it is one in so many. A slot takes 1/128 of the others' share, log2(e) / 128 bits an
 element; an escape takes about 4 bits more than a symbol of one slot."""
