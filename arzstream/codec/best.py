@@ -29,6 +29,8 @@ class Profile:
     """How much smaller than ``float_fast`` zstd must be to be chosen: it decodes several times slower."""
     thorough: bool
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
+    piece: int = 2048
+    """Bytes of a piece of the sample that says if zstd can win."""
     contexts: str | None = None
     """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with; None for ``float_fast`` alone."""
     simpler_below: int = 0
@@ -36,25 +38,25 @@ class Profile:
 
 
 PROFILES = {
-    "fast": Profile((1,), (1,), zstd_gain=0.03, thorough=False),
+    "fast": Profile((1,), (1,), zstd_gain=0.03, thorough=False, piece=512),
     "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=1 << 62),
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
-SAMPLE_PIECE, SAMPLE_MIN_PIECES, SAMPLE_SHARE = 2048, 16, 64
-"""A sample is at least 16 pieces of 2 KiB, evenly spaced, and about 1/64 of a large chunk."""
+SAMPLE_MIN_PIECES, SAMPLE_PIECES = 16, 1 << 17
+"""A sample is at least 16 pieces, evenly spaced, and one for each 2^17 bytes of a large chunk."""
 RAW_GAIN = 0.99
 """A sample that does not shrink below this share says: not worth trying."""
 
 
-def _sample(data: memoryview) -> memoryview:
+def _sample(data: memoryview, piece: int) -> memoryview:
     """Evenly spaced pieces of ``data``, aligned to 16 bytes; all of it where it is short."""
-    pieces = max(SAMPLE_MIN_PIECES, len(data) // (SAMPLE_SHARE * SAMPLE_PIECE))
-    if len(data) < 2 * pieces * SAMPLE_PIECE:
+    pieces = max(SAMPLE_MIN_PIECES, len(data) // SAMPLE_PIECES)
+    if len(data) < 2 * pieces * piece:
         return data
-    step = (len(data) - SAMPLE_PIECE) // (pieces - 1) & ~15
-    return memoryview(b"".join(data[i * step : i * step + SAMPLE_PIECE] for i in range(pieces)))
+    step = (len(data) - piece) // (pieces - 1) & ~15
+    return memoryview(b"".join(data[i * step : i * step + piece] for i in range(pieces)))
 
 
 def _stored_planes(payload: bytes, stride: int) -> int:
@@ -76,7 +78,7 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
     def levels(stride: int) -> tuple[int, ...]:
         return profile.levels if stride == 1 else profile.plane_levels
 
-    sample = _sample(data)
+    sample = _sample(data, profile.piece)
     whole = len(sample) == len(data)
     best, best_stride = None, 1
     for stride in _strides(ctx, len(data)):
