@@ -923,14 +923,21 @@ class Scan:
 
     def tensor(self, frame: Frame) -> None:
         need(frame.ordinal == len(self.units), f"TENSOR {frame.ordinal} is out of order")
-        within(len(self.units) < self.limits.units, "too many units")
-        raw = mapping(frame.value, "dtype grid layer members models part refs shape source")
+        several = type(frame.value) is list
+        need(not several or len(frame.value) >= 2, "a TENSOR with an array of fewer than two units")
+        for value in frame.value if several else [frame.value]:
+            self.unit(frame, value)
+
+    def unit(self, frame: Frame, value: Any) -> None:
+        number = len(self.units)
+        within(number < self.limits.units, "too many units")
+        raw = mapping(value, "dtype grid layer members models part refs shape source")
         text(raw["layer"])
         if text(raw["dtype"]) not in ITEM_SIZE:
-            raise Unsupported(f"unit {frame.ordinal}: dtype {raw['dtype']!r:.40} is not known")
+            raise Unsupported(f"unit {number}: dtype {raw['dtype']!r:.40} is not known")
         rows, columns = (integer(v) for v in array(raw["shape"], 2))
         grid_rows, grid_columns = (integer(v, 1) for v in array(raw["grid"], 2))
-        unit = Unit(frame.ordinal, raw, raw["dtype"], rows, columns, (grid_rows, grid_columns), frame)
+        unit = Unit(number, raw, raw["dtype"], rows, columns, (grid_rows, grid_columns), frame)
         need(unit.size <= MAX_I64, "a unit has too many bytes")
         within(unit.chunk_count <= self.limits.chunks, "a unit has too many chunks")
         need(len(array(raw["members"])) >= 1, "a unit without members")
@@ -1185,7 +1192,9 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
     for unit in scan.units:
         dead += unit.replaced
         if unit.number not in alive:
-            dead += [unit.frame, *unit.chunks.values()]
+            dead += unit.chunks.values()
+    announced = {scan.units[number].frame.offset for number in alive}
+    dead += {u.frame.offset: u.frame for u in scan.units if u.frame.offset not in announced}.values()
     named = scan.named_units(files)
     content = content_digest(files, [unit for unit in live if unit.number in named], scan.volumes)
     expected = {

@@ -172,13 +172,14 @@ def owners(data: bytes, names: Sequence[str]) -> list[tuple[int, int, set[str]]]
     _, found = forge.parse(data)
     members: dict[int, set[str]] = {}
     for frame in found:
-        if frame.kind == FrameType.TENSOR:
-            members[frame.header.ordinal] = {member[0] for member in frame.value["members"]} & set(names)
-    unit_frames = (FrameType.TENSOR, FrameType.CHUNK)
-    return [
-        (frame.offset, frame.end, members[frame.header.ordinal] if frame.kind in unit_frames else set())
-        for frame in found
-    ]
+        for number, unit in frame.units.items():
+            members[number] = {member[0] for member in unit["members"]} & set(names)
+
+    def held(frame: forge.Frame) -> set[str]:
+        numbers = [frame.header.ordinal] if frame.kind == FrameType.CHUNK else list(frame.units)
+        return set().union(*(members[number] for number in numbers))
+
+    return [(frame.offset, frame.end, held(frame)) for frame in found]
 
 
 def recovered(

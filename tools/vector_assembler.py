@@ -260,9 +260,9 @@ class Unit:
     value: dict[str, Any]
     data: bytes
     frames: dict[int, Placed]
-    tensor: Placed
     digests: list[bytes]
     listed: bool = False
+    tensor: Placed | None = None
 
 
 def elements(data: bytes, item: int, shape: Sequence[int], start: int, strides: Sequence[int] | None) -> bytes:
@@ -342,7 +342,7 @@ class Assembler:
     def tensor(self, dtype: str, data: bytes, members: list[list[Any]], **f: Any) -> int:
         """Append a TENSOR. ``members``: [name, shape] or [name, shape, start, strides]. Other keys of 5.1 by name."""
         frame_fields = f.pop("frame", {})
-        edit = f.pop("edit", lambda value: value)
+        edit, announce = f.pop("edit", lambda value: value), f.pop("announce", True)
         members = [[*member, *[0, None][len(member) - 2 :]] for member in members]
         n = len(data) // ITEM.get(dtype, 1)
         shape = f.pop("shape", None)
@@ -355,9 +355,18 @@ class Assembler:
         }  # fmt: skip
         number = len(self.units)
         digests = [blake3(elements(data, ITEM.get(dtype, 1), m[1], m[2], m[3])) for m in members]
-        placed = self.metadata(TENSOR, edit(value), ordinal=frame_fields.pop("ordinal", number), **frame_fields)
-        self.units.append(Unit(value, data, {}, placed, digests))
+        self.units.append(Unit(value, data, {}, digests))
+        if announce:
+            self.announce([number], edit=lambda maps: edit(maps[0]), **frame_fields)
         return number
+
+    def announce(self, numbers: Sequence[int], *, edit: Callable[[list[Any]], Any] = list, **f: Any) -> None:
+        """Append a TENSOR with the units of these numbers, made with ``announce=False``."""
+        placed = self.metadata(
+            TENSOR, edit([self.units[number].value for number in numbers]), **{"ordinal": numbers[0], **f}
+        )
+        for number in numbers:
+            self.units[number].tensor = placed
 
     def tile(self, number: int, k: int) -> bytes:
         """The decoded bytes of chunk k."""
@@ -514,7 +523,9 @@ class Assembler:
         dead = [*self.dead, *(placed for value, placed in self.files.values() if value["kind"] == 3)]
         for i, unit in enumerate(self.units):
             if i not in live:
-                dead += [unit.tensor, *unit.frames.values()]
+                dead += unit.frames.values()
+        announced = {id(self.units[i].tensor) for i in live}
+        dead += {id(u.tensor): u.tensor for u in self.units if u.tensor and id(u.tensor) not in announced}.values()
         chain = self.link_chain()
         value = {
             "chain": chain, "content": self.content(), "dead": [len(dead), sum(p.size for p in dead)],

@@ -22,6 +22,7 @@ from vector_assembler import (
     NONE,
     PARENT,
     RAW,
+    TENSOR,
     VOLUME,
     ZSTD,
     Assembler,
@@ -562,6 +563,38 @@ def second(**f: Any) -> Callable[[Assembler], None]:
 
 bad("chunk-missing", "A COMMIT lists a unit of which a chunk is missing.", lambda: missing(None))
 bad("chunks-missing", "A COMMIT lists a unit without any chunk.", lambda: missing(None, 0))
+
+
+def announced(edit: Callable[[list[Any]], Any], **f: Any) -> bytes:
+    """Two units in one TENSOR, bent."""
+    a = Assembler()
+    units = [a.tensor("U8", noise(8, k), [[f"w{k}", [8]]], announce=False) for k in (1, 2)]
+    a.announce(units, edit=edit, **f)
+    for unit in units:
+        a.chunk(unit)
+    a.file(b"w.bin", units)
+    a.commit()
+    return a.seal()
+
+
+bad("tensors-one", "A TENSOR with an array of one unit.", lambda: simple(tensor={"edit": lambda v: [v]}))
+bad("tensors-none", "A TENSOR with an empty array.", lambda: prefix(lambda a: a.metadata(TENSOR, [], ordinal=1)))
+bad("tensors-nested", "A TENSOR with an array in its array.", lambda: announced(lambda v: [[v[0]], v[1]]))
+bad(
+    "tensors-second",
+    "A TENSOR whose second unit has no layer.",
+    lambda: announced(lambda v: [v[0], {k: x for k, x in v[1].items() if k != "layer"}]),
+)
+bad(
+    "tensors-first-number",
+    "A TENSOR of two units that has the number of the second.",
+    lambda: announced(list, ordinal=1),
+)
+bad(
+    "tensors-refers-ahead",
+    "A TENSOR whose first unit duplicates its second.",
+    lambda: announced(lambda v: [{**v[0], "refs": [[2, 1, 0, 8]]}, v[1]]),
+)
 bad("unit-not-committed", "A sealed file whose live unit is listed by no COMMIT.", lambda: missing([], 2))
 bad("tensor-twice", "Two TENSOR frames with one number.", lambda: prefix(second(frame={"ordinal": 0})))
 bad("tensor-number-left-out", "The second TENSOR has number 2.", lambda: prefix(second(frame={"ordinal": 2})))

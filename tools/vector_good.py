@@ -536,6 +536,32 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return done(a)
 
 
+@vector(
+    "good-tensors",
+    "TENSORs with three units and with two: one duplicates another of its frame, one is dead beside a live one; and a "
+    "TENSOR of two dead units.",
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    first = a.tensor("U8", noise(12), [["a", [3, 4]]], grid=[2, 4], announce=False)
+    copy = a.tensor("U8", noise(12), [["b", [12]]], refs=[[2, first, 0, 12]], announce=False)
+    gone = a.tensor("I16", noise(8, 2), [["gone", [4]]], announce=False)
+    a.announce([first, copy, gone], compress=True)
+    for unit, chunk in ((first, 0), (first, 1), (gone, 0)):
+        a.chunk(unit, chunk)
+    a.file(b"w.bin", [first, copy])
+    a.commit()
+    dead = [a.tensor("U8", noise(3, 4), [[name, [3]]], announce=False) for name in ("c", "d")]
+    a.announce(dead)
+    pair = [a.tensor("U8", noise(5, k), [[f"e{k}", [5]]], announce=False) for k in (5, 6)]
+    a.announce(pair)
+    for unit in pair:
+        a.chunk(unit)
+    a.file(b"v.bin", pair)
+    a.commit([*pair])
+    return done(a)
+
+
 @vector("good-withdrawn", "A file that vanished before the seal: withdrawn, its unit and its frames dead.")
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()

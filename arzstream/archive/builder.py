@@ -36,6 +36,8 @@ __all__ = ["CheckpointBuilder", "unit_codec"]
 
 INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
+COMMIT_BYTES = 1 << 20
+"""Source bytes from which on a layer is committed; smaller ones share a commit with those that follow."""
 ATTEMPTS = 3
 """How often a finished file may turn out to have changed before we give up on it for now."""
 
@@ -79,7 +81,7 @@ class CheckpointBuilder:
         before = self.bytes_coded
         with self._coder.nothing_half_done():
             self._plan(job, frontier, final)
-            self._pipeline.drain()
+            self._coder.drain()
             if not final:
                 job.prefix.advance(job.read, frontier)
         return self.bytes_coded - before
@@ -91,6 +93,8 @@ class CheckpointBuilder:
 
     def _plan(self, job: FileJob, frontier: int, final: bool) -> None:
         by_layer = job.ready(job.look(frontier, final), frontier, final)
+        waiting: list[str] = []
+        held = 0
         for layer in sorted(by_layer, key=layer_key):
             for planned, storages in units_of(by_layer[layer], layer, self._parallel):
                 self._coder.code(job, planned)
@@ -98,7 +102,13 @@ class CheckpointBuilder:
                 for storage in storages:
                     job.placed[storage] = (planned, start)
                     start += storage.nbytes
-            self._coder.commit_later(layer)
+            waiting.append(layer)
+            held += sum(storage.nbytes for storage in by_layer[layer])
+            if held >= COMMIT_BYTES:
+                self._coder.commit_later(layer if len(waiting) == 1 else "")
+                waiting, held = [], 0
+        self._coder.commit_later(waiting[0] if len(waiting) == 1 else "")
+        self._coder.queue()
 
     def finish(self, job: FileJob, *, size: int, mode: int, mtime: int) -> None:
         """The file is complete and ``size`` bytes long: settle it. Raises SourceChangedError if it does not hold
@@ -110,7 +120,7 @@ class CheckpointBuilder:
         for attempt in itertools.count():
             self.update(job, size, final=True)
             small = self._place_literals(job, size)
-            self._pipeline.drain()
+            self._coder.drain()
             changed, sha256 = compare_source(job.read, size, job.prefix, job.units(), small)
             if not changed and sha256 is not None:
                 break
@@ -164,9 +174,8 @@ class CheckpointBuilder:
         """Write what is left, the index and the trailer."""
         if self._small_literals:
             self._flush_literals()
-        self._coder.commit_later("")
-        self._pipeline.put(lambda: self._coder.commit("", force=True))
-        self._pipeline.drain()
+        self._coder.drain()
+        self._coder.commit("", force=True)
         state = self._writer.state
         order = sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number))
         content = self._writer.seal(order)
@@ -214,7 +223,7 @@ class CheckpointBuilder:
         return {}
 
     def _write_record(self, job: FileJob, record: FileRecord) -> None:
-        self._pipeline.drain()
+        self._coder.drain()
         job.number = self._writer.add_file(record, job.number)
         job.record = record
         self._coder.commit("", force=True)
@@ -236,7 +245,7 @@ class CheckpointBuilder:
         if buffer:
             data = bytes(buffer)
             self._coder.code(FileJob(b"literals", MemorySource([data]), OpaqueParser()), literal_unit([(0, len(data))]))
-            self._pipeline.drain()
+            self._coder.drain()
         for (job, record, _), places in zip(waiting, placed, strict=True):
             recipe = tuple(job.recipe(record.size, places))
             job.number = self._writer.add_file(dataclasses.replace(record, recipe=recipe), job.number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.pipeline import MemberDigests, Pipeline, context
@@ -22,6 +22,8 @@ __all__ = ["UnitCoder"]
 
 FINGERPRINT_BYTES = 64 << 10
 """How much of a unit is looked at to find another that may be equal to it."""
+UNITS_AT_ONCE = 64
+"""Units that one frame announces, at most: what it costs to lose the frame stays small."""
 
 
 class UnitCoder:
@@ -37,6 +39,9 @@ class UnitCoder:
         self._completed: list[Planned] = []
         self._originals: dict[tuple[str, tuple[int, int], int], list[Planned]] = {}
         self._verified: dict[tuple[int, int], ChunkEntry] = {}
+        self._announced: list[Planned] = []
+        self._after: list[Callable[[], None]] = []
+        """What to queue behind the frame that announces units."""
         self._units: dict[int, Planned] = {}
 
     @contextlib.contextmanager
@@ -45,6 +50,7 @@ class UnitCoder:
         try:
             yield
         except BaseException:
+            self._announced, self._after = [], []
             self.pipeline.abandon()
             for planned in self._unfinished:
                 planned.abandoned = True
@@ -52,26 +58,48 @@ class UnitCoder:
             raise
 
     def code(self, job: FileJob, planned: Planned) -> None:
-        """Queue a unit: as a duplicate if its bytes are those of an earlier one, else chunk by chunk."""
+        """Take a unit on: as a duplicate if its bytes are those of an earlier one, else chunk by chunk.
+
+        It waits for :meth:`queue`, so that one frame announces many units.
+        """
+        if len(self._announced) == UNITS_AT_ONCE:
+            self.queue()
         source = self._original(job, planned)
         self._unfinished.add(planned)
+        self._announced.append(planned)
         if source is not None:
             source.duplicates += 1
             ref = Reference(ReferenceKind.DUPLICATE, source.number, 0, planned.unit.elements)
             planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
-            self.pipeline.put(lambda: self._begin(planned))
-            self.pipeline.put(lambda: self._complete(planned))
-            return
-        self.pipeline.put(lambda: self._begin(planned))
+            self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
+        else:
+            self._after.append(lambda: self._put_chunks(job, planned))
+
+    def queue(self) -> None:
+        """Queue what was taken on."""
+        announced, after, self._announced, self._after = self._announced, self._after, [], []
+        if announced:
+            self.pipeline.put(lambda: self._begin(announced))
+        for put in after:
+            put()
+
+    def drain(self) -> None:
+        """Queue what was taken on, and write all that is in the queue."""
+        self.queue()
+        self.pipeline.drain()
+
+    def _put_chunks(self, job: FileJob, planned: Planned) -> None:
         hashers = MemberDigests(planned.unit)
         for chunk in range(planned.unit.chunk_count):
             self.pipeline.put_chunk(planned, chunk, job.read, lambda data: self._coded(data, hashers))
         self.pipeline.put(lambda: self._end(planned, hashers))
 
-    def _begin(self, planned: Planned) -> None:
-        planned.number = self.writer.add_unit(planned.unit)
-        self._units[planned.number] = planned
+    def _begin(self, announced: Sequence[Planned]) -> None:
+        first = self.writer.add_units([planned.unit for planned in announced])
+        for number, planned in enumerate(announced, first):
+            planned.number = number
+            self._units[number] = planned
 
     def _coded(self, data: bytes, hashers: MemberDigests) -> None:
         hashers.update(data)
@@ -97,7 +125,7 @@ class UnitCoder:
         key = (unit.dtype, unit.shape, xxh3_64(planned.read(job.read, 0, FINGERPRINT_BYTES)))
         earlier = self._originals.setdefault(key, [])
         if earlier:
-            self.pipeline.drain()
+            self.drain()
             for candidate in earlier:
                 if candidate.digests and not candidate.abandoned and self._same_bytes(job, planned, candidate):
                     self.progress(unit.nbytes)
@@ -118,7 +146,8 @@ class UnitCoder:
         return hashers.result() == candidate.digests
 
     def commit_later(self, layer: str) -> None:
-        self.pipeline.put(lambda: self.commit(layer))
+        """Commit behind what was taken on so far."""
+        self._after.append(lambda: self.pipeline.put(lambda: self.commit(layer)))
 
     def commit(self, layer: str, force: bool = False) -> None:
         # A unit that was coded again before it was committed stands here twice.
@@ -137,10 +166,10 @@ class UnitCoder:
             self._originals = {key: [p for p in found if p is not planned] for key, found in self._originals.items()}
             for chunk in chunks:
                 self.pipeline.put_chunk(planned, chunk, job.read, lambda data: self.progress(0))
-            self.pipeline.drain()
+            self.drain()
             self._digest_again(job, planned)
         self.commit_later("")
-        self.pipeline.drain()
+        self.drain()
 
     def _digest_again(self, job: FileJob, planned: Planned) -> None:
         """Members' digests from the source once more; they must be those of the bytes that were coded."""
@@ -168,7 +197,7 @@ class UnitCoder:
 
         Raises CorruptError if anything differs from what was read from the source.
         """
-        self.pipeline.drain()
+        self.drain()
         state = self.writer.state
         todo = []
         for number, entries in state.chunks.items():

@@ -127,7 +127,6 @@ def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
         grid=choose_grid(shape, itemsize, parallel),
         members=members,
         layer=layer,
-        source=((None, storage.offset, storage.nbytes),),
     )
     return Planned(unit, (Extent(0, storage.offset, storage.nbytes),))
 
@@ -153,7 +152,6 @@ def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:
         grid=(1, max(1, elements)),
         members=tuple(members),
         layer=layer,
-        source=tuple((None, s.offset, s.nbytes) for s in storages),
     )
     return Planned(unit, tuple(extents))
 

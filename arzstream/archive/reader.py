@@ -185,9 +185,10 @@ class Archive:
             for name, place in self.catalog.tensors.items():
                 by_unit.setdefault(place.entry.number, []).append(name)
             for commit in found:
-                names = [name for number, _ in commit.units for name in by_unit.get(number, ())]
-                if names:
-                    yield commit.layer, names
+                by_layer: dict[str, list[str]] = {}
+                for number in (number for number, _ in commit.units if number in by_unit):
+                    by_layer.setdefault(replay.state.units[number].layer, []).extend(by_unit[number])
+                yield from by_layer.items()
         self._set_directory(open_directory(self._reader, self._limits))
 
     # -- end

@@ -29,6 +29,7 @@ from arzstream.container.records import (
     Unit,
     Volume,
     unit_digests,
+    units_of_frame,
 )
 from arzstream.container.scan import (
     KNOWN_TYPES,
@@ -254,7 +255,7 @@ def _take(salvage: Salvage, frame: Frame, limits: Limits) -> None:
 def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> None:
     number, kind = frame.header.ordinal, frame.header.type
     if kind == FrameType.TENSOR:
-        salvage.units[number] = Unit.from_map(value, limits)
+        salvage.units.update(enumerate(units_of_frame(value, limits), number))
     elif kind == FrameType.FILE:
         salvage.files[number] = FileRecord.from_map(value, limits)
     elif kind == FrameType.PARENT:

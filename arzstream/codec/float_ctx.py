@@ -9,6 +9,7 @@ Every decision is made here and in ``scales``; the kernels carry them out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 
 import numpy as np
@@ -43,14 +44,18 @@ FLAT_ROW = 128
 """Length of the rows that elements without a matrix of their own are cut into."""
 SAMPLE = 1 << 14
 """Elements that settings are chosen by, about; whole rows of them where there are rows."""
+CUT_RUN, CUT_RUNS = 512, 16
+"""Elements that lie together, and how many such runs, by which it is decided how to cut elements."""
+CERTAIN = 40
+"""Bits that the scale of a row or column must seem to save to be used without comparison; it takes about 4."""
 SKEW = 0.3
 """Share of one sign below which signs are coded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much is tried: log2 of segments' length, log2 of the numbers of classes, and the share of a chunk (1 / n)
-    that settings are compared on."""
+    """How much is tried: log2 of segments' length, log2 of the numbers of classes (none: no scales, one table),
+    elements that settings are compared on, and how often scales are refined."""
 
     log_segment: int
     log_classes: tuple[int, ...]
@@ -59,6 +64,7 @@ class Effort:
 
 
 EFFORTS = {
+    "fast": Effort(18, (), SAMPLE, 0),
     "balanced": Effort(19, (1, 2), SAMPLE, 0),
     "max": Effort(20, (1, 2, 3), 1 << 16, 2),
 }
@@ -84,9 +90,10 @@ def _choose_cut(values: NDArray[np.unsignedinteger], float_bits: tuple[int, int]
     """How to cut the elements: low bits that are always zero are dropped, a sign that is always 0 too."""
     exponent_bits, mantissa_bits = float_bits
     sign_at = exponent_bits + mantissa_bits
-    some = values[:: max(1, len(values) // SAMPLE)]
-    seen = int(np.bitwise_or.reduce(some))
-    negative = np.count_nonzero(some >> some.dtype.type(sign_at))
+    runs = len(values) // CUT_RUN
+    some = values if runs < 2 * CUT_RUNS else values[: runs * CUT_RUN].reshape(runs, CUT_RUN)[:: runs // CUT_RUNS]
+    seen = int(np.bitwise_or.reduce(some, axis=None))
+    negative = int(np.count_nonzero(some >> some.dtype.type(sign_at)))
     if not seen & 1 or not negative:
         seen = int(np.bitwise_or.reduce(values))
     dropped = _trailing_zeros(seen, mantissa_bits)
@@ -95,8 +102,8 @@ def _choose_cut(values: NDArray[np.unsignedinteger], float_bits: tuple[int, int]
     if not seen >> sign_at:
         sign = context.SIGN_NONE
     else:
-        rarer = min(negative, len(some) - negative)
-        sign = context.SIGN_CODED if rarer < SKEW * len(some) else context.SIGN_RAW
+        rarer = min(negative, some.size - negative)
+        sign = context.SIGN_CODED if rarer < SKEW * some.size else context.SIGN_RAW
     return context.Cut(exponent_bits, mantissa_bits, dropped, top, sign)
 
 
@@ -128,14 +135,17 @@ class _Sample:
         rows = np.arange(n) * whole // n
         return cls(rows, row_len, high[: whole * row_len].reshape(whole, row_len)[rows].reshape(-1))
 
-    def scales(self, rows: U8, cols: U8) -> NDArray[np.int32]:
-        """S of each element."""
-        total = np.zeros((len(self.rows), min(self.row_len, len(self.high))), np.int32)
+    def octaves(self, rows: U8, cols: U8, log_classes: int) -> NDArray[np.int32] | int:
+        """Whole octaves of the scale of each element; 0 where there are no scales."""
+        if not len(rows) and not len(cols):
+            return 0
+        total = np.zeros((len(self.rows), min(self.row_len, len(self.high))), np.uint8)
         if len(rows):
-            total += rows[self.rows].astype(np.int32)[:, None]
+            total += rows[self.rows][:, None]
         if len(cols):
-            total += cols[: total.shape[1]].astype(np.int32)
-        return total.reshape(-1)
+            total += cols[: total.shape[1]]
+        octaves: NDArray[np.int32] = (total >> np.uint8(log_classes)).astype(np.int32).reshape(-1)
+        return octaves
 
 
 def _window_base(sample: _Sample, cut: context.Cut, rows: U8, cols: U8, log_classes: int) -> int:
@@ -143,25 +153,29 @@ def _window_base(sample: _Sample, cut: context.Cut, rows: U8, cols: U8, log_clas
     magnitude of the sample; else so that it does."""
     infinite = ((1 << cut.exponent_bits) - 1) << cut.top
     mag = (sample.high & np.uint16((1 << cut.mag_bits) - 1)).astype(np.int32)
-    usual = (mag > 0) & (mag < infinite)
-    place = (mag - ((sample.scales(rows, cols) >> log_classes) << cut.top))[usual]
-    if not len(place):
+    most = 255 >> log_classes << cut.top
+    # What is 0, infinite or no number counts below everything else.
+    place = np.where((mag > 0) & (mag < infinite), mag + 1, -most - 1)
+    place += most - (sample.octaves(rows, cols, log_classes) << cut.top)
+    counts = np.bincount(np.maximum(place, 0))
+    counts[0] = 0
+    below = np.cumsum(counts)
+    if not below[-1]:
         return 0
-    octave, size, lowest = 1 << cut.top, context.WINDOW // cut.step, int(place.min())
-    below = np.cumsum(np.bincount(place - lowest))
-    quantile = lowest + int(np.searchsorted(below, len(place) >> TAIL, side="right"))
+    octave, size, shift = 1 << cut.top, context.WINDOW // cut.step, most + 1
+    lowest = int(np.searchsorted(below, 0, side="right")) - shift
+    quantile = int(np.searchsorted(below, int(below[-1]) >> TAIL, side="right")) - shift
     low = max(lowest - octave, quantile - TAIL_OCTAVES * octave)
-    return max(-(1 << 15), low, lowest + len(below) + octave - size)
+    return max(-(1 << 15), low, len(below) - shift + octave - size)
 
 
 def _sampled_bits(sample: _Sample, cut: context.Cut, scales: Scales, setting: _Setting, count: int) -> int:
     """Bits of a chunk of ``count`` elements under ``setting``, as the sample has it, without what never changes."""
     rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
-    base = _window_base(sample, cut, rows, cols, setting.log_classes)
     some = rows[sample.rows] if len(rows) else rows
-    *_, counts = context.ctx_symbols(sample.high, cut, sample.row_len, some, cols, base, setting.log_classes, 24)
-    bits = tables.entropy(counts) // tables.COST_UNIT + 16 * int(counts[:, context.ESCAPE].sum())
-    sampled, used = len(sample.high), int(np.count_nonzero(counts))
+    weights, sampled = tables.weighted_log(), len(sample.high)
+    cost, used = context.ctx_cost(sample.high, cut, sample.row_len, some, cols, setting.log_classes, weights)
+    bits = cost // tables.COST_UNIT
     # A table fitted to a sample flatters it by about 0.72 bits an entry; in the payload an entry takes about 4 bits.
     extra = used * (count * 3 // (4 * sampled) + 4)
     for side in (rows, cols):
@@ -175,14 +189,20 @@ def _choose(
 ) -> _Setting:
     """The setting with the fewest bits; first which scales are used, then how finely."""
 
+    @functools.cache
     def bits(setting: _Setting) -> int:
         return _sampled_bits(sample, cut, scales, setting, count)
 
     middle = log_classes[len(log_classes) // 2 - 1] if len(log_classes) > 1 else log_classes[0]
-    sides = [_Setting(False, False, 0), _Setting(True, False, middle)]
-    if columns:
-        sides += [_Setting(True, True, middle), _Setting(False, True, middle)]
-    best = min(sides, key=bits)
+    # What is certain to pay is not compared with doing without.
+    certain = scales.worth(True, count) > CERTAIN
+    if certain and columns and scales.worth(False, count) > CERTAIN:
+        best = _Setting(True, True, middle)
+    else:
+        sides = [_Setting(True, False, middle)] + [_Setting(True, True, middle)] * columns
+        best = min(sides if certain else [_Setting(False, False, 0), *sides], key=bits)
+        if columns and best != sides[0]:
+            best = min(best, _Setting(False, True, middle), key=bits)
     if not (best.use_rows or best.use_cols):
         return best
     return min((dataclasses.replace(best, log_classes=k) for k in log_classes), key=bits)
@@ -201,17 +221,19 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
     high, raw = context.split_high(elements, cut, effort.log_segment)
     row_len, columns = _row_length(len(high), ctx)
     sample = _Sample.of(high, row_len, effort.sample)
-    scales = measure_scales(high, cut, row_len, sample.high & np.uint16((1 << cut.mag_bits) - 1))
-    setting = _choose(sample, cut, scales, columns, len(high), effort.log_classes)
-    rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
-    cols = cols[: len(high)]
+    setting, rows, cols = _Setting(False, False, 0), _NONE, _NONE
+    if effort.log_classes:
+        scales = measure_scales(high, cut, row_len, sample.high & np.uint16((1 << cut.mag_bits) - 1))
+        setting = _choose(sample, cut, scales, columns, len(high), effort.log_classes)
+        rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
+        cols = cols[: len(high)]
     base = _window_base(sample, cut, rows, cols, setting.log_classes)
 
     def coded() -> tuple[U8, U8, U16, U32, U16]:
         symbols, classes, escapes, escape_counts, counts = context.ctx_symbols(
             high, cut, row_len, rows, cols, base, setting.log_classes, effort.log_segment
         )
-        return symbols, classes, escapes, escape_counts, _normalised(counts)
+        return symbols, classes, escapes, escape_counts, tables.normalise_all(counts)
 
     symbols, classes, escapes, escape_counts, freqs = coded()
     if (len(rows) or len(cols)) and len(high) % row_len == 0:
@@ -228,14 +250,6 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
     return b"".join(
         [head, model, bytes(-len(model) % 8), segments.tobytes(), raw.data, streams.data, escapes.tobytes()]
     )
-
-
-def _normalised(counts: U32) -> U16:
-    freqs = np.zeros(counts.shape, np.uint16)
-    for k, of_class in enumerate(counts):
-        if of_class.any():
-            freqs[k] = tables.normalise(of_class)
-    return freqs
 
 
 def _with_rice(scales: U8) -> tuple[U8, int, int]:

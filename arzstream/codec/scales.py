@@ -28,8 +28,6 @@ MAX_RICE = 5
 """Largest Rice parameter that is tried."""
 COLUMN_SAMPLE = 512
 """Rows that the scales of columns are measured on, at least, where there are more."""
-_TOP_VALUE = 24
-"""Bits of the largest magnitude in the sums: smaller ones count down to 2^-24 of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,24 @@ class Scales:
 
     rows: I64
     cols: I64
+    _known: dict[tuple[bool, bool, int], tuple[U8, U8]] = dataclasses.field(default_factory=dict)
+
+    def worth(self, of_rows: bool, count: int) -> int:
+        """About how many bits each scale of the rows, or columns, of ``count`` elements saves: for a Gaussian, log2(e)
+        times the variance of their natural logarithm an element."""
+        scales = self.rows if of_rows else self.cols
+        n, total = len(scales), int(scales.sum())
+        spread = n * int(scales @ scales) - total * total  # n^2 times the variance, in 1/64 octave^2
+        return spread * count // (92 * n**3)  # 64 / ln 2
 
     def quantised(self, use_rows: bool, use_cols: bool, log_classes: int) -> tuple[U8, U8]:
         """Scales in 1 / 2^log_classes octaves, as bytes whose largest sum is at most 255; empty where not used."""
+        key = (use_rows, use_cols, log_classes)
+        if key not in self._known:
+            self._known[key] = self._quantised(*key)
+        return self._known[key]
+
+    def _quantised(self, use_rows: bool, use_cols: bool, log_classes: int) -> tuple[U8, U8]:
         shift = LOG_UNIT - log_classes
         cols = _rounded(self.cols - self.cols.min(), shift) if use_cols else np.empty(0, np.int64)
         most = min(200, int(cols.max())) if use_cols else 0
@@ -63,17 +76,13 @@ def _log2(sums: NDArray[np.uint64]) -> I64:
     return (exponent.astype(np.int64) - 1) * 8 + above
 
 
-def magnitudes(sample: U16, cut: context.Cut) -> NDArray[np.uint32]:
-    """For each magnitude field its middle, as a fraction of the largest in ``sample`` that is finite."""
-    size, infinite = 1 << cut.mag_bits, ((1 << cut.exponent_bits) - 1) << cut.top
-    finite = sample[sample < infinite]
-    top = (int(finite.max()) if len(finite) else 0) >> cut.top
-    fields = np.arange(size, dtype=np.int64)
-    exponent, fraction = fields >> cut.top, fields & ((1 << cut.top) - 1)
-    whole = (2 * ((exponent > 0) * (1 << cut.top) + fraction) + 1) << (_TOP_VALUE - cut.top)
-    lut = whole >> np.clip(top - np.maximum(exponent, 1), 0, 62)
-    lut[0] = 0
-    return np.where(exponent > top, 2 << _TOP_VALUE, np.maximum(lut, fields > 0)).astype(np.uint32)
+def _highest(sample: U16, cut: context.Cut) -> int:
+    """The largest exponent in ``sample`` that is finite, or 0."""
+    infinite = ((1 << cut.exponent_bits) - 1) << cut.top
+    most = int(sample.max())
+    if most >= infinite:
+        most = int(np.where(sample < infinite, sample, np.uint16(0)).max())
+    return most >> cut.top
 
 
 def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Scales:
@@ -81,8 +90,8 @@ def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Sc
 
     ``sample``: some of the magnitudes, from which the range of the sums is taken.
     """
-    lut = magnitudes(sample, cut)
-    sums = context.row_sums(high, row_len, lut)
+    highest = _highest(sample, cut)
+    sums = context.row_sums(high, cut, row_len, highest)
     tail = len(high) % row_len
     if tail:
         sums[-1] = int(sums[-1]) * row_len // tail
@@ -94,7 +103,7 @@ def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Sc
         whole = len(high) // row_len
         high = np.ascontiguousarray(high[: whole * row_len].reshape(whole, row_len)[::step]).reshape(-1)
         adjust = np.ascontiguousarray(adjust[:whole][::step])
-    cols = _log2(context.col_sums(high, row_len, lut, adjust))
+    cols = _log2(context.col_sums(high, cut, row_len, highest, adjust))
     return Scales(rows, cols)
 
 
@@ -114,7 +123,12 @@ def rice_lengths(scales: NDArray[np.integer], centre: int, k: int) -> I64:
 
 def rice_parameters(scales: U8) -> tuple[int, int, int]:
     """(centre, parameter k, bits with both) that make ``scales`` short in the model stream."""
-    counts = np.bincount(scales, minlength=256)
+    return _rice_parameters(scales.tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _rice_parameters(scales: bytes) -> tuple[int, int, int]:
+    counts = np.bincount(np.frombuffer(scales, np.uint8), minlength=256)
     centre = int(np.searchsorted(np.cumsum(counts), len(scales) // 2, side="right"))
     bits = _rice_table()[:, 255 - centre : 511 - centre] @ counts
     k = int(bits.argmin())

@@ -11,14 +11,25 @@ from numpy.typing import NDArray
 from arzstream.errors import CorruptError
 from arzstream.kernels.api import SLOTS
 
-__all__ = ["COST_UNIT", "ENTROPY_BITS", "cost", "entropy", "normalise", "parse", "prices", "serialise"]
+__all__ = [
+    "COST_UNIT",
+    "ENTROPY_BITS",
+    "cost",
+    "entropy",
+    "normalise",
+    "normalise_all",
+    "parse",
+    "prices",
+    "serialise",
+    "weighted_log",
+]
 
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 COST_UNIT = 1 << 16
 """Costs are in bits divided by this."""
 ENTROPY_BITS = 17
-"""Sums of counts below 2^ENTROPY_BITS have an exact entropy."""
+"""Counts below 2^ENTROPY_BITS have an exact entropy."""
 
 
 def normalise(counts: NDArray[np.integer]) -> U16:
@@ -54,6 +65,34 @@ def normalise(counts: NDArray[np.integer]) -> U16:
     return freqs
 
 
+def normalise_all(counts: NDArray[np.integer]) -> U16:
+    """:func:`normalise` of each row of ``counts``, shape (tables, symbols); rows without any stay without."""
+    used = np.flatnonzero(counts.any(axis=0))
+    freqs = np.zeros(counts.shape, np.uint16)
+    if not len(used):
+        return freqs
+    window = slice(int(used[0]), int(used[-1]) + 1)
+    c: I64 = counts[:, window].astype(np.int64)
+    present = c > 0
+    symbols = present.sum(axis=1)
+    free, budget, total = present.copy(), np.full(len(c), SLOTS, np.int64), c.sum(axis=1)
+    while True:
+        rare = free & (c * budget[:, None] < total[:, None])
+        if not rare.any():
+            break
+        budget -= rare.sum(axis=1)
+        free &= ~rare
+        total = (c * free).sum(axis=1)
+    share = np.where(free, c * budget[:, None] // np.maximum(total, 1)[:, None], 0)
+    gain = np.where(free, (c << 16) // (2 * share + 1), -1)
+    for row, left in enumerate((budget - share.sum(axis=1)).tolist()):
+        share[row, np.argsort(-gain[row], kind="stable")[:left]] += 1
+    freqs[:, window] = np.where(free, share, present)
+    for row in np.flatnonzero(symbols < 2).tolist():
+        freqs[row] = normalise(counts[row]) if symbols[row] else 0
+    return freqs
+
+
 def _log2(x: I64) -> I64:
     """Round-to-nearest of COST_UNIT · log2(x) for x from 1 to 2^31, by squaring (no floating point)."""
     f = x.astype(np.uint64)
@@ -79,8 +118,8 @@ def _price() -> I64:
 
 
 @functools.cache
-def _weighted_log() -> I64:
-    """Entry c: c · COST_UNIT · log2(c)."""
+def weighted_log() -> I64:
+    """Entry c: c · COST_UNIT · log2(c), for c below 2^ENTROPY_BITS."""
     c = np.arange(1 << ENTROPY_BITS, dtype=np.int64)
     return c * _log2(np.maximum(c, 1))
 
@@ -92,7 +131,7 @@ def entropy(counts: NDArray[np.integer]) -> int:
     """
     shift = max(0, int(counts.sum(axis=1).max()).bit_length() - ENTROPY_BITS)
     counts = counts >> shift
-    return int(_weighted_log()[counts.sum(axis=1)].sum() - _weighted_log()[counts].sum()) << shift
+    return int(weighted_log()[counts.sum(axis=1)].sum() - weighted_log()[counts].sum()) << shift
 
 
 def cost(counts: NDArray[np.integer], freqs: U16) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "Unit",
     "Volume",
     "check_path",
+    "units_of_frame",
 ]
 
 MAX_BYTES = 2**63 - 1
@@ -273,6 +274,17 @@ class Unit:
         )
         if len(self.members) != 1 or not inside:
             raise CorruptError("a part does not lie inside the tensor it is a part of")
+
+
+def units_of_frame(value: Any, limits: Limits = DEFAULT_LIMITS) -> list[Unit]:
+    """The units that a TENSOR frame announces: a map is one, an array two or more."""
+    if not isinstance(value, list):
+        return [Unit.from_map(value, limits)]
+    if len(value) < 2:
+        raise CorruptError("a list of units has fewer than two")
+    if len(value) > limits.units:
+        raise LimitError(f"{len(value)} units; at most {limits.units} are read")
+    return [Unit.from_map(item, limits) for item in value]
 
 
 def _reference(value: Any) -> Reference:

@@ -23,7 +23,7 @@ from arzstream.container.layout import (
     Prologue,
     align,
 )
-from arzstream.container.records import Commit, FileRecord, Parent, Unit, Volume
+from arzstream.container.records import Commit, FileRecord, Parent, Volume, units_of_frame
 from arzstream.container.state import ENTRY, ArchiveState, ChunkEntry, ModelEntry, chained
 from arzstream.errors import CorruptError, LimitError, UnsupportedError
 from arzstream.kernels.digests import blake3, xxh3_64
@@ -238,7 +238,7 @@ class Replay:
             return
         self._after_commit = True
         if header.type == FrameType.TENSOR:
-            self.state.add_unit(header.ordinal, Unit.from_map(value, self.limits), header.frame_bytes)
+            self.state.add_units(header.ordinal, units_of_frame(value, self.limits), header.frame_bytes)
         elif header.type == FrameType.FILE:
             self.state.add_file(header.ordinal, FileRecord.from_map(value, self.limits), header.frame_bytes)
         elif header.type == FrameType.PARENT:

@@ -6,8 +6,9 @@ there is one definition of what counts, what is dead, and what the index says.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ class ArchiveState:
         self.commits = 0
         self._pending_chunks: list[tuple[int, int, ChunkEntry, int]] = []
         self._pending_files: list[tuple[int, FileRecord, int]] = []
-        self._unit_frames: dict[int, int] = {}
+        self._unit_frames: dict[int, tuple[int, int]] = {}
         self._chunk_frames: dict[tuple[int, int], int] = {}
         self._file_frames: dict[int, int] = {}
         self.next_file = 0
@@ -106,19 +107,22 @@ class ArchiveState:
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def add_unit(self, ordinal: int, unit: Unit, frame_bytes: int) -> None:
-        if ordinal != len(self.units):
-            raise CorruptError(f"unit {ordinal} stands where unit {len(self.units)} should")
-        self.check_unit(ordinal, unit)
-        self.units[ordinal] = unit
-        self._unit_frames[ordinal] = frame_bytes
+    def add_units(self, ordinal: int, units: Sequence[Unit], frame_bytes: int) -> None:
+        """The units of one TENSOR frame, numbered from ``ordinal`` on."""
+        self.check_units(ordinal, units)
+        self.units.update(enumerate(units, ordinal))
+        self._unit_frames[ordinal] = (len(units), frame_bytes)
         self._all.add(frame_bytes)
 
-    def check_unit(self, ordinal: int, unit: Unit) -> None:
-        """What ``unit`` says about other units, models and parents; raises CorruptError or LimitError."""
-        if ordinal >= self.limits.units:
+    def check_units(self, ordinal: int, units: Sequence[Unit]) -> None:
+        """What new units say about others, models and parents, and their numbers; raises CorruptError or LimitError."""
+        if ordinal != len(self.units):
+            raise CorruptError(f"unit {ordinal} stands where unit {len(self.units)} should")
+        if ordinal + len(units) > self.limits.units:
             raise LimitError(f"more than {self.limits.units} units")
-        check_references(ordinal, unit, self.units, len(self.models), len(self.parents))
+        known = collections.ChainMap(dict(enumerate(units, ordinal)), self.units)
+        for number, unit in enumerate(units, ordinal):
+            check_references(number, unit, known, len(self.models), len(self.parents))
 
     def add_chunk(self, ordinal: int, chunk: int, entry: ChunkEntry, frame_bytes: int) -> None:
         unit = self.units.get(ordinal)
@@ -200,8 +204,9 @@ class ArchiveState:
         """Number and bytes of TENSOR, CHUNK and FILE frames that no longer count."""
         live = _Counted()
         units = self.live_units()
-        for number in units:
-            live.add(self._unit_frames[number])
+        for first, (count, frame_bytes) in self._unit_frames.items():
+            if not units.isdisjoint(range(first, first + count)):
+                live.add(frame_bytes)
         for (number, _), frame_bytes in self._chunk_frames.items():
             if number in units:
                 live.add(frame_bytes)

@@ -50,10 +50,15 @@ class FrameWriter:
 
     def add_unit(self, unit: Unit) -> int:
         """Announce a unit; returns its number."""
+        return self.add_units([unit])
+
+    def add_units(self, units: Sequence[Unit]) -> int:
+        """Announce one or more units in one frame; returns the number of the first."""
         number = len(self.state.units)
-        self.state.check_unit(number, unit)
-        _, frame_bytes = self._metadata(FrameType.TENSOR, unit.to_map(), number)
-        self.state.add_unit(number, unit, frame_bytes)
+        self.state.check_units(number, units)
+        maps = [unit.to_map() for unit in units]
+        _, frame_bytes = self._metadata(FrameType.TENSOR, maps if len(maps) > 1 else maps[0], number)
+        self.state.add_units(number, units, frame_bytes)
         return number
 
     def add_chunk(
@@ -151,7 +156,7 @@ class FrameWriter:
         length = self._frame(FrameType.TABLE, codec, payload, len(plain), stored_xxh3, xxh3_64(plain), number, 0)
         return TableRef(offset, length, stored_xxh3)
 
-    def _metadata(self, kind: FrameType, value: dict[str, Any], ordinal: int) -> tuple[tuple[bytes, bytes], int]:
+    def _metadata(self, kind: FrameType, value: Any, ordinal: int) -> tuple[tuple[bytes, bytes], int]:
         plain = metadata.pack(value)
         codec, payload = zstd.encode_metadata(plain)
         before = self._sequence

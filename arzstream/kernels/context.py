@@ -21,6 +21,7 @@ __all__ = [
     "ZERO",
     "Cut",
     "col_sums",
+    "ctx_cost",
     "ctx_model_decode",
     "ctx_model_encode",
     "ctx_symbols",
@@ -104,20 +105,38 @@ def split_high(data: U8, cut: Cut, log_segment: int) -> tuple[U16, U8]:
     return high, raw
 
 
-def row_sums(high: U16, row_len: int, lut: U32) -> U64:
-    """Of each row of ``row_len`` elements, the sum of ``lut[magnitude]``; ``lut`` has 2^mag_bits entries."""
+def row_sums(high: U16, cut: Cut, row_len: int, highest: int) -> U64:
+    """Of each row of ``row_len`` elements, the sum of magnitudes.
+
+    In units of 2^-25 of where the octave with exponent field ``highest`` begins: a magnitude counts its middle, at
+    least 1; one above that octave its beginning; a zero nothing.
+    """
     sums = np.empty(-(-len(high) // row_len), np.uint64)
-    kernels().row_sums(high, row_len, lut, sums)
+    kernels().row_sums(high, row_len, highest, cut.top, cut.mag_bits, sums)
     return sums
 
 
-def col_sums(high: U16, row_len: int, lut: U32, adjust: I16) -> U64:
-    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to its ends; zeros count lut[0]."""
+def col_sums(high: U16, cut: Cut, row_len: int, highest: int, adjust: I16) -> U64:
+    """The same of each column, for magnitude fields less ``adjust`` of their row, clipped to those that there are."""
     if len(adjust) != -(-len(high) // row_len):
         raise ValueError(f"{len(adjust)} rows for {len(high)} elements in rows of {row_len}")
     sums = np.empty(row_len, np.uint64)
-    kernels().col_sums(high, row_len, lut, adjust, sums)
+    kernels().col_sums(high, row_len, highest, cut.top, cut.mag_bits, adjust, sums)
     return sums
+
+
+def ctx_cost(
+    high: U16, cut: Cut, row_len: int, rows: U8, cols: U8, log_classes: int, weights: NDArray[np.int64]
+) -> tuple[int, int]:
+    """(entropy of magnitudes less shifts under classes, distributions counted at least twice).
+
+    ``weights[c]`` is c · log2(c) in the unit of the result; where it has no entry for ``len(high)``, counts are halved
+    until it has.
+    """
+    cost, used = kernels().ctx_cost(
+        high, row_len, rows, cols, cut.top, log_classes, cut.sign_mode, cut.mag_bits, weights
+    )
+    return int(cost), int(used)
 
 
 def ctx_symbols(

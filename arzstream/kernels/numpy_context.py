@@ -24,6 +24,7 @@ from arzstream.kernels.numpy_reference import (
 
 __all__ = [
     "col_sums",
+    "ctx_cost",
     "ctx_model_decode",
     "ctx_model_encode",
     "ctx_symbols",
@@ -47,6 +48,8 @@ ESCAPE, ZERO, FIRST = range(3)
 BAD_MODEL = 5  # as in kernels.h
 MOVES = 8
 """Costs that ``move_costs`` sums at once."""
+COST_PLACES = 4096
+"""What ``ctx_cost`` tells apart in a class, beside zeros."""
 UNARY = 12
 """Ones after which a number of the model stream is written plainly."""
 
@@ -94,14 +97,27 @@ def _sums(high: U16, row_len: int, weights: U64) -> U64:
     return grid.reshape(rows, row_len)
 
 
-def row_sums(high: U16, row_len: int, lut: U32, sums: U64) -> None:
-    """Of each row, the sum of ``lut[magnitude]``."""
+def _middles(highest: int, top: int, mag_bits: int) -> U32:
+    """Of each magnitude field what it counts in sums: its middle, see ``context.row_sums``."""
+    fields = np.arange(1 << mag_bits, dtype=np.int64)
+    exponent, fraction = fields >> top, fields & ((1 << top) - 1)
+    whole = (2 * ((exponent > 0) * (1 << top) + fraction) + 1) << (24 - top)
+    lut = whole >> np.clip(highest - np.maximum(exponent, 1), 0, 31)
+    lut = np.where(exponent > highest, 2 << 24, np.maximum(lut, 1))
+    lut[0] = 0
+    return lut.astype(np.uint32)
+
+
+def row_sums(high: U16, row_len: int, highest: int, top: int, mag_bits: int, sums: U64) -> None:
+    """Of each row, the sum of magnitudes."""
+    lut = _middles(highest, top, mag_bits)
     weights = lut[high & np.uint16(len(lut) - 1)].astype(np.uint64)
     sums[...] = _sums(high, row_len, weights).sum(axis=1, dtype=np.uint64)
 
 
-def col_sums(high: U16, row_len: int, lut: U32, adjust: I16, sums: U64) -> None:
-    """Of each column, the sum of ``lut[magnitude - adjust[row]]``, clipped to its ends; zeros count lut[0]."""
+def col_sums(high: U16, row_len: int, highest: int, top: int, mag_bits: int, adjust: I16, sums: U64) -> None:
+    """Of each column, the sum of magnitudes less ``adjust`` of their row, clipped to those that there are."""
+    lut = _middles(highest, top, mag_bits)
     mag = (high & np.uint16(len(lut) - 1)).astype(np.int32)
     moved = mag - np.repeat(adjust.astype(np.int32), row_len)[: len(mag)]
     weights = lut[np.where(mag == 0, 0, np.clip(moved, 0, len(lut) - 1))].astype(np.uint64)
@@ -143,7 +159,8 @@ def ctx_symbols(
     scales = _scales(0, len(high), row_len, rows, cols)
     classes[...] = scales & np.uint8((1 << log_classes) - 1)
     mag = (high & np.uint16((1 << mag_bits) - 1)).astype(np.int32)
-    place = mag - base - ((scales >> np.uint8(log_classes)).astype(np.int32) << top)
+    # Modulo 2^16, as decoders take magnitudes modulo a power of two below it.
+    place = (mag - base - ((scales >> np.uint8(log_classes)).astype(np.int32) << top)) & 0xFFFF
     if sign_mode == SIGN_CODED:
         inside = (place >= 0) & (place < (256 - FIRST) // 2)
         place = place * 2 + (high >> mag_bits)
@@ -158,6 +175,34 @@ def ctx_symbols(
     joint = (classes.astype(np.uint16) << np.uint16(8)) | symbols
     counts[...] = np.bincount(joint, minlength=len(counts))
     return len(found)
+
+
+def ctx_cost(
+    high: U16,
+    row_len: int,
+    rows: U8,
+    cols: U8,
+    top: int,
+    log_classes: int,
+    sign_mode: int,
+    mag_bits: int,
+    weights: NDArray[np.int64],
+) -> tuple[int, int]:
+    """(entropy of magnitudes less shifts, modulo COST_PLACES, under classes; counts of at least two)."""
+    scales = _scales(0, len(high), row_len, rows, cols)
+    classes = (scales & np.uint8((1 << log_classes) - 1)).astype(np.int64)
+    place = (high & np.uint16((1 << mag_bits) - 1)).astype(np.int64)
+    place -= (scales >> np.uint8(log_classes)).astype(np.int64) << top
+    if sign_mode == SIGN_CODED:
+        place = place * 2 + (high >> np.uint16(mag_bits) & np.uint16(1))
+    place = np.where(high == 0, COST_PLACES, place % COST_PLACES)
+    counts = np.bincount(classes * (COST_PLACES + 1) + place, minlength=(COST_PLACES + 1) << log_classes)
+    shift = 0
+    while len(high) >> shift >= len(weights):
+        shift += 1
+    used = int(np.count_nonzero(counts >= 2))
+    counts = counts.reshape(1 << log_classes, -1) >> shift
+    return int(weights[counts.sum(axis=1)].sum() - weights[counts].sum()) << shift, used
 
 
 def move_costs(

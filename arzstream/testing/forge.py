@@ -45,6 +45,13 @@ class Frame:
     def end(self) -> int:
         return self.offset + self.header.frame_bytes
 
+    @property
+    def units(self) -> dict[int, dict[str, Any]]:
+        """The units that a TENSOR announces, by number; those of no other frame."""
+        if self.kind != FrameType.TENSOR:
+            return {}
+        return dict(enumerate(self.value if isinstance(self.value, list) else [self.value], self.header.ordinal))
+
 
 def frames(data: bytes) -> list[Frame]:
     """The frames of a good archive, sealed or growing."""

@@ -442,6 +442,20 @@ def test_memory_is_bounded(new_source: New, new_sink: New) -> None:
         assert ahead <= 16 << 20
 
 
+def test_frames_are_shared_by_small_layers(new_source: New, new_sink: New) -> None:
+    """One frame announces all units; a tensor of a small layer costs its chunk, two digests and little else."""
+    tensors = [Tensor(f"blocks.{i}.w", "U8", (4096,), np.random.default_rng(i).bytes(4096)) for i in range(60)]
+    data, sink = safetensors_bytes(tensors), new_sink()
+    with CheckpointBuilder(sink) as builder:
+        job = builder.add_file(b"w.safetensors", new_source(data))
+        finish(builder, job, data)
+        builder.seal()
+    kinds = [frame.kind for frame in forge.frames(sink.read_at(0, sink.size))]
+    assert kinds.count(FrameType.TENSOR) == 2 and kinds.count(FrameType.COMMIT) == 3  # tensors, header, file
+    assert sink.size - 60 * 4096 < 60 * (128 + 2 * 32 + 60) + 3000
+    assert list(checked(sink, {"w.safetensors": data}).layers()) == [f"blocks.{i}" for i in range(60)]
+
+
 def test_threads_end_with_the_builder(new_source: New, new_sink: New) -> None:
     before = threading.active_count()
     data = safetensors_bytes(big(layers=1))

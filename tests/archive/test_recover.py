@@ -129,11 +129,11 @@ def test_the_index_stands_in_for_metadata_frames(
 @pytest.mark.parametrize("part", ["header", "payload"])
 def test_a_damaged_chunk_costs_its_own_tensors_and_file(part: str, checkpoint: dict[str, Any], tmp_path: Path) -> None:
     data = checkpoint["data"]
-    units = {f.header.ordinal: f for f in forge.parse(data)[1] if f.kind == FrameType.TENSOR}
+    units = {number: unit for frame in forge.parse(data)[1] for number, unit in frame.units.items()}
     for frame in frames_of(data, FrameType.CHUNK):
         damaged = flipped(data, frame.offset + (60 if part == "header" else 130))
         report = recovered(damaged, checkpoint, tmp_path)
-        names = {member[0] for member in units[frame.header.ordinal].value["members"]} - {None}
+        names = {member[0] for member in units[frame.header.ordinal]["members"]} - {None}
         assert set(report.lost_tensors) == names and set(report.tensors) == set(checkpoint["tensors"]) - names
         assert report.lost_files and not report.complete
 
@@ -209,11 +209,12 @@ def test_tensors_with_strides_come_back_without_their_file(checkpoint: dict[str,
     data = checkpoint["data"]
     frames = forge.parse(data)[1]
     small = next(  # the literals of all files: without it no file can be made again
-        f
-        for f in frames
-        if f.kind == FrameType.TENSOR and f.value["members"][0][0] is None and f.value["dtype"] == "U8"
+        number
+        for frame in frames
+        for number, unit in frame.units.items()
+        if unit["members"][0][0] is None and unit["dtype"] == "U8"
     )
-    chunk = next(f for f in frames if f.kind == FrameType.CHUNK and f.header.ordinal == small.header.ordinal)
+    chunk = next(f for f in frames if f.kind == FrameType.CHUNK and f.header.ordinal == small)
     report = recovered(flipped(data, chunk.offset + 130), checkpoint, tmp_path)
     assert set(report.tensors) == set(checkpoint["tensors"]) and "sub/o.pt" in report.lost_files
     with arzstream.open(tmp_path / "good.arz") as archive:

@@ -23,6 +23,18 @@ def test_every_symbol_that_occurs_gets_a_frequency(counts: list[int]) -> None:
     assert all(f > 0 for f, c in zip(freqs, counts, strict=True) if c)
 
 
+@given(st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 20))
+def test_many_tables_are_normalised_as_each_alone(n: int, seed: int, magnitude: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = (2 ** (magnitude * rng.random((n, 256))) - 1).astype(np.uint32) * (
+        rng.random((n, 256)) < rng.random((n, 1)) ** 4
+    )
+    counts = counts.astype(np.uint32)
+    together = tables.normalise_all(counts)
+    for row, freqs in zip(counts, together, strict=True):
+        assert np.array_equal(freqs, tables.normalise(row) if row.any() else np.zeros(256))
+
+
 @given(COUNTS)
 def test_written_and_read(counts: list[int]) -> None:
     freqs = tables.normalise(np.array(counts))

@@ -44,14 +44,40 @@ def test_split_high(cut: context.Cut, count: int, seed: int, log_segment: int) -
     on_all(lambda: context.split_high(data, cut, log_segment))
 
 
-@given(st.integers(1, 3000), st.integers(1, 400), st.integers(0, 2**32))
-def test_sums(count: int, row_len: int, seed: int) -> None:
+@given(cuts(), st.integers(1, 3000), st.integers(1, 2000), st.integers(0, 2**32), st.booleans())
+def test_sums(cut: context.Cut, count: int, row_len: int, seed: int, alike: bool) -> None:
     rng = np.random.default_rng(seed)
-    high = rng.integers(0, 1 << 11, count).astype(np.uint16)
-    lut = rng.integers(0, 1 << 25, 1 << 10).astype(np.uint32)
+    least = (1 << cut.mag_bits) - 1 if alike else 0  # the largest there are: sums must not overflow
+    high = rng.integers(least, 2 << cut.mag_bits, count).astype(np.uint16)
+    highest = int(rng.integers(0, 1 << cut.exponent_bits))
     adjust = rng.integers(-1200, 1200, -(-count // row_len)).astype(np.int16)
-    on_all(lambda: context.row_sums(high, row_len, lut))
-    on_all(lambda: context.col_sums(high, row_len, lut, adjust))
+    rows = on_all(lambda: context.row_sums(high, cut, row_len, highest))
+    on_all(lambda: context.col_sums(high, cut, row_len, highest, adjust))
+    unmoved = on_all(lambda: context.col_sums(high, cut, row_len, highest, np.zeros_like(adjust)))
+    assert rows.sum() == unmoved.sum()
+
+
+def test_sums_are_those_of_the_numbers() -> None:
+    values = np.random.default_rng(1).standard_normal(4096).astype("<f4")
+    cut = context.Cut(8, 23, 0, 3, context.SIGN_RAW)
+    high, _ = context.split_high(values.view(np.uint8), cut, 12)
+    highest = int(high.max() & 0x7FF) >> 3
+    found = on_all(lambda: context.row_sums(high, cut, 64, highest)) * 2.0 ** (highest - 127 - 25)
+    assert np.allclose(found, np.abs(values).reshape(64, 64).sum(axis=1), rtol=0.02)
+
+
+@given(cuts(), st.integers(1, 9000), st.integers(1, 400), st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))
+def test_cost_of_scales(cut: context.Cut, count: int, row_len: int, seed: int, log_classes: int, sides: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = cut.mag_bits + (cut.sign_mode == context.SIGN_CODED)
+    high = np.minimum(rng.geometric(0.1, count) * (rng.random(count) < 0.9), (1 << bits) - 1).astype(np.uint16)
+    rows = rng.integers(0, 120, -(-count // row_len) if sides & 1 else 0).astype(np.uint8)
+    cols = rng.integers(0, 120, row_len if sides & 2 else 0).astype(np.uint8)
+    for weights in (tables.weighted_log(), tables.weighted_log()[:1000]):
+        cost, used = on_all(lambda w=weights: context.ctx_cost(high, cut, row_len, rows, cols, log_classes, w))  # type: ignore[misc]
+        assert 0 <= used <= count // 2 and cost >= 0
+    if not sides and not log_classes and count < 1000:
+        assert cost == tables.entropy(np.bincount(high)[None, :])
 
 
 @given(cuts(), st.integers(1, 3000), st.integers(1, 400), st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))

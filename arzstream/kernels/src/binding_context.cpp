@@ -69,18 +69,41 @@ void split_high(In<uint8_t> data, unsigned itemsize, unsigned exponent_bits, uns
   need(status == kOk, "no such cut");
 }
 
-void row_sums(In<uint16_t> high, size_t row_len, In<uint32_t> lut, Out<uint64_t> sums) {
-  need(row_len >= 1 && is_power(lut.size()) && sums.size() == ceil_div(high.size(), row_len), "sums do not fit");
-  nb::gil_scoped_release unlocked;
-  active().row_sums(high.data(), high.size(), row_len, lut.data(), lut.size(), sums.data());
+Middle middle_of(unsigned highest, unsigned top, unsigned mag_bits) {
+  need(mag_bits <= 15 && top <= mag_bits && highest <= 1u << 15, "magnitudes out of range");
+  return {highest, top};
 }
 
-void col_sums(In<uint16_t> high, size_t row_len, In<uint32_t> lut, In<int16_t> adjust, Out<uint64_t> sums) {
-  need(row_len >= 1 && is_power(lut.size()) && sums.size() == row_len &&
-           adjust.size() == ceil_div(high.size(), row_len),
-       "sums do not fit");
+void row_sums(In<uint16_t> high, size_t row_len, unsigned highest, unsigned top, unsigned mag_bits, Out<uint64_t> sums) {
+  need(row_len >= 1 && sums.size() == ceil_div(high.size(), row_len), "sums do not fit");
+  const Middle middle = middle_of(highest, top, mag_bits);
   nb::gil_scoped_release unlocked;
-  active().col_sums(high.data(), high.size(), row_len, lut.data(), lut.size(), adjust.data(), sums.data());
+  active().row_sums(high.data(), high.size(), row_len, middle, mag_bits, sums.data());
+}
+
+void col_sums(In<uint16_t> high, size_t row_len, unsigned highest, unsigned top, unsigned mag_bits, In<int16_t> adjust,
+              Out<uint64_t> sums) {
+  need(row_len >= 1 && sums.size() == row_len && adjust.size() == ceil_div(high.size(), row_len), "sums do not fit");
+  const Middle middle = middle_of(highest, top, mag_bits);
+  nb::gil_scoped_release unlocked;
+  active().col_sums(high.data(), high.size(), row_len, middle, mag_bits, adjust.data(), sums.data());
+}
+
+nb::tuple ctx_cost(In<uint16_t> high, size_t row_len, In<uint8_t> rows, In<uint8_t> cols, unsigned top,
+                   unsigned log_classes, unsigned sign_mode, unsigned mag_bits, In<int64_t> weights) {
+  const SymbolMap map = map_of(0, top, log_classes, mag_bits, sign_mode);
+  const Scales scales = scales_of(rows, cols, row_len, high.size());
+  unsigned shift = 0;
+  need(weights.size() != 0, "no weights");
+  while (high.size() >> shift >= weights.size()) ++shift;
+  Scratch scratch((kCostPlaces + 1) << log_classes);
+  size_t used;
+  uint64_t cost;
+  {
+    nb::gil_scoped_release unlocked;
+    cost = active().ctx_cost(high.data(), high.size(), scales, map, weights.data(), shift, scratch.get(), used);
+  }
+  return nb::make_tuple(cost, used);
 }
 
 void move_costs(In<uint16_t> high, size_t row_len, In<uint8_t> rows, In<uint8_t> cols, int first, unsigned top,
@@ -202,6 +225,7 @@ void bind_context(nb::module_& m) {
   m.def("split_high", &split_high);
   m.def("row_sums", &row_sums);
   m.def("col_sums", &col_sums);
+  m.def("ctx_cost", &ctx_cost);
   m.def("move_costs", &move_costs);
   m.def("ctx_symbols", &ctx_symbols);
   m.def("rans_ctx_encode", &rans_ctx_encode);

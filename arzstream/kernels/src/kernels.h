@@ -96,6 +96,12 @@ struct SymbolMap {
   bool sign_coded;
 };
 
+// How magnitudes are summed: see row_sums.
+struct Middle {
+  unsigned highest, top;
+};
+constexpr size_t kCostPlaces = 4096;
+
 struct ContextModel {
   size_t rows, cols, classes;
   unsigned top, step;
@@ -148,9 +154,12 @@ struct Kernels {
   int (*float_fast_decode)(const FloatFastDecode&);
 
   int (*split_high)(const uint8_t* data, size_t count, const Cut&, unsigned log_segment, uint16_t* high, uint8_t* raw);
-  void (*row_sums)(const uint16_t* high, size_t count, size_t row_len, const uint32_t* lut, size_t size, uint64_t* sums);
-  void (*col_sums)(const uint16_t* high, size_t count, size_t row_len, const uint32_t* lut, size_t size,
+  void (*row_sums)(const uint16_t* high, size_t count, size_t row_len, const Middle&, unsigned mag_bits, uint64_t* sums);
+  void (*col_sums)(const uint16_t* high, size_t count, size_t row_len, const Middle&, unsigned mag_bits,
                    const int16_t* adjust, uint64_t* sums);
+  // scratch: kCostPlaces + 1 for each class
+  uint64_t (*ctx_cost)(const uint16_t* high, size_t count, const Scales&, const SymbolMap&, const int64_t* weights,
+                       unsigned shift, uint32_t* scratch, size_t& used);
   void (*move_costs)(const MoveCosts&, bool of_rows, uint64_t* costs);
   size_t (*ctx_symbols)(const uint16_t* high, size_t count, const Scales&, const SymbolMap&, unsigned log_segment,
                         uint8_t* symbols, uint8_t* classes, uint16_t* escapes, uint32_t* escape_counts,
