@@ -136,7 +136,7 @@ ITEM_SIZE = {
     "F8_E8M0": 1, "U64": 8, "I64": 8, "U32": 4, "I32": 4, "U16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1,
     "C64": 8, "C128": 16,
 }  # fmt: skip
-# bytes of an element (of a half, for complex numbers), exponent bits, mantissa bits: the dtypes of float_fast
+# bytes of an element (of a half, for complex numbers), exponent bits, mantissa bits: the dtypes of float_ctx
 FLOAT_FIELDS = {
     "F64": (8, 11, 52), "C128": (8, 11, 52), "F32": (4, 8, 23), "C64": (4, 8, 23), "F16": (2, 5, 10),
     "BF16": (2, 8, 7), "F8_E4M3": (1, 4, 3), "F8_E4M3FNUZ": (1, 4, 3), "F8_E5M2": (1, 5, 2), "F8_E5M2FNUZ": (1, 5, 2),
@@ -401,51 +401,37 @@ def decode_zstd(payload: bytes, length: int, only_stride: int | None = None) -> 
     return bytes(out)
 
 
-def read_frequencies(table: bytes, alphabet: int) -> list[int]:
-    frequencies: list[int] = []
-    at = 0
-    while at < len(table):
-        first = table[at]
-        need(first < 0x90, "a frequency table has an invalid byte")
-        if 1 <= first <= 0x7F:
-            frequencies.append(first)
-            at += 1
-            continue
-        need(at + 1 < len(table), "a frequency table ends too early")
-        if first == 0:
-            frequencies += [0] * (table[at + 1] + 1)
-        else:
-            frequencies.append((first - 0x80) << 8 | table[at + 1])
-        at += 2
-        need(len(frequencies) <= alphabet, "a frequency table has too many symbols")
-    need(len(frequencies) <= alphabet, "a frequency table has too many symbols")
-    need(sum(frequencies) == 4096, "the frequencies do not add up to 4096")
-    return frequencies
+def read_symbols(
+    stream: bytes, classes: list[int], tables: list[list[int]], lanes: int, word: int, precision: int
+) -> list[int]:
+    """Interleaved rANS: a symbol for each of ``classes``, which name tables of frequencies that sum to 2^precision.
 
-
-def read_symbols(stream: bytes, classes: list[int], tables: list[list[int]]) -> list[int]:
-    """The 32-lane rANS decoder: a symbol for each of ``classes``, which name tables."""
-    need(len(stream) >= 128 and len(stream) % 2 == 0, "a symbol stream has an impossible length")
-    state = list(struct.unpack_from("<32I", stream))
-    need(min(state) >= 65536, "a state is too low at the start of a symbol stream")
-    words = struct.unpack_from(f"<{(len(stream) - 128) // 2}H", stream, 128)
+    States have twice the bits of a word.
+    """
+    low = 1 << word
+    size = word // 8
+    need(len(stream) >= 2 * size * lanes and len(stream) % size == 0, "a symbol stream has an impossible length")
+    numbers = [int.from_bytes(stream[at : at + size], "little") for at in range(0, len(stream), size)]
+    state = [numbers[2 * i] | numbers[2 * i + 1] << word for i in range(lanes)]
+    words = numbers[2 * lanes :]
+    need(min(state) >= low, "a state is too low at the start of a symbol stream")
     starts = [[sum(table[:y]) for y in range(len(table))] for table in tables]
     symbols_at = [[y for y, frequency in enumerate(table) for _ in range(frequency)] for table in tables]
     symbols, used = [], 0
     for i, k in enumerate(classes):
-        need(sum(tables[k]) == 4096, "a symbol of a class that has no table")
-        x = state[i % 32]
-        slot = x % 4096
+        need(sum(tables[k]) == 1 << precision, "a symbol of a class that has no table")
+        x = state[i % lanes]
+        slot = x % (1 << precision)
         y = symbols_at[k][slot]
-        x = tables[k][y] * (x >> 12) + slot - starts[k][y]
-        if x < 65536:
+        x = tables[k][y] * (x >> precision) + slot - starts[k][y]
+        if x < low:
             need(used < len(words), "a symbol stream has too few words")
-            x = x << 16 | words[used]
+            x = x << word | words[used]
             used += 1
-        state[i % 32] = x
+        state[i % lanes] = x
         symbols.append(y)
     need(used == len(words), "a symbol stream has words left")
-    need(all(x == 65536 for x in state), "a symbol stream does not end in the right state")
+    need(all(x == low for x in state), "a symbol stream does not end in the right state")
     return symbols
 
 
@@ -463,91 +449,66 @@ def read_rests(stream: bytes, count: int, whole: int, bits: int) -> list[int]:
 
 
 def decode_float_fast(payload: bytes, length: int, dtype: str) -> bytes:
-    need(dtype in FLOAT_FIELDS, f"float_fast does not apply to {dtype}")
+    need(dtype in FLOAT_FIELDS and FLOAT_FIELDS[dtype][1] <= 8, f"float_fast does not apply to {dtype}")
     size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype]
     whole, bits = divmod(mantissa_bits + 1, 8)
     n = length // size
-    need(len(payload) >= 8, "a float_fast payload is too short")
-    mode, precision, log_segment, zero, entries, table_size = struct.unpack_from("<BBBBHH", payload)
-    need(mode in (0, 1), f"float_fast has no mode {mode}")
-    need(precision == 12, f"float_fast has a table precision of {precision}")
+    need(len(payload) >= 4, "a float_fast payload is too short")
+    log_lanes, log_segment, first_size, second_size = payload[:4]
+    need(log_lanes in (5, 7), f"float_fast has 2^{log_lanes} lanes")
     need(10 <= log_segment <= 24, f"float_fast has segments of 2^{log_segment}")
-    need(zero == 0, "a reserved byte of a float_fast payload is not zero")
-    need(1 <= entries <= (15 if mode else 256), f"float_fast has a palette of {entries}")
-    need(table_size > 0 or entries == 1, "float_fast has no table for several exponents")
+    need(1 <= first_size <= 15, f"float_fast has a palette of {first_size}")
+    need(second_size <= 15, f"float_fast has a second palette of {second_size}")
 
-    at = 8 + 2 * entries
-    need(len(payload) >= at + table_size, "a float_fast payload is too short")
-    palette = struct.unpack_from(f"<{entries}H", payload, 8)
-    need(len(set(palette)) == entries, "float_fast has an exponent twice in its palette")
-    need(max(palette) < 1 << exponent_bits, "float_fast has an impossible exponent in its palette")
-    frequencies = read_frequencies(payload[at : at + table_size], 256 if mode else entries) if table_size else []
-    if mode and table_size:
-        impossible = range(entries, 15)
-        unused = [f for symbol, f in enumerate(frequencies) if symbol % 16 in impossible or symbol // 16 in impossible]
-        need(not any(unused), "float_fast has an index beyond its palette")
-    at += table_size
-    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a float_fast payload is not zero")
-    at += -at % 8
+    frequencies_at = 4 + first_size + second_size
+    head = frequencies_at + first_size + 1
+    firsts = range(0, n, 1 << log_segment)
+    counts = [min(1 << log_segment, n - first) for first in firsts]
+    raw_at = head + -head % 8 + 12 * len(counts)
+    need(len(payload) >= raw_at, "a float_fast payload is too short")
+    palette, seconds = payload[4 : 4 + first_size], payload[4 + first_size : frequencies_at]
+    frequencies = list(payload[frequencies_at:head])
+    need(max(palette + seconds) < 1 << exponent_bits, "float_fast has an impossible exponent in a palette")
+    need(len(set(palette + seconds)) == first_size + second_size, "float_fast has an exponent twice in its palettes")
+    need(sum(frequencies) == 128, "the frequencies of float_fast do not add up to 128")
+    need(not any(payload[head : head + -head % 8]), "padding of a float_fast payload is not zero")
 
-    counts = [min(1 << log_segment, n - first) for first in range(0, n, 1 << log_segment)]
-    need(len(payload) >= at + 8 * len(counts), "a float_fast payload is too short")
-    sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(counts))]
-    at += 8 * len(counts)
-    escape_size = 1 if exponent_bits <= 8 else 2
+    table = [struct.unpack_from("<3I", payload, raw_at - 12 * (len(counts) - i)) for i in range(len(counts))]
     raw_sizes = [count * whole + bits * ((count + 7) // 8) for count in counts]
-    raw_at = at
     symbols_at = raw_at + sum(raw_sizes)
-    escapes_at = symbols_at + sum(symbol_size for symbol_size, _ in sizes)
-    end = escapes_at + escape_size * sum(escapes for _, escapes in sizes)
+    escapes_at = symbols_at + sum(symbol_size for symbol_size, _, _ in table)
+    end = escapes_at + sum((escapes + 1) // 2 + long_ones for _, escapes, long_ones in table)
     need(end == len(payload), "the streams of a float_fast payload do not fill it")
 
     out = bytearray()
-    for count, raw_size, (symbol_size, escapes) in zip(counts, raw_sizes, sizes, strict=True):
-        if table_size:
-            stream = payload[symbols_at : symbols_at + symbol_size]
-            symbols = read_symbols(stream, [0] * ((count + 1) // 2 if mode else count), [frequencies])
-        else:
-            need(symbol_size == 0 and escapes == 0, "float_fast has streams without a table")
-            symbols = [0] * ((count + 1) // 2 if mode else count)
-        escaped = payload[escapes_at : escapes_at + escapes * escape_size]
-        exponents = read_exponents(symbols, count, mode, palette, escaped, escape_size, exponent_bits)
+    for count, raw_size, (symbol_size, escapes, long_ones) in zip(counts, raw_sizes, table, strict=True):
+        stream = payload[symbols_at : symbols_at + symbol_size]
+        symbols = read_symbols(stream, [0] * count, [frequencies], lanes=1 << log_lanes, word=8, precision=7)
+        need(symbols.count(first_size) == escapes, "float_fast has another number of escapes than it says")
+        escape_size = (escapes + 1) // 2 + long_ones
+        escape_stream = payload[escapes_at : escapes_at + escape_size]
+        escaped = iter(read_escapes(escape_stream, escapes, seconds, exponent_bits))
         rests = read_rests(payload[raw_at : raw_at + raw_size], count, whole, bits)
-        for exponent, rest in zip(exponents, rests, strict=True):
+        for y, rest in zip(symbols, rests, strict=True):
+            exponent = palette[y] if y < first_size else next(escaped)
             sign, mantissa = rest >> mantissa_bits, rest & ((1 << mantissa_bits) - 1)
             value = sign << (exponent_bits + mantissa_bits) | exponent << mantissa_bits | mantissa
             out += value.to_bytes(size, "little")
-        raw_at, symbols_at, escapes_at = raw_at + raw_size, symbols_at + symbol_size, escapes_at + len(escaped)
+        raw_at, symbols_at, escapes_at = raw_at + raw_size, symbols_at + symbol_size, escapes_at + escape_size
     return bytes(out)
 
 
-def read_exponents(
-    symbols: list[int],
-    count: int,
-    mode: int,
-    palette: tuple[int, ...],
-    escaped: bytes,
-    escape_size: int,
-    exponent_bits: int,
-) -> list[int]:
-    """Exponents of one segment from its symbols and its escape stream."""
-    if mode == 0:
-        need(not escaped, "float_fast has escapes in mode single")
-        return [palette[symbol] for symbol in symbols]
-    indices = [index for symbol in symbols for index in (symbol & 15, symbol >> 4)]
-    if count % 2:
-        need(indices.pop() == 0, "the upper half of the last symbol of an odd segment is not 0")
-    need(indices.count(15) * escape_size == len(escaped), "float_fast has another number of escapes than it says")
-    exponents, at = [], 0
-    for index in indices:
-        if index < 15:
-            exponents.append(palette[index])
-            continue
-        exponent = int.from_bytes(escaped[at : at + escape_size], "little")
-        need(exponent < 1 << exponent_bits, "float_fast has an impossible exponent among its escapes")
-        exponents.append(exponent)
-        at += escape_size
-    return exponents
+def read_escapes(stream: bytes, count: int, seconds: bytes, exponent_bits: int) -> list[int]:
+    """The exponents of the ``count`` escapes of a segment: nibbles, then bytes."""
+    packed, long_ones = stream[: (count + 1) // 2], stream[(count + 1) // 2 :]
+    nibbles = [nibble for byte in packed for nibble in (byte & 15, byte >> 4)]
+    need(not any(nibbles[count:]), "the unused nibble of an escape stream is not 0")
+    nibbles = nibbles[:count]
+    need(nibbles.count(15) == len(long_ones), "float_fast has another number of long escapes than it says")
+    need(max(long_ones, default=0) < 1 << exponent_bits, "float_fast has an impossible escaped exponent")
+    need(all(k < len(seconds) or k == 15 for k in nibbles), "an escape of float_fast is not in the second palette")
+    following = iter(long_ones)
+    return [next(following) if nibble == 15 else seconds[nibble] for nibble in nibbles]
 
 
 class Bits:
@@ -642,7 +603,8 @@ def decode_float_ctx(payload: bytes, length: int, dtype: str) -> bytes:
         elements = range(first, first + count)
         scales = [(rows[i // row] if rows else 0) + (cols[i % row] if cols else 0) for i in elements]
         stream = payload[symbols_at : symbols_at + symbol_size]
-        symbols = read_symbols(stream, [scale % classes for scale in scales], tables)
+        classes_of = [scale % classes for scale in scales]
+        symbols = read_symbols(stream, classes_of, tables, lanes=32, word=16, precision=12)
         rests = read_rests(payload[raw_at : raw_at + raw_size], count, whole, planes)
         need(symbols.count(0) == escapes, "float_ctx has another number of escapes than it says")
         escaped = iter(struct.unpack_from(f"<{escapes}H", payload, escapes_at))

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import vector_bad
-import vector_context  # noqa: F401  (registers its vectors)
+import vector_context
+import vector_float_fast
 import vector_good
 import vector_states
 import vector_written
@@ -105,7 +106,7 @@ def main() -> int:
     return 0
 
 
-__all__ = ["assembled", "vector_states"]
+__all__ = ["assembled", "vector_context", "vector_float_fast", "vector_states"]
 
 if __name__ == "__main__":
     sys.exit(main())

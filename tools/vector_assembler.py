@@ -108,117 +108,120 @@ FIELDS = {
 class FloatFast:
     """The parts of a payload of codec 4, to be bent before :meth:`payload` joins them."""
 
-    mode: int
+    log_lanes: int
     log_segment: int
     palette: list[int]
-    table: bytes
+    seconds: list[int]
+    frequencies: list[int]
     raws: list[bytes]
     symbols: list[bytes]
     escapes: list[bytes]
     escape_counts: list[int]
-    precision: int = 12
-    zero: int = 0
+    long_counts: list[int]
     padding: bytes | None = None
     palette_size: int | None = None
+    second_size: int | None = None
+    symbol_sizes: list[int] | None = None
     tail: bytes = b""
 
+    def head(self) -> bytes:
+        """All before the padding."""
+        first = len(self.palette) if self.palette_size is None else self.palette_size
+        second = len(self.seconds) if self.second_size is None else self.second_size
+        sizes = bytes([self.log_lanes, self.log_segment, first, second])
+        return sizes + bytes(self.palette) + bytes(self.seconds) + bytes(self.frequencies)
+
     def payload(self) -> bytes:
-        entries = len(self.palette) if self.palette_size is None else self.palette_size
-        head = struct.pack("<BBBBHH", self.mode, self.precision, self.log_segment, self.zero, entries, len(self.table))
-        head += struct.pack(f"<{len(self.palette)}H", *self.palette) + self.table
+        head = self.head()
         head += bytes(-len(head) % 8) if self.padding is None else self.padding
-        sizes = b"".join(struct.pack("<II", len(s), n) for s, n in zip(self.symbols, self.escape_counts, strict=True))
-        return head + sizes + b"".join([*self.raws, *self.symbols, *self.escapes]) + self.tail
+        sizes = [len(stream) for stream in self.symbols] if self.symbol_sizes is None else self.symbol_sizes
+        for row in zip(sizes, self.escape_counts, self.long_counts, strict=True):
+            head += struct.pack("<3I", *row)
+        return head + b"".join([*self.raws, *self.symbols, *self.escapes]) + self.tail
 
 
-def frequencies_of(symbols: Sequence[int], alphabet: int, spare: Sequence[int]) -> list[int]:
-    """Frequencies from 0 to 4095 that sum to 4096, 0 where no symbol occurs but for one of ``spare``."""
-    counts = [0] * alphabet
-    for symbol in symbols:
-        counts[symbol] += 1
-    used = [symbol for symbol in range(alphabet) if counts[symbol]]
-    frequencies = [max(1, counts[s] * 4000 // len(symbols)) if counts[s] else 0 for s in range(alphabet)]
-    largest = max(used, key=lambda s: frequencies[s])
-    frequencies[largest] += 4096 - sum(frequencies)
-    if frequencies[largest] > 4095:  # one symbol alone: 4096 has no encoding, so another gets 1 and is never used
-        frequencies[largest] = 4095
-        frequencies[next(symbol for symbol in spare if symbol != largest)] += 1
+def frequencies_of(symbols: Sequence[int], alphabet: int) -> list[int]:
+    """Frequencies that sum to 128, 0 where no symbol occurs."""
+    counts = [symbols.count(symbol) for symbol in range(alphabet)]
+    frequencies = [max(1, n * 128 // len(symbols)) if n else 0 for n in counts]
+    frequencies[frequencies.index(max(frequencies))] += 128 - sum(frequencies)
     return frequencies
 
 
-def table_of(frequencies: Sequence[int], long_form: bool = False) -> bytes:
-    """The bytes of a frequency table; ``long_form`` uses two bytes even where one would do, and single zeros."""
-    out, i = bytearray(), 0
-    last = max(i for i, f in enumerate(frequencies) if f)
-    while i <= last:
-        f = frequencies[i]
-        if f == 0 and not long_form:
-            run = 1
-            while frequencies[i + run] == 0 and run < 256:
-                run += 1
-            out += bytes([0, run - 1])
-            i += run
-            continue
-        out += bytes([f]) if 0 < f < 128 and not long_form else bytes([0x80 | f >> 8, f & 255])
-        i += 1
-    return bytes(out)
-
-
-def encode_symbols(symbols: Sequence[int], frequencies: Sequence[int]) -> bytes:
-    """32-lane rANS: the decoder of the registry, run backwards."""
+def encode_symbols(
+    symbols: Sequence[int], frequencies: Sequence[int], lanes: int, ends: Sequence[int] | None = None
+) -> bytes:
+    """The symbol stream of codec 4: its decoder run backwards, from the states ``ends`` if they are given."""
     starts = [sum(frequencies[:y]) for y in range(len(frequencies))]
-    state, words = [65536] * 32, []
+    state, taken = [256] * lanes if ends is None else [*ends], bytearray()
     for i in reversed(range(len(symbols))):
-        x, y = state[i % 32], symbols[i]
-        if x >= frequencies[y] << 20:
-            words.append(x & 0xFFFF)
-            x >>= 16
-        state[i % 32] = (x // frequencies[y] << 12) + x % frequencies[y] + starts[y]
-    return struct.pack("<32I", *state) + struct.pack(f"<{len(words)}H", *reversed(words))
+        x, y = state[i % lanes], symbols[i]
+        if x >= frequencies[y] << 9:
+            taken.append(x & 0xFF)
+            x >>= 8
+        state[i % lanes] = (x // frequencies[y] << 7) + x % frequencies[y] + starts[y]
+    return struct.pack(f"<{lanes}H", *state) + taken[::-1]
+
+
+def escape_stream(exponents: Sequence[int], seconds: Sequence[int]) -> tuple[bytes, int]:
+    """Nibbles and bytes of escapes, and how many are long."""
+    nibbles = [seconds.index(e) if e in seconds else 15 for e in exponents]
+    long_ones = [e for e, nibble in zip(exponents, nibbles, strict=True) if nibble == 15]
+    nibbles += [0] * (len(nibbles) % 2)
+    packed = bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
+    return packed + bytes(long_ones), len(long_ones)
+
+
+def raw_stream(rests: Sequence[int], bits: int) -> bytes:
+    """``bits`` bits of each rest: whole bytes, then bit planes."""
+    whole, planes = divmod(bits, 8)
+    raw = b"".join((r & ((1 << 8 * whole) - 1)).to_bytes(whole, "little") for r in rests)
+    for j in range(planes):
+        plane = sum((r >> (8 * whole + j) & 1) << i for i, r in enumerate(rests))
+        raw += plane.to_bytes((len(rests) + 7) // 8, "little")
+    return raw
 
 
 def float_fast(
     data: bytes,
     dtype: str,
     *,
-    mode: int,
-    log_segment: int = 18,
-    palette: list[int] | None = None,
-    long_form: bool = False,
+    lanes: int = 32,
+    log_segment: int = 20,
+    palette: Sequence[int] | None = None,
+    seconds: Sequence[int] | None = None,
+    frequencies: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None,
     bend: Callable[[list[int]], None] = lambda symbols: None,
 ) -> FloatFast:
-    """Code ``data``. ``bend`` changes the symbols of a segment before they are coded."""
+    """Code ``data``. Without palettes: the commonest exponents, five and then three.
+
+    ``bend`` changes the symbols of a segment before they are coded; what it makes an escape is escaped.
+    """
     size, e_bits, m_bits = FIELDS[dtype]
     values = [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
     exponents = [v >> m_bits & ((1 << e_bits) - 1) for v in values]
     rests = [v >> (e_bits + m_bits) << m_bits | v & ((1 << m_bits) - 1) for v in values]
-    if palette is None:
-        by_count = sorted(set(exponents), key=lambda e: (-exponents.count(e), e))
-        palette = by_count[: 15 if mode else 256]
-    whole, bits = divmod(m_bits + 1, 8)
-    segment, raws, symbol_lists, escapes, counts = 1 << log_segment, [], [], [], []
-    for first in range(0, len(values), segment):
-        part, rest = exponents[first : first + segment], rests[first : first + segment]
-        raw = b"".join((r & ((1 << 8 * whole) - 1)).to_bytes(whole, "little") for r in rest)
-        for j in range(bits):
-            plane = sum((r >> (8 * whole + j) & 1) << i for i, r in enumerate(rest))
-            raw += plane.to_bytes((len(rest) + 7) // 8, "little")
-        raws.append(raw)
-        escaped = [e for e in part if mode and e not in palette]
-        escapes.append(b"".join(e.to_bytes(1 if e_bits <= 8 else 2, "little") for e in escaped))
-        counts.append(len(escaped))
-        indices = [palette.index(e) if e in palette else 15 for e in part]
-        if mode:
-            indices += [0] * (len(indices) % 2)
-            indices = [low | high << 4 for low, high in zip(indices[::2], indices[1::2], strict=True)]
-        bend(indices)
-        symbol_lists.append(indices)
-    joined = [symbol for symbols in symbol_lists for symbol in symbols]
-    if len(palette) == 1 and not any(joined):
-        return FloatFast(mode, log_segment, palette, b"", raws, [b""] * len(raws), escapes, counts)
-    frequencies = frequencies_of(joined, 256 if mode else len(palette), (0, 255 if mode else 1))
-    streams = [encode_symbols(symbols, frequencies) for symbols in symbol_lists]
-    return FloatFast(mode, log_segment, palette, table_of(frequencies, long_form), raws, streams, escapes, counts)
+    by_count = sorted(set(exponents), key=lambda e: (-exponents.count(e), e))
+    palette = by_count[:5] if palette is None else palette
+    seconds = [e for e in by_count if e not in palette][:3] if seconds is None else seconds
+    symbols = [palette.index(e) if e in palette else len(palette) for e in exponents]
+    parts = FloatFast(lanes.bit_length() - 1, log_segment, [*palette], [*seconds], [], [], [], [], [], [])
+    pieces = [slice(first, first + (1 << log_segment)) for first in range(0, len(values), 1 << log_segment)]
+    for here in pieces:
+        bent = symbols[here]
+        bend(bent)
+        symbols[here] = bent
+    parts.frequencies = [*(frequencies_of(symbols, len(palette) + 1) if frequencies is None else frequencies)]
+    for here in pieces:
+        parts.raws.append(raw_stream(rests[here], m_bits + 1))
+        parts.symbols.append(encode_symbols(symbols[here], parts.frequencies, lanes, ends))
+        escaped = [e for e, y in zip(exponents[here], symbols[here], strict=True) if y == len(palette)]
+        stream, long_count = escape_stream(escaped, seconds)
+        parts.escapes.append(stream)
+        parts.escape_counts.append(len(escaped))
+        parts.long_counts.append(long_count)
+    return parts
 
 
 # ---------------------------------------------------------------------------------------------------- the container

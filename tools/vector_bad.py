@@ -26,16 +26,14 @@ from vector_assembler import (
     VOLUME,
     ZSTD,
     Assembler,
-    FloatFast,
     blake3,
     canonical,
     elements,
-    float_fast,
     zstd,
     zstd_frame,
     zstd_payload,
 )
-from vector_good import noise, weights
+from vector_good import noise
 
 VECTORS: dict[str, tuple[str, str, Callable[[], bytes]]] = {}
 CORRUPT, NOT_SEALED, NOT_AN_ARCHIVE = "corrupt", "not sealed", "not an archive"
@@ -86,6 +84,26 @@ def with_chunk(dtype: str, data: bytes, codec: int, stored: bytes, **f: Any) -> 
 def patched(data: bytes, offset: int, new: bytes) -> bytes:
     at = offset if offset >= 0 else len(data) + offset
     return data[:at] + new + data[at + len(new) :]
+
+
+def put(**fields: Any) -> Callable[[Any], None]:
+    """A change of the parts of a payload: these fields have these values."""
+
+    def change(parts: Any) -> None:
+        for name, value in fields.items():
+            setattr(parts, name, value)
+
+    return change
+
+
+def on_first(name: str, change: Callable[[bytes], bytes]) -> Callable[[Any], None]:
+    """A change of the parts of a payload: of the first of the streams ``name``."""
+
+    def apply(parts: Any) -> None:
+        streams = getattr(parts, name)
+        streams[0] = change(streams[0])
+
+    return apply
 
 
 # ------------------------------------------------------------------------------------------------ prologue and ends
@@ -1035,106 +1053,6 @@ def metadata_stride() -> bytes:
     return prefix(change)
 
 
-BF16, F16 = weights("BF16", 41), weights("F16", 41)
-
-
-def fast(change: Callable[[FloatFast], Any], data: bytes = BF16, dtype: str = "BF16", **f: Any) -> bytes:
-    """A chunk of float_fast, bent by ``change``, which may return bytes to use instead."""
-    parts = float_fast(data, dtype, **{"mode": 1, "palette": [128, 127, 126] if dtype == "BF16" else [16, 15, 14], **f})
-    instead = change(parts)
-    return with_chunk(dtype, data, FLOAT_FAST, instead if isinstance(instead, bytes) else parts.payload())
-
-
-def put(**fields: Any) -> Callable[[FloatFast], None]:
-    def change(parts: FloatFast) -> None:
-        for name, value in fields.items():
-            setattr(parts, name, value)
-
-    return change
-
-
-def on_first(name: str, change: Callable[[bytes], bytes]) -> Callable[[FloatFast], None]:
-    def apply(parts: FloatFast) -> None:
-        streams = getattr(parts, name)
-        streams[0] = change(streams[0])
-
-    return apply
-
-
-def moved_escape(parts: FloatFast) -> None:
-    """Another number of escapes than the symbols say, the stream being as long as the number."""
-    parts.escape_counts[0] += 1
-    parts.escapes[0] += b"\1"
-
-
-def odd_half(symbols: list[int]) -> None:
-    symbols[-1] |= 1 << 4
-
-
-def beyond_palette(symbols: list[int]) -> None:
-    symbols[0] = 3
-
-
-def state_at_start(value: int) -> Callable[[bytes], bytes]:
-    return lambda stream: struct.pack("<I", value) + stream[4:]
-
-
-FLOATS: list[tuple[str, str, Callable[[FloatFast], Any], dict[str, Any]]] = [
-    ("mode", "float_fast of mode 2.", put(mode=2), {}),
-    ("precision", "float_fast with a table precision of 11.", put(precision=11), {}),
-    ("segment-9", "float_fast with segments of 2^9.", put(log_segment=9), {}),
-    ("segment-25", "float_fast with segments of 2^25.", put(log_segment=25), {}),
-    ("zero", "float_fast with a reserved byte that is not zero.", put(zero=1), {}),
-    ("palette-0", "float_fast with an empty palette.", put(palette=[]), {}),
-    ("palette-16", "float_fast, mode pairs, with a palette of 16.", put(palette=list(range(113, 129))), {}),
-    ("palette-257", "float_fast, mode single, with a palette of 257.", put(palette=list(range(257))), {"mode": 0, "palette": None}),
-    ("palette-duplicate", "float_fast with an exponent twice in its palette.", put(palette=[128, 127, 126, 128]), {}),
-    ("palette-high", "float_fast with an exponent of 2^E in its palette.", put(palette=[128, 127, 126, 256]), {}),
-    ("palette-beyond", "float_fast with a palette that goes beyond the payload.", lambda p: p.payload()[:10], {}),
-    ("header-cut", "float_fast with a payload of seven bytes.", lambda p: p.payload()[:7], {}),
-    ("empty", "float_fast with an empty payload.", lambda p: b"", {}),
-    ("table-sum", "float_fast with frequencies that add up to 4097.", lambda p: put(table=p.table + b"\1")(p), {"mode": 1}),
-    ("table-sum-low", "float_fast with frequencies that add up to 4095.", put(table=b"\x8f\xff"), {}),
-    ("table-symbols", "float_fast with a table for more symbols than the palette has.", lambda p: put(table=p.table + b"\0\0")(p), {"mode": 0, "palette": None}),
-    ("table-byte", "float_fast with a frequency of 4096, for which there is no form: first byte 90.", put(table=b"\x90\0", symbols=[struct.pack("<32I", *[65536] * 32)]), {"data": weights("BF16", 9, spread=0), "mode": 0, "palette": [128]}),
-    ("table-cut", "float_fast with a table that ends in the middle of an entry.", lambda p: put(table=p.table + b"\0")(p), {}),
-    ("table-none", "float_fast without a table for a palette of three.", put(table=b""), {}),
-    ("padding", "float_fast with padding that is not zero.", lambda p: put(padding=b"\1" * (-(8 + 2 * len(p.palette) + len(p.table)) % 8))(p), {"mode": 0, "palette": [128, 127, 126, 125, 124, 123, 122, 121]}),
-    ("symbol-length", "float_fast with a symbol stream of odd length.", on_first("symbols", lambda s: s + b"\0"), {}),
-    ("symbol-states", "float_fast with a symbol stream that ends in its states.", on_first("symbols", lambda s: s[:126]), {}),
-    ("state-start", "float_fast with a first state of 65535.", on_first("symbols", state_at_start(65535)), {}),
-    ("state-start-1", "float_fast with a first state of 1, from which a zero word leads to the right symbol and the right end.", put(symbols=[struct.pack("<32IH", 1, *[65536] * 31, 0)], table=b"\x88\0\x88\0"), {"data": b"\0\x40", "mode": 0, "palette": [128, 127]}),
-    ("state-start-0", "float_fast with a first state of 0.", on_first("symbols", state_at_start(0)), {}),
-    ("state-end", "float_fast whose last lane does not end at 65536.", on_first("symbols", lambda s: s[:124] + struct.pack("<I", 65537) + s[128:]), {"data": BF16[:40]}),
-    ("words-left", "float_fast with a word left over.", on_first("symbols", lambda s: s + b"\0\0"), {}),
-    ("words-missing", "float_fast with a word too few.", on_first("symbols", lambda s: s[:-2]), {"data": weights("BF16", 400, 1, 8), "palette": [128, 127]}),
-    ("index-beyond", "float_fast with an index that is not in the palette.", lambda p: None, {"bend": beyond_palette}),
-    ("odd-half", "float_fast with an odd number of elements and a last symbol that has two.", lambda p: None, {"bend": odd_half}),
-    ("escape-count", "float_fast with an escape more than the symbols have.", moved_escape, {}),
-    ("escape-count-high", "float_fast with 2^32 - 1 escapes.", lambda p: put(escape_counts=[0xFFFFFFFF])(p), {}),
-    ("escape-high", "float_fast with an escaped exponent of 2^E.", on_first("escapes", lambda s: b"\x20" + s[1:]), {"data": F16, "dtype": "F16"}),
-    ("escape-single", "float_fast, mode single, with an escape.", moved_escape, {"mode": 0, "palette": None}),
-    ("raw-short", "float_fast with a raw stream that is too short.", on_first("raws", lambda s: s[:-1]), {}),
-    ("tail", "float_fast with a byte after the last stream.", put(tail=b"\0"), {}),
-    ("bit-plane", "float_fast with an unused bit of a bit plane set.", on_first("raws", lambda s: s[:-1] + bytes([s[-1] | 0x80])), {"data": F16, "dtype": "F16"}),
-    ("constant-symbols", "float_fast with T = 0 and a symbol stream.", on_first("symbols", lambda s: bytes(2)), {"data": weights("BF16", 9, spread=0), "palette": None}),
-    ("constant-escapes", "float_fast with T = 0 and an escape.", moved_escape, {"data": weights("BF16", 9, spread=0), "palette": None}),
-    ("constant-palette", "float_fast with T = 0 and a palette of two.", put(palette=[128, 127]), {"data": weights("BF16", 9, spread=0), "palette": None}),
-]  # fmt: skip
-
-for _name, _about, _change, _f in FLOATS:
-    bad(f"float-{_name}", _about, partial(fast, _change, **_f))
-
-bad(
-    "float-dtype",
-    "float_fast in a chunk of integers.",
-    lambda: with_chunk("I16", BF16, FLOAT_FAST, float_fast(BF16, "BF16", mode=1).payload()),
-)
-bad(
-    "float-dtype-e8m0",
-    "float_fast in a chunk of F8_E8M0, which has no sign and no mantissa.",
-    lambda: with_chunk("F8_E8M0", BF16, FLOAT_FAST, float_fast(BF16, "BF16", mode=1).payload()),
-)
 bad(
     "expansion",
     "Growing: a file of 31 GiB in a few kilobytes, by a const chunk of 16 MiB named 2000 times; to be refused where the archive is not trusted (64 times its size).",
@@ -1162,14 +1080,6 @@ def only_a_pad() -> bytes:
     a = Assembler()
     a.pad(0)
     return a.seal()
-
-
-def escape_into_sign() -> bytes:
-    """Coded as 0001 with the exponent 32, which is 8001 for a reader that does not look."""
-    parts = float_fast(b"\x01\0" + F16, "F16", mode=1, palette=[16, 15, 14])
-    assert parts.escapes[0][0] == 0
-    parts.escapes[0] = b"\x20" + parts.escapes[0][1:]
-    return with_chunk("F16", b"\x01\x80" + F16, FLOAT_FAST, parts.payload())
 
 
 def two_members(a: Assembler) -> None:
@@ -1218,7 +1128,6 @@ def first_parent_is_1() -> bytes:
     return a.seal()
 
 
-bad("float-escape-high-sign", "float_fast with an escaped exponent of 2^E that would set the sign.", escape_into_sign)
 bad(
     "reference-beyond",
     "A unit with chunks of its own that refers to elements beyond the end of another.",

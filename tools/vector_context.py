@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from vector_assembler import FIELDS, FLOAT_CTX, ITEM, Assembler
-from vector_bad import bad, patched, with_chunk
-from vector_good import done, noise, vector, weights
+from vector_assembler import FIELDS, FLOAT_CTX, ITEM, raw_stream
+from vector_bad import bad, on_first, patched, put, with_chunk
+from vector_good import coded, noise, vector, weights
 
 RAW, NONE, CODED = range(3)
 
@@ -119,15 +119,6 @@ def frequencies(symbols: Sequence[int]) -> list[int]:
     return table
 
 
-def raw_stream(rests: Sequence[int], bits: int) -> bytes:
-    whole, planes = divmod(bits, 8)
-    raw = b"".join((r & ((1 << 8 * whole) - 1)).to_bytes(whole, "little") for r in rests)
-    for j in range(planes):
-        plane = sum((r >> (8 * whole + j) & 1) << i for i, r in enumerate(rests))
-        raw += plane.to_bytes((len(rests) + 7) // 8, "little")
-    return raw
-
-
 def float_ctx(
     data: bytes,
     dtype: str,
@@ -211,14 +202,7 @@ def float_ctx(
 
 def floats(cases: list[tuple[str, bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
     """One float_ctx tensor a case: (dtype, data, arguments of float_ctx)."""
-    a, units = Assembler(), []
-    for i, (dtype, data, arguments) in enumerate(cases):
-        unit = a.tensor(dtype, data, [[f"t{i}.{dtype}", [len(data) // ITEM[dtype]]]])
-        a.chunk(unit, 0, FLOAT_CTX, float_ctx(data, dtype, **arguments).payload())
-        units.append(unit)
-    a.file(b"all.bin", units)
-    a.commit()
-    return done(a)
+    return coded(FLOAT_CTX, [(dtype, data, float_ctx(data, dtype, **f).payload()) for dtype, data, f in cases])
 
 
 def positive(dtype: str, data: bytes) -> bytes:
@@ -344,6 +328,21 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return floats([("BF16", weights("BF16", 75), {"long_form": True, "rows": ROWS, "log_classes": 2})])
 
 
+@vector(
+    "good-ctx-f64", "float_ctx of F64 and C128: 600 exponents, most of them escaped; one exponent; several segments."
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    wide = b"".join(struct.pack("<Q", (i * 7 % 600 + 700) << 52 | (i % 2) << 63 | i) for i in range(84))
+    return floats(
+        [
+            ("F64", wide, {"mode": RAW}),
+            ("C128", wide, {"mode": CODED}),
+            ("F64", weights("F64", 9, spread=0), {"top": 0}),
+            ("F64", weights("F64", 1030), {"top": 3, "rows": [i * 5 % 7 for i in range(65)], "log_classes": 2}),
+        ]
+    )
+
+
 # ---- bad: BF16 of 75 elements with scales of rows and columns in four classes, bent
 
 DATA = weights("BF16", 75)
@@ -354,22 +353,6 @@ def ctx(change: Callable[[FloatCtx], Any], data: bytes = DATA, dtype: str = "BF1
     parts = float_ctx(data, dtype, **{**SETTING, **f})
     instead = change(parts)
     return with_chunk(dtype, data, FLOAT_CTX, instead if isinstance(instead, bytes) else parts.payload())
-
-
-def put(**fields: Any) -> Callable[[FloatCtx], None]:
-    def change(parts: FloatCtx) -> None:
-        for name, value in fields.items():
-            setattr(parts, name, value)
-
-    return change
-
-
-def on_first(name: str, change: Callable[[bytes], bytes]) -> Callable[[FloatCtx], None]:
-    def apply(parts: FloatCtx) -> None:
-        streams = getattr(parts, name)
-        streams[0] = change(streams[0])
-
-    return apply
 
 
 def model_of(write: Callable[[Bits], None], row_scales: Sequence[int] = ROWS) -> Callable[[FloatCtx], None]:

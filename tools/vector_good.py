@@ -61,12 +61,12 @@ def done(a: Assembler, **seal: Any) -> tuple[bytes, dict[str, Any]]:
     return a.seal(**seal), expected
 
 
-def floats(cases: list[tuple[str, bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
-    """One float_fast tensor a case: (dtype, data, arguments of float_fast)."""
+def coded(codec: int, cases: list[tuple[str, bytes, bytes]]) -> tuple[bytes, dict[str, Any]]:
+    """One tensor of one chunk a case: (dtype, data, payload)."""
     a, units = Assembler(), []
-    for i, (dtype, data, arguments) in enumerate(cases):
+    for i, (dtype, data, payload) in enumerate(cases):
         unit = a.tensor(dtype, data, [[f"t{i}.{dtype}", [len(data) // ITEM[dtype]]]])
-        a.chunk(unit, 0, FLOAT_FAST, float_fast(data, dtype, **arguments).payload())
+        a.chunk(unit, 0, codec, payload)
         units.append(unit)
     a.file(b"all.bin", units)
     a.commit()
@@ -150,119 +150,6 @@ def _() -> tuple[bytes, dict[str, Any]]:
     a.file(b"w", [unit], frame={"compress": True})
     a.commit(frame={"compress": True})
     return done(a, compress=True)
-
-
-@vector("good-float-single", "float_fast, mode single, for every dtype that it applies to; 45 elements, 90 halves.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats([(dtype, weights(dtype, 45, i), {"mode": 0}) for i, dtype in enumerate(FIELDS)])
-
-
-@vector("good-float-pairs", "float_fast, mode pairs, for every dtype that it applies to; 45 elements, 90 halves.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats([(dtype, weights(dtype, 45, i), {"mode": 1}) for i, dtype in enumerate(FIELDS)])
-
-
-@vector(
-    "good-float-lengths",
-    "float_fast of 1, 2, 7, 31, 32, 33, 63, 64 and 65 elements, BF16 in mode single, F16 in mode pairs.",
-)
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats(
-        [
-            (dtype, weights(dtype, n, n), {"mode": mode})
-            for n in (1, 2, 7, 31, 32, 33, 63, 64, 65) for mode, dtype in ((0, "BF16"), (1, "F16"))
-        ]
-    )  # fmt: skip
-
-
-@vector("good-float-one-exponent", "float_fast with T = 0: all exponents alike, in both modes, several segments.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats(
-        [
-            (dtype, weights(dtype, n, n, spread=0), {"mode": mode, "log_segment": 10})
-            for dtype, n in (("BF16", 33), ("F16", 1030), ("F64", 9), ("F8_E5M2", 1025)) for mode in (0, 1)
-        ]
-    )  # fmt: skip
-
-
-@vector("good-float-segments-single", "float_fast, mode single, segments of 2^10 elements: three, the last one of 13.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats([("F8_E4M3", weights("F8_E4M3", 2061), {"mode": 0, "log_segment": 10})])
-
-
-@vector(
-    "good-float-segments-pairs",
-    "float_fast, mode pairs, segments of 2^10: BF16 and F16, the last one odd, with escapes.",
-)
-def _() -> tuple[bytes, dict[str, Any]]:
-    cases = []
-    for dtype in ("BF16", "F16"):
-        data = weights(dtype, 1037)
-        cases.append((dtype, data, {"mode": 1, "log_segment": 10, "palette": [(1 << FIELDS[dtype][1]) // 2, 100 % 32]}))
-    return floats(cases)
-
-
-@vector(
-    "good-float-escapes",
-    "float_fast, mode pairs: 40 exponents of BF16, all 32 of F16 and 600 of F64, most of them escaped.",
-)
-def _() -> tuple[bytes, dict[str, Any]]:
-    bf16 = b"".join(struct.pack("<H", (i % 40 + 90) << 7 | i) for i in range(83))
-    f16 = b"".join(struct.pack("<H", (i % 32) << 10 | 0x8000 | i) for i in range(83))
-    f64 = b"".join(struct.pack("<Q", (i * 7 % 600 + 700) << 52 | i) for i in range(83))
-    return floats([("BF16", bf16, {"mode": 1}), ("F16", f16, {"mode": 1}), ("F64", f64, {"mode": 1})])
-
-
-@vector("good-float-all-escapes", "float_fast, mode pairs: the palette's one exponent never occurs.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    return floats([("BF16", weights("BF16", 40), {"mode": 1, "palette": [3]})])
-
-
-@vector("good-float-palette-256", "float_fast, mode single: a palette of all 256 exponents of BF16.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    data = b"".join(struct.pack("<H", (i * 37 % 256) << 7 | i % 128) for i in range(300))
-    return floats([("BF16", data, {"mode": 0, "palette": [255 - i for i in range(256)]})])
-
-
-@vector(
-    "good-float-values",
-    "float_fast: all 256 patterns of each fp8 type; NaN payloads, -0, infinities, subnormals of the others.",
-)
-def _() -> tuple[bytes, dict[str, Any]]:
-    cases: list[tuple[str, bytes, dict[str, Any]]] = []
-    for i, dtype in enumerate(FIELDS):
-        size, e_bits, m_bits = FIELDS[dtype]
-        if size == 1:
-            cases.append((dtype, bytes(range(256)), {"mode": 0 if e_bits == 5 else 1}))
-            continue
-        top, sign = ((1 << e_bits) - 1) << m_bits, 1 << (e_bits + m_bits)
-        values = [
-            0,
-            sign,
-            1,
-            sign | 1,
-            (1 << m_bits) - 1,
-            top,
-            top | sign,
-            top | 1,
-            top | 1 << (m_bits - 1),
-            top - 1,
-            sign | top | 5,
-        ]
-        cases.append((dtype, b"".join(v.to_bytes(size, "little") for v in [*values, 2 << m_bits]), {"mode": i % 2}))
-    return floats(cases)
-
-
-@vector("good-float-long-table", "float_fast with a frequency table in longer forms than necessary.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    data = weights("BF16", 50)
-    return floats([("BF16", data, {"mode": mode, "long_form": True}) for mode in (0, 1)])
-
-
-@vector("good-float-one-symbol", "float_fast with a table although only one symbol occurs; its frequency is 4095.")
-def _() -> tuple[bytes, dict[str, Any]]:
-    data = weights("BF16", 70, spread=0)
-    return floats([("BF16", data, {"mode": 0, "palette": [128, 1]}), ("BF16", data, {"mode": 1, "palette": [1, 128]})])
 
 
 # ------------------------------------------------------------------------------------------------- units and members
@@ -374,7 +261,7 @@ def _() -> tuple[bytes, dict[str, Any]]:
     for k in (8, 0, 5, 1, 2, 3, 4, 6, 7):
         tile = a.tile(unit, k)
         if k % 3 == 0:
-            a.chunk(unit, k, FLOAT_FAST, float_fast(tile, "BF16", mode=1).payload())
+            a.chunk(unit, k, FLOAT_FAST, float_fast(tile, "BF16").payload())
         else:
             a.chunk(unit, k, ZSTD if k % 3 == 1 else 0, zstd(tile, 2) if k % 3 == 1 else tile)
     a.file(b"w", [unit])
@@ -663,4 +550,4 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return done(a, trailer={"compatible": 0x0100})
 
 
-__all__ = ["VECTORS", "Maker", "done", "floats", "noise", "vector", "weights"]
+__all__ = ["VECTORS", "Maker", "coded", "done", "noise", "vector", "weights"]

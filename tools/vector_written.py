@@ -125,6 +125,11 @@ VECTORS["good-written-contexts-max"] = (
     scaled,
     {"profile": "max"},
 )
+VECTORS["good-written-fast"] = (
+    "Written by arzstream with --profile fast: the same matrices; codec float_fast.",
+    scaled,
+    {"profile": "fast"},
+)
 VECTORS["good-written-mixed"] = (
     "Written by arzstream: many data types, no elements, a scalar, a path not in UTF-8, a file that does not parse.",
     mixed,

@@ -49,9 +49,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         api.split_planes(memoryview(data), 4)
     with pytest.raises(ValueError):
         api.merge_planes(data, 2, memoryview(bytearray(8)))
+    one = np.ones(1, np.uint8)
     with pytest.raises(ValueError):
-        api.split_fields(data[:3], (8, 7), 10)
+        api.float_fast_encode(data[:3], (8, 7), 10, 32, (one, one[:0], np.array([64, 64], np.uint8)), 1)
     with pytest.raises(ValueError):
-        api.merge_fields(data, data, (8, 7), 10, data)
-    with pytest.raises(ValueError):
-        api.split_pairs(data, (8, 7), 10, np.arange(16, dtype=np.uint16))
+        api.rans_decode(data, np.zeros(2, np.uint32), 64, one, np.ones(1, np.uint16), data)

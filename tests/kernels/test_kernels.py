@@ -12,7 +12,6 @@ from arzstream.errors import CorruptError
 from arzstream.kernels import api
 
 PATHS = [*api.cpu_features(), "numpy"]
-FORMATS = [(8, 7), (5, 10), (8, 23), (11, 52), (4, 3), (5, 2)]
 SIZES = [0, 1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 257, 1021, 1023, 1024, 1025, 2048, 2049, 4099, 12289]
 BYTES = np.arange(256, dtype=np.uint8)
 
@@ -32,73 +31,6 @@ def test_planes(stride: int, count: int) -> None:
         out = bytearray(len(data))
         api.merge_planes(planes, stride, memoryview(out))
         assert out == data.tobytes(), path
-
-
-@pytest.mark.parametrize("bits", FORMATS)
-@pytest.mark.parametrize("count", SIZES)
-def test_fields_of_any_size(bits: tuple[int, int], count: int) -> None:
-    data = noise(count * (1 + sum(bits)) // 8)
-    seen = set()
-    for path in PATHS:
-        api.set_backend(path)
-        exponents, raw = api.split_fields(data, bits, 10)
-        out = np.empty_like(data)
-        api.merge_fields(exponents, raw, bits, 10, out)
-        assert np.array_equal(out, data), path
-        seen.add((exponents.tobytes(), raw.tobytes()))
-    assert len(seen) == 1
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("bits", [(8, 7), (5, 10), (4, 3), (5, 2)])
-def test_fields_of_every_pattern(path: str, bits: tuple[int, int]) -> None:
-    """All 65,536 patterns of 16 bits and all 256 of 8 are cut where the format says."""
-    api.set_backend(path)
-    width = 1 + sum(bits)
-    values = np.arange(1 << width, dtype=f"<u{width // 8}")
-    exponents, raw = api.split_fields(values.view(np.uint8), bits, 24)
-    assert np.array_equal(exponents, values >> bits[1] & ((1 << bits[0]) - 1))
-    out = np.empty_like(values)
-    api.merge_fields(exponents, raw, bits, 24, out.view(np.uint8))
-    assert np.array_equal(out, values)
-    if bits == (8, 7):
-        assert np.array_equal(raw, (values >> 8 & 0x80) | (values & 0x7F))
-
-
-@pytest.mark.parametrize("bits", [(5, 10), (11, 52), (4, 3)])
-def test_unused_bits_of_planes_must_be_zero(bits: tuple[int, int]) -> None:
-    data = noise(11 * (1 + sum(bits)) // 8)
-    for path in PATHS:
-        api.set_backend(path)
-        exponents, raw = api.split_fields(data, bits, 10)
-        raw[-1] |= 0x80
-        with pytest.raises(CorruptError):
-            api.merge_fields(exponents, raw, bits, 10, np.empty_like(data))
-
-
-@pytest.mark.parametrize("bits", FORMATS)
-@pytest.mark.parametrize("count", SIZES)
-@pytest.mark.parametrize("entries, step", [(1, 1), (2, 1), (14, 1), (15, 1), (15, 3), (15, 16)])
-def test_pairs(bits: tuple[int, int], count: int, entries: int, step: int) -> None:
-    """Palettes that lie close together and far apart; elements inside and outside of them."""
-    rng = np.random.default_rng(count)
-    width, top = 1 + sum(bits), (1 << bits[0]) - 1
-    palette = rng.permutation(min(20, top // step + 1))[:entries].astype(np.uint16) * step
-    exponents = np.minimum(rng.geometric(0.2, count) * step, top).astype(np.uint64)
-    values = (exponents << np.uint64(bits[1]) | np.uint64(1 << (width - 1))).astype(f"<u{width // 8}")
-    seen = set()
-    for path in PATHS:
-        api.set_backend(path)
-        raw, symbols, escapes, escape_counts, counts = api.split_pairs(values.view(np.uint8), bits, 10, palette)
-        halves = np.stack([symbols & 15, symbols >> 4], axis=1).reshape(-1)[:count]
-        assert np.array_equal(halves == 15, ~np.isin(exponents, palette))
-        assert np.array_equal(escapes, exponents[halves == 15])
-        assert escape_counts.sum() == len(escapes)
-        assert np.array_equal(palette[halves[halves != 15]], exponents[halves != 15])
-        assert np.array_equal(counts, np.bincount(symbols, minlength=256))
-        assert np.array_equal(raw, api.split_fields(values.view(np.uint8), bits, 10)[1])
-        seen.add((symbols.tobytes(), escapes.tobytes(), escape_counts.tobytes()))
-    assert len(seen) == 1
 
 
 def coded(

@@ -20,6 +20,7 @@ from arzstream.archive.tensors import load
 from arzstream.archive.verify import verify
 from arzstream.container.records import Kind
 from arzstream.errors import CorruptError, UnsupportedError
+from arzstream.kernels import api
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 SEALED = [name for name in good() if ABOUT[name]["state"] == "sealed"]
@@ -222,6 +223,24 @@ def test_package_lists_what_it_cannot_decode(name: str) -> None:
                 archive.read_file(path)
     with pytest.raises(UnsupportedError):
         verify(VECTORS / name, deep=True)
+
+
+@pytest.mark.parametrize("path", [*api.cpu_features(), "numpy"])
+@pytest.mark.parametrize("name", [n for n in ABOUT if n.startswith(("good-float-", "good-ctx-"))])
+def test_every_path_of_the_kernels_reads(name: str, path: str) -> None:
+    api.set_backend(path)
+    tensors, _ = read_everything(VECTORS / name)
+    assert tensors == sorted(ABOUT[name]["tensors"])
+
+
+@pytest.mark.parametrize("path", [*api.cpu_features(), "numpy"])
+@pytest.mark.parametrize("name", [n for n in ABOUT if n.startswith(("bad-float-", "bad-ctx-"))])
+def test_every_path_of_the_kernels_finds_damage(name: str, path: str) -> None:
+    """In the payload already: the checksum of what it decodes to is not asked."""
+    api.set_backend(path)
+    with reader.open(VECTORS / name) as archive, pytest.raises(CorruptError) as raised:
+        archive.numpy("w")
+    assert "XXH3" not in str(raised.value) and "checksum" not in str(raised.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- any damage
