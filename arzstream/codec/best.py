@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
@@ -14,6 +16,9 @@ from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
 
 __all__ = ["PROFILES", "Profile", "encode_best"]
+
+
+NEVER = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +36,38 @@ class Profile:
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
     piece: int = 2048
     """Bytes of a piece of the sample that says if zstd can win."""
-    contexts: str | None = None
-    """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with; None for ``float_fast`` alone."""
+    contexts: str = "balanced"
+    """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with."""
     simpler_below: int = 0
     """Elements below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
+    fast_from: int = NEVER
+    """Elements from which floats are coded with ``float_fast`` where it suits them. Smaller chunks are a small part of
+    any model that takes time to load."""
+    least_from: int = NEVER
+    """Elements from which ``float_ctx`` makes its least effort; it then decodes hardly faster, but encodes so."""
 
 
 PROFILES = {
-    "fast": Profile((1,), (1,), zstd_gain=0.03, thorough=False, piece=512),
+    "fast": Profile(
+        (1,),
+        (1,),
+        zstd_gain=0.03,
+        thorough=False,
+        piece=512,
+        simpler_below=1 << 15,
+        fast_from=1 << 17,
+        least_from=1 << 19,
+    ),
     "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
-    "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=1 << 62),
+    "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
 SAMPLE_MIN_PIECES, SAMPLE_PIECES = 16, 1 << 17
 """A sample is at least 16 pieces, evenly spaced, and one for each 2^17 bytes of a large chunk."""
+FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
+LOW_BITS = 1 << 10
+"""Elements that tell if the lowest bit of all is zero."""
 RAW_GAIN = 0.99
 """A sample that does not shrink below this share says: not worth trying."""
 
@@ -96,11 +118,25 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
     return encode_planes(data, best_stride, levels(best_stride), _stored_planes(best, best_stride))
 
 
+def _suits_float_fast(data: memoryview, ctx: ChunkContext) -> bool:
+    """Whether ``float_fast`` comes close to what other programs' coders of bytes reach. Those see the top of mantissas
+    in fp16 and fp32, where it shares a byte with the exponent or has one to itself, but not in bf16 and fp8; and they
+    see low bits that are always zero, as in values that come from a narrower type."""
+    if ctx.dtype.name not in FAST_TYPES:
+        return False
+    values = np.frombuffer(data, f"<u{ctx.dtype.itemsize}")
+    return bool(np.bitwise_or.reduce(values[:: max(1, len(values) // LOW_BITS)]) & 1)
+
+
 def _encode_floats(data: memoryview, ctx: ChunkContext, wish: Profile) -> tuple[int, bytes | memoryview | None]:
     """(codec number, payload) of the better of the codecs for floats."""
     assert ctx.dtype.float_bits is not None
     count = len(data) * 8 // (1 + sum(ctx.dtype.float_bits))
-    contexts = encode_ctx(data, ctx, EFFORTS[wish.contexts]) if wish.contexts else None
+    if count >= wish.fast_from and _suits_float_fast(data, ctx):
+        floats = encode_floats(data, ctx.dtype.float_bits)
+        if floats is not None:
+            return FLOAT_FAST, floats
+    contexts = encode_ctx(data, ctx, EFFORTS["fast" if count >= wish.least_from else wish.contexts])
     if contexts is not None and count >= wish.simpler_below:
         return FLOAT_CTX, contexts
     floats = encode_floats(data, ctx.dtype.float_bits)
