@@ -44,6 +44,8 @@ FLAT_ROW = 128
 """Length of the rows that elements without a matrix of their own are cut into."""
 SAMPLE = 1 << 14
 """Elements that settings are chosen by, about; whole rows of them where there are rows."""
+WINDOW_SAMPLE = 1 << 12
+"""Elements by which the window is placed: its ends are octaves away from them."""
 CUT_RUN, CUT_RUNS = 512, 16
 """Elements that lie together, and how many such runs, by which it is decided how to cut elements."""
 CERTAIN = 40
@@ -227,7 +229,8 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
         setting = _choose(sample, cut, scales, columns, len(high), effort.log_classes)
         rows, cols = scales.quantised(setting.use_rows, setting.use_cols, setting.log_classes)
         cols = cols[: len(high)]
-    base = _window_base(sample, cut, rows, cols, setting.log_classes)
+    window_sample = _Sample.of(high, row_len, WINDOW_SAMPLE)
+    base = _window_base(window_sample, cut, rows, cols, setting.log_classes)
 
     def coded() -> tuple[U8, U8, U16, U32, U16]:
         symbols, classes, escapes, escape_counts, counts = context.ctx_symbols(

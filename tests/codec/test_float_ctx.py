@@ -112,6 +112,23 @@ def test_scales_of_rows_and_columns_are_used_where_they_pay() -> None:
     assert len(with_scales) < 0.985 * len(alone)
 
 
+def test_the_fast_effort_codes_mantissa_bits_and_measures_no_scales() -> None:
+    data = as_dtype(matrix(256, 512, 0.3), "F16").tobytes()
+    payload = check(data, ChunkContext(DTYPES["F16"], 256, 512), EFFORTS["fast"])
+    assert (header(payload)["flags"], header(payload)["log_classes"], header(payload)["top"]) == (0, 0, 2)
+    exponents_alone = encode_floats(memoryview(data), (5, 10), 0.0)
+    assert exponents_alone is not None
+    assert len(payload) < 0.999 * len(exponents_alone)
+
+
+def test_choices_do_not_depend_on_what_was_coded_before() -> None:
+    """Lengths of scales are remembered from chunk to chunk; nothing else may be."""
+    ctx = ChunkContext(DTYPES["BF16"], 128, 128)
+    chunks = [memoryview(as_dtype(matrix(128, 128, spread), "BF16").tobytes()) for spread in (0.0, 0.2, 0.7)]
+    first = [encode_ctx(chunk, ctx, EFFORTS["balanced"]) for chunk in chunks]
+    assert [encode_ctx(chunk, ctx, EFFORTS["balanced"]) for chunk in reversed(chunks)] == first[::-1]
+
+
 @pytest.mark.parametrize("name, dropped", [("BF16", 16), ("F16", 13)])
 def test_narrow_floats_in_wide_ones_cost_what_they_cost_alone(name: str, dropped: int) -> None:
     narrow = as_dtype(matrix(256, 256), name)
