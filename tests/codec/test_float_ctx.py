@@ -107,7 +107,7 @@ def test_scales_of_rows_and_columns_are_used_where_they_pay() -> None:
     without = check(as_dtype(matrix(512, 512, 0.0), "BF16").tobytes(), ctx, EFFORTS["balanced"])
     assert header(with_scales)["flags"] == 3
     assert header(without)["flags"] == 0
-    alone = encode_floats(memoryview(as_dtype(matrix(512, 512, 0.7), "BF16").tobytes()), (8, 7), 0.0)
+    alone = encode_floats(memoryview(as_dtype(matrix(512, 512, 0.7), "BF16").tobytes()), (8, 7), 1)
     assert alone is not None
     assert len(with_scales) < 0.985 * len(alone)
 
@@ -165,7 +165,7 @@ def test_zeros_nans_and_infinities_among_weights(share: float) -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.4])
 def test_never_larger_than_float_fast(name: str, spread: float) -> None:
     data = as_dtype(matrix(256, 300, spread), name).tobytes()
-    fast = encode_floats(memoryview(data), DTYPES[name].float_bits or (0, 0), 0.0)
+    fast = encode_floats(memoryview(data), DTYPES[name].float_bits or (0, 0), 1)
     ctx = encode_ctx(memoryview(data), ChunkContext(DTYPES[name], 256, 300), EFFORTS["balanced"])
     assert fast is not None
     assert ctx is not None
