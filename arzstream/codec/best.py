@@ -31,11 +31,9 @@ class Profile:
     """The same for byte planes. Level 1 mostly beats level 3 there: what shrinks is the distribution of the bytes, and
     the matches that a higher level finds are accidents that cost more than they save."""
     zstd_gain: float
-    """How much smaller than ``float_fast`` zstd must be to be chosen: it decodes several times slower."""
+    """How much smaller than other codecs zstd must be to be chosen: it decodes more slowly."""
     thorough: bool
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
-    piece: int = 2048
-    """Bytes of a piece of the sample that says if zstd can win."""
     contexts: str = "balanced"
     """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with."""
     simpler_below: int = 0
@@ -49,22 +47,17 @@ class Profile:
 
 PROFILES = {
     "fast": Profile(
-        (1,),
-        (1,),
-        zstd_gain=0.03,
-        thorough=False,
-        piece=512,
-        simpler_below=1 << 15,
-        fast_from=1 << 17,
-        least_from=1 << 19,
+        (1,), (1,), zstd_gain=0.01, thorough=False, simpler_below=1 << 15, fast_from=1 << 17, least_from=1 << 20
     ),
     "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
-SAMPLE_MIN_PIECES, SAMPLE_PIECES = 16, 1 << 17
-"""A sample is at least 16 pieces, evenly spaced, and one for each 2^17 bytes of a large chunk."""
+PIECE, SAMPLE_MIN_PIECES, SAMPLE_PIECES = 2048, 16, 1 << 17
+"""A sample is at least 16 pieces of 2 KiB, evenly spaced, and one for each 2^17 bytes of a large chunk."""
+FAST_PIECE, FAST_GAIN = 512, 0.03
+"""The same and ``zstd_gain`` where ``float_fast`` was chosen for its speed: zstd decodes ten times more slowly."""
 FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
@@ -94,13 +87,13 @@ def _strides(ctx: ChunkContext, length: int) -> list[int]:
     return [s for s in wanted if s in STRIDES and length % s == 0]
 
 
-def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: float) -> bytes | None:
+def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: float, piece: int = PIECE) -> bytes | None:
     """Payload of codec 3, if a sample says that it can get below ``share`` of the data."""
 
     def levels(stride: int) -> tuple[int, ...]:
         return profile.levels if stride == 1 else profile.plane_levels
 
-    sample = _sample(data, profile.piece)
+    sample = _sample(data, piece)
     whole = len(sample) == len(data)
     best, best_stride = None, 1
     for stride in _strides(ctx, len(data)):
@@ -157,13 +150,15 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     if const is not None:
         return CONST, const
     best: bytes | memoryview | None = None
-    best_id, limit = RAW, float(len(data))
+    best_id, limit, piece = RAW, float(len(data)), PIECE
     if ctx.dtype.float_bits:
         float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):
-            best_id, best, limit = float_id, floats, len(floats) * (1 - wish.zstd_gain)
+            hurried = float_id == FLOAT_FAST and wish.fast_from < NEVER
+            piece = FAST_PIECE if hurried else PIECE
+            best_id, best, limit = float_id, floats, len(floats) * (1 - (FAST_GAIN if hurried else wish.zstd_gain))
     if len(data):
-        packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN))
+        packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN), piece)
         if packed is not None and len(packed) < limit:
             best_id, best = ZSTD, packed
     return best_id, bytes(data) if best is None else best
