@@ -168,7 +168,7 @@ def test_gaussian_weights_shrink_as_much_as_they_can() -> None:
     assert 8 * len(payload) / count < 8 + 2.565
 
 
-@pytest.mark.parametrize("spread, some", [(1, True), (3, True), (12, False)])
+@pytest.mark.parametrize("spread, some", [(1, True), (3, False), (12, False)])
 def test_exponents_that_are_spread_too_widely_are_left_to_others(spread: float, some: bool) -> None:
     """Second moments of Adam spread over dozens of binades."""
     values = np.exp(np.random.default_rng(0).standard_normal(1 << 16) * spread - 20).astype("<f4").tobytes()
