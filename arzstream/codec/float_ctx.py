@@ -48,7 +48,7 @@ WINDOW_SAMPLE = 1 << 12
 """Elements by which the window is placed: its ends are octaves away from them."""
 CUT_RUN, CUT_RUNS = 512, 16
 """Elements that lie together, and how many such runs, by which it is decided how to cut elements."""
-CERTAIN = 40
+CERTAIN = 6
 """Bits that the scale of a row or column must seem to save to be used without comparison; it takes about 4."""
 SKEW = 0.3
 """Share of one sign below which signs are coded."""
