@@ -10,6 +10,7 @@ import dataclasses
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import SINGLE_GAIN, encode_floats
+from arzstream.codec.quant_blocks import encode_blocks
 from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
 
@@ -33,12 +34,14 @@ class Profile:
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
     contexts: str | None = None
     """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with; None for ``float_fast`` alone."""
+    blocks_gain: float = 0.0
+    """How much of integers ``quant_blocks`` must save to be chosen: as they stand they need no decoding at all."""
     simpler_below: int = 0
     """Elements below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
 
 
 PROFILES = {
-    "fast": Profile((1,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.03, thorough=False),
+    "fast": Profile((1,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.03, thorough=False, blocks_gain=0.03),
     "balanced": Profile(
         (3,), (1,), single_gain=SINGLE_GAIN, zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15
     ),
@@ -47,7 +50,7 @@ PROFILES = {
     ),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS = 0, 1, 3, 4, 5, 6
 SAMPLE_PIECE, SAMPLE_MIN_PIECES, SAMPLE_SHARE = 2048, 16, 64
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and about 1/64 of a large chunk."""
 RAW_GAIN = 0.99
@@ -129,6 +132,10 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
         float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):
             best_id, best, limit = float_id, floats, len(floats) * (1 - wish.zstd_gain)
+    else:
+        blocks = encode_blocks(data, ctx, contexts=wish.contexts is not None)
+        if blocks is not None and len(blocks) < (1 - wish.blocks_gain) * len(data):
+            best_id, best, limit = QUANT_BLOCKS, blocks, len(blocks) * (1 - wish.zstd_gain)
     if len(data):
         packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN))
         if packed is not None and len(packed) < limit:

@@ -6,6 +6,7 @@ from arzstream.codec.base import Codec
 from arzstream.codec.const import Const
 from arzstream.codec.float_ctx import FloatCtx
 from arzstream.codec.float_fast import FloatFast
+from arzstream.codec.quant_blocks import QuantBlocks
 from arzstream.codec.raw import Raw
 from arzstream.codec.zstd import Zstd
 from arzstream.errors import UnsupportedError
@@ -38,5 +39,5 @@ def name_of(codec_id: int) -> str:
     return codec.name if codec else f"codec-{codec_id}"
 
 
-for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx()):
+for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx(), QuantBlocks()):
     register(_codec)

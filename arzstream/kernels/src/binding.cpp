@@ -198,4 +198,5 @@ NB_MODULE(_native, m) {
   m.def("rans_decode", &rans_decode);
   m.def("float_fast_decode", &float_fast_decode);
   bind_context(m);
+  bind_records(m);
 }
