@@ -62,9 +62,10 @@ LAYOUTS: dict[int, tuple[Part, ...]] = {
     22: (*_D, Part(4), Part(16, True, _UNDER_D)),  # Q5_0
     24: (*_D_AND_M, Part(4), Part(16, True, _UNDER_M)),  # Q5_1
     34: (*_D, Part(32, False, _UNDER_D_AND_COLUMNS)),  # Q8_0
-    36: (*_half(), *_half(), Part(32, False, _UNDER_D_AND_COLUMNS)),  # Q8_1
+    36: (Part(4), Part(32, True)),  # NVFP4
     84: (Part(16), Part(64), *_half(), *_half(_after(80))),  # Q2_K
     110: (Part(32), Part(64), Part(12), *_D),  # Q3_K
+    136: (*_D, Part(2), Part(4), Part(128, True)),  # IQ4_XS
     144: (*_D_AND_M, Part(4), Part(4), Part(4), Part(128, True)),  # Q4_K
     176: (*_D_AND_M, Part(4), Part(4), Part(4), Part(32), Part(128, True)),  # Q5_K
     210: (Part(128, True), Part(64), Part(16), *_D),  # Q6_K

@@ -21,7 +21,8 @@ _LOW, _HIGH = np.arange(256) & 15, np.arange(256) >> 4
 def halves(counts: NDArray[np.integer]) -> I64:
     """Counts of the 16 codes from those of the bytes; shape (tables, 256) to (tables, 16)."""
     grid = counts.astype(np.int64).reshape(-1, 16, 16)
-    return grid.sum(axis=1) + grid.sum(axis=2)
+    sums: I64 = grid.sum(axis=1) + grid.sum(axis=2)
+    return sums
 
 
 def expand(codes: U16) -> U16:
@@ -32,4 +33,5 @@ def expand(codes: U16) -> U16:
     f = codes.astype(np.int64)
     sums = np.cumsum(f[:, _LOW] * f[:, _HIGH], axis=1)
     starts = np.arange(1, 257) + sums * (SLOTS - 256) // SLOTS**2
-    return np.diff(starts, axis=1, prepend=0).astype(np.uint16) * (f.sum(axis=1, keepdims=True) > 0)
+    freqs: U16 = np.diff(starts, axis=1, prepend=0).astype(np.uint16) * (f.sum(axis=1, keepdims=True) > 0)
+    return freqs

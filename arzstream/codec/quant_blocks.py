@@ -138,7 +138,8 @@ def _column_scales(records: _Records, at: int, length: int, rule: Rule) -> U8:
     if rule.scale is not None:
         below = some.below_mean(rule)[: whole * width].reshape(whole, width)
         logs -= np.repeat(below.sum(axis=0, dtype=np.int64) // whole, length)
-    return np.clip(logs - _median(logs) + COLUMN_MIDDLE, 0, 255).astype(np.uint8)
+    scales: U8 = np.clip(logs - _median(logs) + COLUMN_MIDDLE, 0, 255).astype(np.uint8)
+    return scales
 
 
 def _median(x: NDArray[np.signedinteger]) -> int:
