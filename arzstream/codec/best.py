@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import SINGLE_GAIN, encode_floats
 from arzstream.codec.quant_blocks import encode_blocks
@@ -50,7 +51,7 @@ PROFILES = {
     ),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS = 0, 1, 3, 4, 5, 6
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
 SAMPLE_PIECE, SAMPLE_MIN_PIECES, SAMPLE_SHARE = 2048, 16, 64
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and about 1/64 of a large chunk."""
 RAW_GAIN = 0.99
@@ -132,6 +133,9 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
         float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):
             best_id, best, limit = float_id, floats, len(floats) * (1 - wish.zstd_gain)
+        codes = encode_dequantised(data, ctx, contexts=wish.contexts is not None)
+        if codes is not None and len(codes) < limit:
+            best_id, best, limit = DEQUANTISED, codes, len(codes) * (1 - wish.zstd_gain)
     else:
         blocks = encode_blocks(data, ctx, contexts=wish.contexts is not None)
         if blocks is not None and len(blocks) < (1 - wish.blocks_gain) * len(data):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arzstream.kernels.records import Rule
 
-__all__ = ["LAYOUTS", "PLAIN", "Part", "find_period"]
+__all__ = ["LAYOUTS", "PLAIN", "SCALES", "Part", "find_period"]
 
 U8 = NDArray[np.uint8]
 
@@ -74,6 +74,9 @@ LAYOUTS: dict[int, tuple[Part, ...]] = {
 """By their lengths."""
 PLAIN = ((Part(1, rules=_WITH_COLUMNS),), (Part(1, True),))
 """Records of one byte: int8, or two codes of four bits."""
+
+SCALES = (Part(1),) * 4
+"""Numbers of single precision, byte by byte."""
 
 SAMPLE = 1 << 16
 """Bytes in which a period is looked for, at most."""

@@ -21,7 +21,7 @@ from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, numpy_records
 from arzstream.kernels.records import Rule, put_part, record_classes, take_part
 
-__all__ = ["QuantBlocks", "decode_records", "encode_blocks", "encode_records"]
+__all__ = ["QuantBlocks", "decode_records", "encode_blocks", "encode_parts", "encode_records"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -243,7 +243,8 @@ def _tables(counts: U32, nibble: bool) -> tuple[U16, U16, int]:
 # ---- encoding
 
 
-def _encode_as(parts: tuple[Part, ...], data: U8, row: int, contexts: bool) -> bytes:
+def encode_parts(parts: tuple[Part, ...], data: U8, row: int, contexts: bool) -> bytes:
+    """Payload for records of these ``parts``, ``row`` of them a row; ``contexts`` as in :func:`encode_records`."""
     length = sum(part.length for part in parts)
     records = _Records(data, length, row)
     coded, at = [], 0
@@ -265,12 +266,12 @@ def encode_records(data: U8, row_bytes: int, period: int | None, contexts: bool 
     if not len(data):
         return None
     if period is not None:
-        payload = _encode_as(LAYOUTS[period], data, row_bytes // period, contexts)
+        payload = encode_parts(LAYOUTS[period], data, row_bytes // period, contexts)
     else:
         layout = _plain_layout(data)
         if layout is None:
             return None
-        payload = _encode_as(layout, data, row_bytes, contexts)
+        payload = encode_parts(layout, data, row_bytes, contexts)
     return payload if len(payload) < GAIN * len(data) else None
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["put_part", "record_classes", "take_part"]
+__all__ = ["put_part", "record_classes", "scale_codes", "take_part"]
 
 U8 = NDArray[np.uint8]
+I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
 
 
 def take_part(data: U8, record: int, at: int, length: int, out: U8) -> None:
@@ -72,3 +74,17 @@ def record_classes(
     width = len(cols) // length
     columns = np.tile(cols.reshape(width, length), (-(-n // width), 1))[:n].astype(np.int32)
     classes[...] = k[:, None] + np.clip(e[:, None] + columns, 0, e_classes - 1)
+
+
+def scale_codes(codes: I8, group: int, scales: F32, minus_zero: bool, kind: int, out: U8) -> None:
+    """Codes times the scale of their group, rounded to binary32, bfloat16 or binary16 (kinds 0, 1, 2)."""
+    with np.errstate(all="ignore"):
+        product = codes.astype(np.float32) * np.repeat(scales, group)[: len(codes)]
+        bits = product.view(np.uint32)
+        if kind == 1:
+            bits = (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.uint16)
+        elif kind == 2:
+            bits = product.astype(np.float16).view(np.uint16)
+    if minus_zero:
+        bits[codes == -128] = 1 << (8 * bits.itemsize - 1)
+    out[...] = bits.view(np.uint8)

@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 
 from arzstream.kernels.api import kernels
 
-__all__ = ["Rule", "put_part", "record_classes", "take_part"]
+__all__ = ["FLOAT_KINDS", "Rule", "put_part", "record_classes", "scale_codes", "take_part"]
 
 U8 = NDArray[np.uint8]
+I8 = NDArray[np.int8]
+F32 = NDArray[np.float32]
+FLOAT_KINDS = ("F32", "BF16", "F16")
+"""Types that codes can be scaled to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +73,12 @@ def record_classes(data: U8, record: int, row: int, length: int, rule: Rule, col
     numbers = (rule.z_classes, rule.e_classes, *places, rule.z_shift, rule.e_shift, rule.z_base, rule.e_base)
     kernels().record_classes(data, record, row, length, *numbers, cols, out)
     return out
+
+
+def scale_codes(codes: I8, group: int, scales: F32, minus_zero: bool, dtype: str, out: U8) -> None:
+    """Codes times the scale of their group of ``group`` elements, as elements of ``dtype``, to ``out``.
+
+    The product is one of binary32, rounded to ``dtype`` (F32, BF16, F16), both times to nearest, ties to even.
+    ``scales``: none, or none but zeros and normal numbers, of one sign; ``minus_zero``: code -128 stands for -0.
+    """
+    kernels().scale_codes(codes, group, scales, minus_zero, FLOAT_KINDS.index(dtype), out)

@@ -44,12 +44,23 @@ void record_classes(In<uint8_t> data, size_t record, size_t row, size_t length, 
   active().record_classes(job);
 }
 
+void scale_codes(In<int8_t> codes, size_t group, In<float> scales, bool minus_zero, unsigned kind, Out<uint8_t> out) {
+  need(kind <= kBinary16 && group >= 1 && scales.size() == ceil_div(codes.size(), group) &&
+           out.size() == codes.size() * (kind == kBinary32 ? 4 : 2),
+       "elements do not fit");
+  const DequantJob job{codes.data(), codes.size(),  group, scales.data(), minus_zero, static_cast<FloatKind>(kind),
+                       out.data()};
+  nb::gil_scoped_release unlocked;
+  active().scale_codes(job);
+}
+
 }  // namespace
 
 void bind_records(nb::module_& m) {
   m.def("take_part", &take_part);
   m.def("put_part", &put_part);
   m.def("record_classes", &record_classes);
+  m.def("scale_codes", &scale_codes);
 }
 
 }  // namespace arz_python

@@ -127,6 +127,17 @@ struct RecordClasses {
   uint8_t* out;                       // count * length
 };
 
+enum FloatKind : unsigned { kBinary32 = 0, kBfloat16 = 1, kBinary16 = 2 };
+
+struct DequantJob {
+  const int8_t* codes;
+  size_t count, group;   // elements, and those that share a scale
+  const float* scales;
+  bool minus_zero;       // code -128 stands for -0
+  FloatKind kind;
+  uint8_t* out;
+};
+
 struct Kernels {
   const char* name;
   void (*split_planes)(const uint8_t* data, size_t count, unsigned stride, uint8_t* planes);
@@ -177,6 +188,7 @@ struct Kernels {
   void (*take_part)(const uint8_t* data, size_t count, size_t record, size_t length, uint8_t* out);
   void (*put_part)(const uint8_t* part, size_t count, size_t record, size_t length, uint8_t* data);
   void (*record_classes)(const RecordClasses&);
+  void (*scale_codes)(const DequantJob&);
 };
 
 inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
