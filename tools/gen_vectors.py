@@ -20,6 +20,7 @@ from typing import Any
 import vector_bad
 import vector_context  # noqa: F401  (registers its vectors)
 import vector_good
+import vector_quant  # noqa: F401  (registers its vectors)
 import vector_states
 import vector_written
 
