@@ -438,7 +438,7 @@ PLAIN = {"parts": (LOW, HIGH, Part(8))}
 NIBBLES = {"data": block_data(1, 0, 80, 3), "parts": (Part(1, PAIRS),)}
 CASES: list[tuple[str, str, Callable[[Quant], Any], dict[str, Any]]] = [
     ("record-0", "quant_blocks with records of no bytes.", put(record=0), {}),
-    ("record-other", "quant_blocks with records of 11 bytes, of parts that have 10.", put(record=11), {}),
+    ("record-other", "quant_blocks with records of 20 bytes, of parts that have 10.", put(record=20), {}),
     ("record-long", "quant_blocks with records of 1025 bytes.", put(record=1025), {"data": bytes(2050), "parts": (Part(1025, AS_IS),)}),
     ("record-odd", "quant_blocks with a chunk that is no whole number of records.", put(record=8), {"parts": (Part(8), Part(2))}),
     ("segment-9", "quant_blocks with segments of 2^9.", put(log_segment=9), {}),
@@ -470,7 +470,7 @@ CASES: list[tuple[str, str, Callable[[Quant], Any], dict[str, Any]]] = [
     ("model-more", "quant_blocks with a byte more in a model.", model(2, lambda m: m + b"\0"), {}),
     ("model-long", "quant_blocks with a model that is longer than the payload.", put(model_sizes={2: 1 << 31}), {}),
     ("padding", "quant_blocks with padding that is not zero.", lambda m: put(padding=b"\1" * (-(74 + sum(map(len, m.models))) % 8))(m), PLAIN),
-    ("table-none", "quant_blocks with a byte whose class has no table.", lambda m: None, {"parts": (LOW, HIGH, dataclasses.replace(BY_D, spare=(2,)))}),
+    ("table-none", "quant_blocks with a byte whose class has no table.", lambda m: None, {"parts": (LOW, HIGH, dataclasses.replace(BY_D, spare=(0, 1, 2, 3, 4)))}),
     ("table-none-one", "quant_blocks with a part without a table.", lambda m: None, {"parts": (LOW, HIGH, Part(8, spare=(0,)))}),
     ("code-wide", "quant_blocks with a frequency for a code of 16.", wide_code, NIBBLES),
     ("symbol-length", "quant_blocks with a symbol stream of odd length.", stream(2, lambda s: s + b"\0"), {}),
@@ -478,8 +478,8 @@ CASES: list[tuple[str, str, Callable[[Quant], Any], dict[str, Any]]] = [
     ("state-start", "quant_blocks with a first state of 65535.", stream(1, lambda s: patched(s, 0, struct.pack("<I", 65535))), {}),
     ("state-end", "quant_blocks with a last state of 65537.", stream(1, lambda s: patched(s, 124, struct.pack("<I", 65537))), {}),
     ("words-left", "quant_blocks with a word left over.", stream(2, lambda s: s + b"\0\0"), {}),
-    ("words-missing", "quant_blocks with a word too few.", stream(2, lambda s: s[:-2]), {}),
-    ("as-is-short", "quant_blocks with a byte too few in what is stored as is.", stream(0, lambda s: s[:-1]), {}),
+    ("words-missing", "quant_blocks with a word too few.", stream(2, lambda s: s[:-2]), PLAIN),
+    ("as-is-short", "quant_blocks with a byte too few in what is stored as is.", stream(1, lambda s: s[:-1]), {"parts": (Part(2), Part(8, AS_IS))}),
     ("tail", "quant_blocks with a byte after the last stream.", put(tail=b"\0"), {}),
 ]  # fmt: skip
 

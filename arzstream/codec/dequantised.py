@@ -34,7 +34,7 @@ TRIED = 8
 """Groups that a size is tried on."""
 SOLVED_SHARE = 512
 """Elements of a group that its scale is found from; where it then does not fit all, from all."""
-MAX_EXCEPTIONS = 1 / 256
+MAX_EXCEPTIONS = 1 / 32
 """Share of elements above which it does not apply."""
 
 

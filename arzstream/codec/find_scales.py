@@ -82,14 +82,15 @@ def find_scales(groups: F32, kind: Kind) -> tuple[F32, Bools]:
 def _bounds(a: F64, scale: F64, kind: Kind) -> tuple[F64, F64]:
     """Within which the scales of groups with magnitudes ``a`` lie, near ``scale``; low above high where nowhere."""
     below, above = _halves(a, kind)
+    middle = a + (above - below) / 2
     for most in (kind.small, *((64,) if kind.small < 64 else ()), LARGEST):
-        codes = np.rint(a / scale[:, None])
+        codes = np.rint(middle / scale[:, None])
         use = (codes > 0) & (codes <= most)
         low = np.max((a - below) / codes, axis=1, where=use, initial=0)
         high = np.min((a + above) / codes, axis=1, where=use, initial=np.inf)
         scale = (low + high) / 2
     # A magnitude that is no multiple, or too large a one.
-    codes = np.rint(a / scale[:, None])
+    codes = np.rint(middle / scale[:, None])
     fits = (np.abs(a - codes * scale[:, None]) <= above) & (codes <= LARGEST)
     return np.where(fits.all(axis=1), low, np.inf), high
 
