@@ -37,6 +37,8 @@ LOG_SEGMENT = 19
 """Symbols of a segment, log2."""
 SAMPLE = 1 << 16
 """Bytes of a part that rules are compared on, about: whole rows, evenly spaced."""
+MIN_ROW = 16
+"""Bytes of a row whose columns may have scales."""
 COLUMN_ROWS = 512
 """Rows that the scales of columns are measured on, at least, where there are more."""
 COLUMN_MIDDLE = 32
@@ -271,7 +273,7 @@ def encode_records(data: U8, row_bytes: int, period: int | None, contexts: bool 
         layout = _plain_layout(data)
         if layout is None:
             return None
-        payload = encode_parts(layout, data, row_bytes, contexts)
+        payload = encode_parts(layout, data, row_bytes, contexts and row_bytes >= MIN_ROW)
     return payload if len(payload) < GAIN * len(data) else None
 
 
