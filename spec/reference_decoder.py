@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import struct
 import sys
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import blake3 as _blake3
@@ -128,8 +130,8 @@ METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT, VOLUME}
 NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT, VOLUME}
 KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
-KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX}
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
+KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED}
 
 ITEM_SIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
@@ -623,6 +625,199 @@ def decode_float_ctx(payload: bytes, length: int, dtype: str) -> bytes:
     return bytes(out)
 
 
+class Part(NamedTuple):
+    """A part of a record of quant_blocks; ``at`` is its offset there."""
+
+    at: int
+    length: int
+    kind: int
+    z_classes: int
+    e_classes: int
+    flags: int
+    shift: int
+    scale_shift: int
+    a: int
+    b: int
+    d: int
+    z_base: int
+    e_base: int
+    model_size: int
+
+
+def read_parts(payload: bytes, count: int, record: int) -> list[Part]:
+    parts, at = [], 0
+    for i in range(count):
+        part = Part(at, *struct.unpack_from("<H6B3H2hI", payload, 8 + 22 * i))
+        need(part.length >= 1 and part.kind <= 2 and part.flags <= 15, "quant_blocks has an impossible part")
+        need(part.shift <= 15 and part.scale_shift <= 15, "quant_blocks shifts by too much")
+        has_a, has_b, has_d, has_columns = (part.flags >> bit & 1 for bit in range(4))
+        need(part.z_classes >= 1 and part.e_classes >= 1, "quant_blocks has a part without classes")
+        need(part.z_classes * part.e_classes <= 64, "quant_blocks has a part with too many classes")
+        need(part.z_classes == 1 or has_a, "quant_blocks has classes without a field")
+        need(part.e_classes == 1 or has_d or has_columns, "quant_blocks has classes without a scale")
+        need(has_a or not has_b, "quant_blocks has a field b without a field a")
+        for has, field in ((has_a, part.a), (has_b, part.b), (has_d, part.d)):
+            need(not has or field + 2 <= at, "quant_blocks has a field that is not in an earlier part")
+        if part.kind == 0:
+            plain = (part.z_classes, part.e_classes, part.flags, part.shift, part.scale_shift, part.model_size)
+            need(plain == (1, 1, 0, 0, 0, 0), "quant_blocks has a rule for a part that is stored as is")
+        parts.append(part)
+        at += part.length
+    need(at == record, "the parts of quant_blocks are no record")
+    return parts
+
+
+def classes_of(part: Part, records: list[bytearray], row: int, cols: list[int]) -> list[int]:
+    """Classes of the bytes of a part, record after record; of ``records`` the earlier parts are there."""
+
+    def field(record: bytearray, offset: int) -> int:
+        return (record[offset] | record[offset + 1] << 8) & 0x7FFF
+
+    classes = []
+    for first in range(0, len(records), row):
+        here = records[first : first + row]
+        scales = [field(record, part.d) >> part.scale_shift if part.flags & 4 else 0 for record in here]
+        mean = sum(scales) // len(here)
+        for i, record in enumerate(here):
+            z = field(record, part.a) >> part.shift if part.flags & 1 else part.z_base
+            z -= field(record, part.b) >> part.shift if part.flags & 2 else 0
+            z = max(0, min(z - part.z_base, part.z_classes - 1))
+            for j in range(part.length):
+                e = mean - scales[i] + part.e_base + (cols[i * part.length + j] if cols else 0)
+                classes.append(z * part.e_classes + max(0, min(e, part.e_classes - 1)))
+    return classes
+
+
+def pair_table(table: list[int]) -> list[int]:
+    """Frequencies of bytes from those of codes of four bits, which are symbols 2 to 17."""
+    need(not any(table[:2]) and not any(table[18:]), "quant_blocks has a code of more than four bits")
+    if not any(table):
+        return table
+    product = [table[2 + y % 16] * table[2 + y // 16] for y in range(256)]
+    starts = [y + 15 * sum(product[:y]) // 65536 for y in range(257)]
+    return [starts[y + 1] - starts[y] for y in range(256)]
+
+
+def decode_quant_blocks(payload: bytes, length: int) -> bytes:
+    need(len(payload) >= 8 and length > 0, "a quant_blocks payload is too short")
+    record, log_segment, count, row = struct.unpack_from("<HBBI", payload)
+    need(1 <= record <= 1024 and 1 <= count <= 64 and row >= 1, "quant_blocks has a bad header")
+    need(10 <= log_segment <= 24, f"quant_blocks has segments of 2^{log_segment}")
+    need(length % record == 0, "quant_blocks has no whole number of records")
+    n = length // record
+    need(len(payload) >= 8 + 22 * count, "a quant_blocks payload is too short")
+    parts = read_parts(payload, count, record)
+
+    at = 8 + 22 * count
+    models = []
+    for part in parts:
+        models.append(payload[at : at + part.model_size])
+        at += part.model_size
+    need(len(payload) >= at + -at % 8, "the model streams of quant_blocks are too long")
+    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a quant_blocks payload is not zero")
+    at += -at % 8
+    counts = [[] if p.kind == 0 else segment_counts(n * p.length, log_segment) for p in parts]
+    need(len(payload) >= at + 4 * sum(map(len, counts)), "a quant_blocks payload is too short")
+    sizes = []
+    for of_part in counts:
+        sizes.append(struct.unpack_from(f"<{len(of_part)}I", payload, at))
+        at += 4 * len(of_part)
+
+    records = [bytearray(record) for _ in range(n)]
+    for part, model, of_part, stream_sizes in zip(parts, models, counts, sizes, strict=True):
+        if part.kind == 0:
+            symbols = list(payload[at : at + n * part.length])
+            at += n * part.length
+            need(at <= len(payload), "a quant_blocks payload is too short")
+        else:
+            bits = Bits(model)
+            cols = bits.scales(min(row, n) * part.length) if part.flags & 8 else []
+            tables = [bits.table(0, 1, 0) for _ in range(part.z_classes * part.e_classes)]
+            rest = bits.digits[bits.at :]
+            need(len(rest) < 8 and not any(rest), "a model stream of quant_blocks goes on after its end")
+            if part.kind == 2:
+                tables = [pair_table(table) for table in tables]
+            classes = classes_of(part, records, row, cols)
+            symbols = []
+            for symbol_count, size in zip(of_part, stream_sizes, strict=True):
+                need(size <= len(payload) - at, "a quant_blocks payload is too short")
+                here = classes[len(symbols) : len(symbols) + symbol_count]
+                symbols += read_symbols(payload[at : at + size], here, tables)
+                at += size
+        for i, bytes_of in enumerate(records):
+            bytes_of[part.at : part.at + part.length] = bytes(symbols[i * part.length : (i + 1) * part.length])
+    need(at == len(payload), "a quant_blocks payload goes on after its end")
+    return b"".join(records)
+
+
+def segment_counts(symbols: int, log_segment: int) -> list[int]:
+    return [min(1 << log_segment, symbols - first) for first in range(0, symbols, 1 << log_segment)]
+
+
+def rounded(value: Fraction, precision: int, smallest: int, largest: int) -> tuple[int, int] | None:
+    """(integer, exponent of two) nearest to ``value``, ties to even, with ``precision`` bits but no exponent below
+    ``smallest``; None if that is 2^``largest`` or more."""
+    if value == 0:
+        return 0, smallest
+    exponent = max(smallest, value.numerator.bit_length() - value.denominator.bit_length() - precision - 1)
+    while value / Fraction(2) ** exponent >= 2**precision:
+        exponent += 1
+    integer = round(value / Fraction(2) ** exponent)
+    return None if integer * Fraction(2) ** exponent >= 2**largest else (integer, exponent)
+
+
+def decode_dequantised(payload: bytes, length: int, dtype: str) -> bytes:
+    need(dtype in ("BF16", "F16", "F32"), f"dequantised does not apply to {dtype}")
+    size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype]
+    n = length // size
+    need(n > 0 and len(payload) >= 20, "a dequantised payload is too short")
+    flags, group, scales_size, codes_size, exceptions = struct.unpack_from("<5I", payload)
+    need(flags <= 1 and group >= 1, "dequantised has a bad header")
+    end = 20 + scales_size + codes_size + (4 + size) * exceptions
+    need(end == len(payload), "the streams of a dequantised payload do not fill it")
+    groups = (n + group - 1) // group
+    scales = stored_or_coded(payload[20 : 20 + scales_size], 4 * groups)
+    codes = stored_or_coded(payload[20 + scales_size : 20 + scales_size + codes_size], n)
+
+    out = bytearray()
+    bias = (1 << (exponent_bits - 1)) - 1
+    exact: list[Fraction] = []
+    for bits in struct.unpack(f"<{groups}I", scales):
+        need(bits == 0 or 1 << 23 <= bits < 255 << 23, "dequantised has an impossible scale")
+        integer = (bits & 0x7FFFFF) | 0x800000 if bits else 0
+        exact.append(integer * Fraction(2) ** ((bits >> 23) - 150))
+    for i, code in enumerate(struct.unpack(f"<{n}b", codes)):
+        if flags and code == -128:
+            out += (1 << (8 * size - 1)).to_bytes(size, "little")
+            continue
+        # To binary32 first, then to the type of the chunk.
+        parts = rounded(abs(code) * exact[i // group], 24, -149, 128)
+        if parts is not None:
+            parts = rounded(parts[0] * Fraction(2) ** parts[1], mantissa_bits + 1, 1 - bias - mantissa_bits, bias + 1)
+        if parts is None:
+            value = ((1 << exponent_bits) - 1) << mantissa_bits
+        else:
+            integer, exponent = parts
+            # The hidden bit, where there is one, adds one to the field of the exponent.
+            value = integer + ((exponent + bias + mantissa_bits - 1) << mantissa_bits)
+        out += (value | (code < 0) << (8 * size - 1)).to_bytes(size, "little")
+    at = 20 + scales_size + codes_size
+    places = struct.unpack_from(f"<{exceptions}I", payload, at)
+    need(all(x < y for x, y in itertools.pairwise(places)), "the exceptions of dequantised are out of order")
+    need(not places or places[-1] < n, "dequantised has an exception beyond its elements")
+    at += 4 * exceptions
+    for k, place in enumerate(places):
+        out[place * size : (place + 1) * size] = payload[at + k * size : at + (k + 1) * size]
+    return bytes(out)
+
+
+def stored_or_coded(stream: bytes, length: int) -> bytes:
+    if len(stream) == length:
+        return stream
+    need(0 < len(stream) < length, "a stream of dequantised has an impossible length")
+    return decode_quant_blocks(stream, length)
+
+
 def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> bytes:
     """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged."""
     if codec == RAW:
@@ -635,6 +830,10 @@ def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> byte
         return decode_zstd(payload, length)
     if codec == FLOAT_CTX:
         return decode_float_ctx(payload, length, dtype)
+    if codec == QUANT_BLOCKS:
+        return decode_quant_blocks(payload, length)
+    if codec == DEQUANTISED:
+        return decode_dequantised(payload, length, dtype)
     return decode_float_fast(payload, length, dtype)
 
 

@@ -22,7 +22,7 @@ import xxhash
 
 TENSOR, FILE, MODEL, CHUNK, COMMIT, TABLE, INDEX, PARENT, VOLUME, PAD = 1, 2, 3, 4, 5, 6, 7, 8, 10, 0xC009
 NONE = 0xFFFFFFFF
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
 ITEM = {
     **dict.fromkeys(("U8", "I8", "BOOL", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),

@@ -10,8 +10,10 @@ import dataclasses
 import numpy as np
 
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
+from arzstream.codec.quant_blocks import encode_blocks
 from arzstream.codec.registry import get
 from arzstream.codec.zstd import STRIDES, encode_planes
 
@@ -36,6 +38,8 @@ class Profile:
     """Whether the sample that says if zstd can win is coded at all levels and strides, which takes milliseconds."""
     contexts: str = "balanced"
     """Which of :data:`arzstream.codec.float_ctx.EFFORTS` floats are coded with."""
+    blocks_gain: float = 0.0
+    """How much of integers ``quant_blocks`` must save to be chosen: as they stand they need no decoding at all."""
     simpler_below: int = 0
     """Elements below which ``float_fast`` is tried beside ``float_ctx``, whose tables and scales must pay."""
     fast_from: int = NEVER
@@ -44,16 +48,28 @@ class Profile:
     least_from: int = NEVER
     """Elements from which ``float_ctx`` makes its least effort; it then decodes hardly faster, but encodes so."""
 
+    @property
+    def hurries(self) -> bool:
+        """Whether speed counts for more than the last percent."""
+        return self.fast_from < NEVER
+
 
 PROFILES = {
     "fast": Profile(
-        (1,), (1,), zstd_gain=0.01, thorough=False, simpler_below=1 << 15, fast_from=1 << 17, least_from=1 << 20
+        (1,),
+        (1,),
+        zstd_gain=0.01,
+        thorough=False,
+        blocks_gain=0.03,
+        simpler_below=1 << 15,
+        fast_from=1 << 17,
+        least_from=1 << 20,
     ),
     "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX = 0, 1, 3, 4, 5
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
 PIECE, SAMPLE_MIN_PIECES, SAMPLE_PIECES = 2048, 16, 1 << 17
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and one for each 2^17 bytes of a large chunk."""
 FAST_PIECE, FAST_GAIN = 512, 0.03
@@ -154,9 +170,16 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     if ctx.dtype.float_bits:
         float_id, floats = _encode_floats(data, ctx, wish)
         if floats is not None and len(floats) < len(data):
-            hurried = float_id == FLOAT_FAST and wish.fast_from < NEVER
+            hurried = float_id == FLOAT_FAST and wish.hurries
             piece = FAST_PIECE if hurried else PIECE
             best_id, best, limit = float_id, floats, len(floats) * (1 - (FAST_GAIN if hurried else wish.zstd_gain))
+        codes = encode_dequantised(data, ctx, contexts=not wish.hurries)
+        if codes is not None and len(codes) < limit:
+            best_id, best, limit = DEQUANTISED, codes, len(codes) * (1 - wish.zstd_gain)
+    else:
+        blocks = encode_blocks(data, ctx, contexts=not wish.hurries)
+        if blocks is not None and len(blocks) < (1 - wish.blocks_gain) * len(data):
+            best_id, best, limit = QUANT_BLOCKS, blocks, len(blocks) * (1 - wish.zstd_gain)
     if len(data):
         packed = _try_zstd(data, ctx, wish, min(limit / len(data), RAW_GAIN), piece)
         if packed is not None and len(packed) < limit:

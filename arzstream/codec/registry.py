@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from arzstream.codec.base import Codec
 from arzstream.codec.const import Const
+from arzstream.codec.dequantised import Dequantised
 from arzstream.codec.float_ctx import FloatCtx
 from arzstream.codec.float_fast import FloatFast
+from arzstream.codec.quant_blocks import QuantBlocks
 from arzstream.codec.raw import Raw
 from arzstream.codec.zstd import Zstd
 from arzstream.errors import UnsupportedError
@@ -38,5 +40,5 @@ def name_of(codec_id: int) -> str:
     return codec.name if codec else f"codec-{codec_id}"
 
 
-for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx()):
+for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx(), QuantBlocks(), Dequantised()):
     register(_codec)

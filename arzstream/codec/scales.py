@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arzstream.kernels import context
 
-__all__ = ["LOG_UNIT", "Scales", "measure_scales", "rice_lengths", "rice_parameters"]
+__all__ = ["LOG_UNIT", "Scales", "log2_eighths", "measure_scales", "rice_lengths", "rice_parameters"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -68,7 +68,7 @@ def _rounded(x: I64, shift: int) -> I64:
     return (x + (1 << shift >> 1)) >> shift
 
 
-def _log2(sums: NDArray[np.uint64]) -> I64:
+def log2_eighths(sums: NDArray[np.uint64]) -> I64:
     """round(8 · log2(x)), of 0 as of 1. Exact: x is below 2^53, and only its leading 32 bits are compared."""
     mantissa, exponent = np.frexp(np.maximum(sums, 1).astype(np.float64))
     leading = (mantissa * 2.0**32).astype(np.uint64)
@@ -95,7 +95,7 @@ def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Sc
     tail = len(high) % row_len
     if tail:
         sums[-1] = int(sums[-1]) * row_len // tail
-    rows = _log2(sums)
+    rows = log2_eighths(sums)
     units = ((rows - rows.max()) << cut.top) >> LOG_UNIT
     adjust = np.maximum(units, -(1 << 14)).astype(np.int16)
     step = len(high) // row_len // COLUMN_SAMPLE
@@ -103,7 +103,7 @@ def measure_scales(high: U16, cut: context.Cut, row_len: int, sample: U16) -> Sc
         whole = len(high) // row_len
         high = np.ascontiguousarray(high[: whole * row_len].reshape(whole, row_len)[::step]).reshape(-1)
         adjust = np.ascontiguousarray(adjust[:whole][::step])
-    cols = _log2(context.col_sums(high, cut, row_len, highest, adjust))
+    cols = log2_eighths(context.col_sums(high, cut, row_len, highest, adjust))
     return Scales(rows, cols)
 
 

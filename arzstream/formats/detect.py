@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 
 from arzstream.formats.base import Layout, Parser, ReadAt, opaque
+from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
+from arzstream.formats.gguf import GgufParser
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
 from arzstream.formats.torch_zip import TorchZipParser
@@ -18,6 +20,7 @@ __all__ = ["parser_for"]
 
 SAFETENSORS_NAMES = (".safetensors",)
 TORCH_NAMES = (".pt", ".pth", ".ckpt")
+GGUF_NAMES = (".gguf",)
 PLAIN_NAMES = (
     ".json",
     ".jsonl",
@@ -46,14 +49,14 @@ def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Parser:
         return SafetensorsParser(limits)
     if name.endswith(PLAIN_NAMES):
         return OpaqueParser()
-    return _SniffingParser(named=name.endswith(TORCH_NAMES), limits=limits)
+    return _SniffingParser(name, limits)
 
 
 class _SniffingParser:
     """Looks at the first bytes at each call, which is when a rewritten file may have turned into another kind."""
 
-    def __init__(self, named: bool, limits: Limits) -> None:
-        self._named = named
+    def __init__(self, name: str, limits: Limits) -> None:
+        self._name = name
         self._limits = limits
         self._kind = ""
         self._parser: Parser = OpaqueParser()
@@ -71,19 +74,25 @@ class _SniffingParser:
     def _make(self, kind: str) -> Parser:
         if kind == "zip":
             return TorchZipParser(self._limits)
+        if kind == "gguf":
+            return GgufParser(self._limits)
         return SafetensorsParser(self._limits) if kind == "safetensors" else OpaqueParser()
 
     def _note(self, kind: str, note: str, size: int) -> str:
         if kind == "old-torch":
             return "PyTorch's old format from before 1.6; save it again with torch.save to have its tensors understood"
-        if self._named and size:
+        if self._name.endswith(TORCH_NAMES) and size:
             return note or "not a PyTorch zip file"
+        if self._name.endswith(GGUF_NAMES) and size:
+            return note or "not a GGUF file"
         return ""  # an ordinary file whose first bytes happened to look familiar
 
 
 def _kind(start: bytes) -> str:
     if start.startswith(_ZIP):
         return "zip"
+    if start.startswith(GGUF_MAGIC):
+        return "gguf"
     if looks_like_safetensors(start):
         return "safetensors"
     return "old-torch" if start[:1] == b"\x80" and _OLD_TORCH in start else ""

@@ -24,7 +24,7 @@ __all__ = ["LayerKey", "layer_key", "layer_of"]
 LayerKey = tuple[int, tuple[tuple[int, tuple[tuple[int, int, str], ...]], ...], str]
 
 _EMBEDDING = re.compile(
-    r"^(.*embed.*|wte|wpe|tok_emb.*|pos_emb.*|emb|shared|stem|conv_stem|conv[12]|bn1|cls_token|class_token|dist_token|register_tokens"
+    r"^(.*embed.*|token_embd|wte|wpe|tok_emb.*|pos_emb.*|emb|shared|stem|conv_stem|conv[12]|bn1|cls_token|class_token|dist_token|register_tokens"
     r"|pos_encoding|rotary.*|relative_attention_bias)$",
     re.IGNORECASE,
 )

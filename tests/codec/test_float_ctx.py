@@ -222,3 +222,12 @@ def test_integers_are_not_for_it() -> None:
     assert CODEC.encode(memoryview(b"abcd"), ChunkContext(DTYPES["I32"], 1, 1)) is None
     with pytest.raises(CorruptError):
         decode(bytes(100), 4, ChunkContext(DTYPES["I32"], 1, 1))
+
+
+def test_subnormal_fp16_in_fp32_costs_what_it_costs_alone() -> None:
+    """Widened, they are normal numbers of shorter mantissas: the low 13 bits are zero like those of all others."""
+    narrow = RNG.integers(-1023, 1024, 1 << 16).astype(np.int16)
+    halves = (np.abs(narrow) | np.where(narrow < 0, -32768, 0)).astype("<u2").view("<f2")
+    payload = check(halves.astype("<f4").tobytes(), ChunkContext(DTYPES["F32"], 256, 256), EFFORTS["balanced"])
+    assert header(payload)["dropped"] >= 13
+    assert len(payload) <= 0.38 * 4 * len(halves)  # 11 of 32 bits are there, and 7 of them stay raw

@@ -29,5 +29,6 @@ inline size_t segments(size_t count, unsigned log_segment) { return arz::ceil_di
 const arz::Kernels& active();
 
 void bind_context(nb::module_& m);
+void bind_records(nb::module_& m);
 
 }  // namespace arz_python

@@ -136,6 +136,35 @@ struct FloatCtxDecode {
   uint8_t* out;                 // count elements
 };
 
+// ---- records
+
+// Offsets of fields in a record, or -1: spec/registry.md, section 6.
+struct RecordRule {
+  unsigned z_classes, e_classes;
+  int32_t numerator, denominator, scale;
+  unsigned z_shift, e_shift;
+  int32_t z_base, e_base;
+};
+
+struct RecordClasses {
+  const uint8_t* data;
+  size_t count, record, row, length;  // records, bytes of one, records of a row, bytes of a record that have classes
+  RecordRule rule;
+  const uint8_t* cols;                // min(row, count) * length, or null
+  uint8_t* out;                       // count * length
+};
+
+enum FloatKind : unsigned { kBinary32 = 0, kBfloat16 = 1, kBinary16 = 2 };
+
+struct DequantJob {
+  const int8_t* codes;
+  size_t count, group;   // elements, and those that share a scale
+  const float* scales;
+  bool minus_zero;       // code -128 stands for -0
+  FloatKind kind;
+  uint8_t* out;
+};
+
 struct Kernels {
   const char* name;
   void (*split_planes)(const uint8_t* data, size_t count, unsigned stride, uint8_t* planes);
@@ -177,6 +206,12 @@ struct Kernels {
                          const uint8_t* classes, const uint16_t* freqs, size_t n_classes, uint32_t* scratch,
                          size_t count, uint8_t* symbols);
   int (*float_ctx_decode)(const FloatCtxDecode&);
+
+  // `length` bytes of each of `count` records of `record` bytes; `data` is where they begin in the first
+  void (*take_part)(const uint8_t* data, size_t count, size_t record, size_t length, uint8_t* out);
+  void (*put_part)(const uint8_t* part, size_t count, size_t record, size_t length, uint8_t* data);
+  void (*record_classes)(const RecordClasses&);
+  void (*scale_codes)(const DequantJob&);
 };
 
 inline size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
