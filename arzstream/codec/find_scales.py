@@ -22,6 +22,10 @@ LARGEST = 127
 """The largest code."""
 SMALLEST_CODES = 16
 """How large the smallest code of a group may be."""
+_EXPONENT, _MANTISSA = np.uint64(0x7FF << 52), np.uint64((1 << 52) - 1)
+"""Fields of a double."""
+CACHED = 1 << 15
+"""Elements that are looked at at a time."""
 LIKELY_GROUPS, LIKELY_SIZE, LIKELY_SMALL = 16, 32, 6
 """What :func:`likely` looks at: groups, elements of each, and how many small ones it wants to tell."""
 
@@ -59,23 +63,31 @@ def likely(values: F32, kind: Kind) -> bool:
 
 def find_scales(groups: F32, kind: Kind) -> tuple[F32, Bools]:
     """(scale of each group, whether there is one); of a group of zeros 0. Shape (groups, elements)."""
+    scales, found = np.zeros(len(groups), np.float32), np.zeros(len(groups), np.bool_)
+    step = max(1, CACHED // groups.shape[1])
     with np.errstate(all="ignore"):
-        a = np.abs(groups.astype(np.float64))
-        finite = np.isfinite(a).all(axis=1)
-        smallest = np.min(a, axis=1, where=a > 0, initial=np.inf)
-        scales = np.zeros(len(a), np.float32)
-        found = finite & np.isinf(smallest)
-        open_ = np.flatnonzero(finite & ~found)
-        for code in range(1, SMALLEST_CODES + 1):
-            if not len(open_):
-                break
-            low, high = _bounds(a[open_], smallest[open_] / code, kind)
-            good = low <= high
-            scales[open_[good]] = _simplest(low[good], high[good])
-            found[open_[good]] = True
-            open_ = open_[~good]
-        # Products of normal numbers and integers are normal: no machine's treatment of others matters.
-        found &= (scales == 0) | (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
+        for first in range(0, len(groups), step):
+            some = slice(first, first + step)
+            scales[some], found[some] = _find(np.abs(groups[some].astype(np.float64)), kind)
+    return scales, found
+
+
+def _find(a: F64, kind: Kind) -> tuple[F32, Bools]:
+    scales = np.zeros(len(a), np.float32)
+    finite = np.isfinite(a).all(axis=1)
+    smallest = np.where(a > 0, a, np.inf).min(axis=1)
+    found = finite & np.isinf(smallest)
+    left = np.flatnonzero(finite & ~found)
+    for code in range(1, SMALLEST_CODES + 1):
+        if not len(left):
+            break
+        low, high = _bounds(a[left], smallest[left] / code, kind)
+        good = np.asarray(low <= high)
+        scales[left[good]] = _simplest(low[good], high[good])
+        found[left[good]] = True
+        left = left[~good]
+    # Products of normal numbers and integers are normal: no machine's treatment of others matters.
+    found &= (scales == 0) | (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
     return scales, found
 
 
@@ -86,8 +98,8 @@ def _bounds(a: F64, scale: F64, kind: Kind) -> tuple[F64, F64]:
     for most in (kind.small, *((64,) if kind.small < 64 else ()), LARGEST):
         codes = np.rint(middle / scale[:, None])
         use = (codes > 0) & (codes <= most)
-        low = np.max((a - below) / codes, axis=1, where=use, initial=0)
-        high = np.min((a + above) / codes, axis=1, where=use, initial=np.inf)
+        low = np.where(use, (a - below) / codes, 0).max(axis=1)
+        high = np.where(use, (a + above) / codes, np.inf).min(axis=1)
         scale = (low + high) / 2
     # A magnitude that is no multiple, or too large a one.
     codes = np.rint(middle / scale[:, None])
@@ -97,11 +109,13 @@ def _bounds(a: F64, scale: F64, kind: Kind) -> tuple[F64, F64]:
 
 def _halves(a: F64, kind: Kind) -> tuple[F64, F64]:
     """How far below and above ``a`` a number may lie that is rounded to it; a tie goes to the even one."""
-    fraction, exponent = np.frexp(a)
-    half = np.maximum(np.ldexp(1.0, exponent - 1 - kind.precision), kind.half_unit)
-    odd = np.remainder(a / (2 * half), 2) == 1
-    half = np.where(odd, half * (1 - 2.0**-30), half)
-    return np.where(fraction == 0.5, half / 2, half), half
+    bits = a.view(np.uint64)
+    power = (bits & _EXPONENT).view(np.float64)
+    half = np.maximum(power * 2.0**-kind.precision, kind.half_unit)
+    # Of the subnormal, none is taken to be even: a tie is then no proof.
+    odd = bits << np.uint64(10 + kind.precision) >> np.uint64(63) != 0
+    half = np.where(odd | (half == kind.half_unit), half * (1 - 2.0**-30), half)
+    return np.where(bits & _MANTISSA, half, half / 2), half
 
 
 def _simplest(low: F64, high: F64) -> F32:

@@ -78,9 +78,7 @@ class GgufParser:
         if layout is None:
             return Layout(FORMAT)
         # Writers pad the last tensor, too; how far the file goes is not written anywhere.
-        whole = frontier >= end
-        size = frontier if whole else None
-        return Layout(FORMAT, layout.storages, size, whole, layout.note, layout.metadata)
+        return Layout(FORMAT, layout.storages, max(frontier, end), frontier >= end, layout.note, layout.metadata)
 
     def _known(self, read: ReadAt, frontier: int, final: bool) -> Layout | None:
         """The layout the header implies, its size left out, or None while the header is not there."""
