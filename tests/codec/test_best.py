@@ -34,7 +34,8 @@ def check(data: bytes, name: str, profile: str) -> tuple[str, float]:
     results = set()
     for backend in BACKENDS:
         api.set_backend(backend)
-        results.add(encode_best(memoryview(data), ctx, profile))
+        codec, payload = encode_best(memoryview(data), ctx, profile)
+        results.add((codec, bytes(payload)))
     assert len(results) == 1
     codec, payload = results.pop()
     assert len(payload) <= len(data)
