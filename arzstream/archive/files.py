@@ -73,6 +73,8 @@ def spans(decoder: Decoder, record: FileRecord) -> list[tuple[int, int]]:
 
 def _chunk_ends(unit: Unit, start: int, end: int) -> Iterator[int]:
     """Where, inside bytes (start, end) of a unit, a chunk ends, or a row of chunks that lie side by side."""
+    if start >= end:
+        return
     (rows, columns), row_bytes = unit.grid, unit.shape[1] * unit.type.itemsize
     if rows > 1 or columns >= unit.shape[1]:
         step = rows * row_bytes

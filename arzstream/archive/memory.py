@@ -29,8 +29,9 @@ class Results:
     Thread-safe without a lock, because memory comes back from ``__del__``, which may run anywhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle_bytes: int = IDLE_BYTES) -> None:
         self._idle: dict[int, np.ndarray] = {}
+        self._most = idle_bytes
         self._open = True
 
     def empty(self, nbytes: int) -> np.ndarray:
@@ -61,7 +62,7 @@ class Results:
         if not self._open:
             return
         self._idle[memory.ctypes.data] = memory
-        while sum(map(len, list(self._idle.values()))) > IDLE_BYTES:
+        while sum(map(len, list(self._idle.values()))) > self._most:
             for address in list(self._idle)[:1]:
                 self._idle.pop(address, None)
 
