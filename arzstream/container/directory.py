@@ -132,6 +132,9 @@ class _Window:
             return self._data[offset - self._start : offset - self._start + length]
         return self._reader.read_at(offset, length)
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
+
 
 def _open_sealed(reader: TailReader, size: int, tail: bytes, limits: Limits) -> Directory:
     trailer = Trailer.decode(tail[-TRAILER_BYTES:], size)

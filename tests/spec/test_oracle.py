@@ -197,6 +197,12 @@ class Memory:
     def read_at(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        data = self.read_at(offset, len(buffer))
+        if len(data) != len(buffer):
+            raise StorageError("memory: ends too early")
+        buffer[:] = data
+
     def write(self, data: bytes) -> None:
         self.data += data
 
