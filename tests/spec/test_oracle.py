@@ -21,6 +21,7 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.pack import pack
 from arzstream.archive.verify import verify
 from arzstream.codec.dtypes import DTYPES
+from arzstream.errors import StorageError
 
 Tensors = list[tuple[str, str, tuple[int, ...], bytes]]
 SAFETENSORS_DTYPES = sorted(set(DTYPES) - {"C128"})
