@@ -113,8 +113,15 @@ class Scratch(threading.local):
         """``nbytes`` writable bytes, good until this thread next asks for ``name``."""
         kept = self._buffers.get(name)
         if kept is None or len(kept) < nbytes:
-            length = max(nbytes, 1 << max(16, (nbytes - 1).bit_length())) if nbytes <= SCRATCH_BYTES else nbytes
-            kept = np.empty(length, np.uint8)
-            if length <= SCRATCH_BYTES:
+            kept = self._new(nbytes)
+            if nbytes <= SCRATCH_BYTES:
                 self._buffers[name] = kept
         return kept[:nbytes].data
+
+    @staticmethod
+    def _new(nbytes: int) -> np.ndarray:
+        if nbytes <= HUGE_BYTES // 8:
+            return np.empty(max(nbytes, 1 << 16), np.uint8)
+        length = -(-nbytes // HUGE_BYTES) * HUGE_BYTES
+        memory = _mapped(length, length) if hasattr(mmap, "MADV_HUGEPAGE") else None
+        return np.empty(length, np.uint8) if memory is None else memory
