@@ -145,7 +145,15 @@ def test_a_file_falls_into_spans_that_share_no_chunk(
         decoded.append((entry.number, chunk))
         real(entry, chunk, out)
 
+    cut: list[int] = []
+    real_cut = archive.decoder._cut
+
+    def record_cut(entry: UnitEntry, *arguments: Any) -> None:
+        cut.append(len(entry.unit.members))
+        real_cut(entry, *arguments)
+
     monkeypatch.setattr(archive.decoder, "chunk_into", chunk_into)
+    monkeypatch.setattr(archive.decoder, "_cut", record_cut)
     for path, content in (("m.safetensors", data), ("x", b""), ("y", b"abc")):
         record = archive.catalog.files[path]
         parts = spans(archive.decoder, record)
@@ -157,3 +165,4 @@ def test_a_file_falls_into_spans_that_share_no_chunk(
                 task()
             assert out.tobytes() == content[start:end]
     assert len(decoded) == len(set(decoded)) > 10, "no chunk is decoded twice"
+    assert parallel > 1 or min(cut, default=2) > 1, "only chunks that tensors share are wanted in part"
