@@ -52,7 +52,7 @@ class Results:
         self._idle.clear()
 
     def _take(self, length: int) -> np.ndarray | None:
-        for address in list(self._idle):
+        for address in reversed(list(self._idle)):  # what came back last may still be in a cache
             memory = self._idle.get(address)
             if memory is not None and len(memory) == length and self._idle.pop(address, None) is not None:
                 return memory

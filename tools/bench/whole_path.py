@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import mmap
 import os
 import shutil
 import statistics
@@ -167,8 +168,8 @@ class Reading:
                 pass
 
 
-def timed(calls: dict[str, Call], nbytes: int, rounds: int, seen: Callable[[], None]) -> list[dict[str, float]]:
-    """GB/s of each call by the clock, round by round."""
+def timed(calls: dict[str, Call], nbytes: int, rounds: int, clean: Callable[[], None]) -> list[dict[str, float]]:
+    """GB/s of each call by the clock, round by round; ``clean`` is called after each."""
     found = []
     for _ in range(rounds):
         speeds = {}
@@ -176,7 +177,7 @@ def timed(calls: dict[str, Call], nbytes: int, rounds: int, seen: Callable[[], N
             began = time.perf_counter()
             call()
             speeds[name] = nbytes / (time.perf_counter() - began) / 1e9
-            seen()
+            clean()
         found.append(speeds)
     return found
 
@@ -224,7 +225,19 @@ class Copying:
         with place.open("wb") as file:
             file.truncate(len(self._from))
             self._blocks(len(self._from), lambda start, end: os.pwrite(file.fileno(), self._from[start:end], start))
-        place.unlink()
+
+
+def touch(nbytes: int, threads: int, *, huge: bool) -> None:
+    """Write one byte to every small page of ``nbytes`` of new memory, in pieces of a tensor's size."""
+    from arzstream.archive.memory import Results
+
+    def one(length: int) -> None:
+        array = Results(idle_bytes=0).empty(length) if huge else np.frombuffer(mmap.mmap(-1, length), np.uint8)
+        array[:: mmap.PAGESIZE] = 1
+
+    piece = 32 << 20
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, [piece] * (nbytes // piece)))
 
 
 class Whole:
@@ -244,14 +257,11 @@ class Whole:
 
         with arzstream.open(self._archive, jobs=self._threads) as opened:
             arzstream.unpack(opened, self._folder / "unpacked")
-        shutil.rmtree(self._folder / "unpacked")
 
     def pack(self) -> None:
         import arzstream
 
-        made = self._folder / "packed.arz"
-        arzstream.pack(self._source, made, profile=self._profile, jobs=self._threads)
-        made.unlink()
+        arzstream.pack(self._source, self._folder / "packed.arz", profile=self._profile, jobs=self._threads)
 
     def verify(self) -> None:
         import arzstream
@@ -282,15 +292,23 @@ def everything(source: Path, archive: Path, threads: int, rounds: int, profile: 
         }  # fmt: skip
         calls: dict[str, Call] = {
             "memcpy": copying.memcpy, "read the archive": copying.read, "write the original": copying.write,
+            "touch new 4 KiB pages": lambda: touch(kernels.nbytes, threads, huge=False),
+            "touch new 2 MiB pages": lambda: touch(kernels.nbytes, threads, huge=True),
             "kernels": kernels.fresh, "kernels, warm": kernels.warm, **user,
         }  # fmt: skip
-        timed(calls, 1, 1, lambda: None)  # once beforehand
-        found = timed(calls, kernels.nbytes, rounds, lambda: None)
+
+        def clean() -> None:
+            for made in folder.iterdir():
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
+
+        timed(calls, 1, 1, clean)  # once beforehand
+        found = timed(calls, kernels.nbytes, rounds, clean)
         shares = {}
         for what, call in user.items():
             with charged() as seconds:
                 call()
             shares[what] = seconds
+            clean()
     return {"speeds": {n: statistics.median(one[n] for one in found) for n in calls}, "seconds": shares,
             "bytes": kernels.nbytes}  # fmt: skip
 
