@@ -58,10 +58,10 @@ class Results:
                 return memory
         return None
 
-    def give_back(self, memory: np.ndarray) -> None:
+    def give_back(self, address: int, memory: np.ndarray) -> None:
         if not self._open:
             return
-        self._idle[memory.ctypes.data] = memory
+        self._idle[address] = memory
         while sum(map(len, list(self._idle.values()))) > self._most:
             for address in list(self._idle)[:1]:
                 self._idle.pop(address, None)
@@ -71,16 +71,16 @@ class _Block:
     """Owns the memory of one result on behalf of the arrays and tensors that are views of it."""
 
     def __init__(self, results: Results, memory: np.ndarray, nbytes: int) -> None:
-        self._results, self._memory = results, memory
+        self._results, self._memory, self._address = results, memory, int(memory.ctypes.data)
         self.__array_interface__: dict[str, Any] = {
             "version": 3,
             "shape": (nbytes,),
             "typestr": "|u1",
-            "data": (memory.ctypes.data, False),
+            "data": (self._address, False),
         }
 
     def __del__(self) -> None:
-        self._results.give_back(self._memory)
+        self._results.give_back(self._address, self._memory)
 
 
 def _mapped(nbytes: int, length: int) -> np.ndarray | None:
