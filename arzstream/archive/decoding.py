@@ -19,7 +19,7 @@ from arzstream.container.directory import Directory, UnitEntry, check_chunk_head
 from arzstream.container.layout import HEADER_BYTES, Prologue
 from arzstream.container.records import Unit
 from arzstream.container.state import ChunkEntry
-from arzstream.errors import ArzError, CorruptError
+from arzstream.errors import ArzError, CorruptError, LimitError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.ranges import RangeReader
@@ -74,6 +74,8 @@ class Decoder:
         place = ChunkEntry(*self.directory.chunk_table(entry.number)[chunk].item()[:6])
         reader, prologue, number = self._home(entry.number)
         try:
+            if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not
+                raise LimitError(f"a frame of {place.stored} bytes; at most {2 * self._limits.chunk_bytes} are read")
             frame = self.scratch.get("frame", HEADER_BYTES + place.stored)
             reader.read_into(place.offset, frame)
             check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)

@@ -20,7 +20,6 @@ IDLE_BYTES = 128 << 20
 """How much of what callers let go of is kept for the next results, until the archive is closed."""
 SCRATCH_BYTES = 16 << 20
 """A thread keeps its buffers up to this length; longer ones, which few archives need, come and go."""
-_POPULATE = getattr(mmap, "MADV_POPULATE_WRITE", 23)
 
 
 class Results:
@@ -95,11 +94,8 @@ def _mapped(nbytes: int, length: int) -> np.ndarray | None:
         return None
     start = -np.frombuffer(mapping, np.uint8).ctypes.data % HUGE_BYTES
     whole = nbytes // HUGE_BYTES * HUGE_BYTES
-    rest = -(-(nbytes - whole) // mmap.PAGESIZE) * mmap.PAGESIZE
-    with contextlib.suppress(OSError):  # both are hints: a kernel without huge pages refuses them
+    with contextlib.suppress(OSError):  # a hint, which a kernel without huge pages refuses
         mapping.madvise(mmap.MADV_HUGEPAGE, start, whole)
-        if rest:
-            mapping.madvise(_POPULATE, start + whole, rest)
     return np.frombuffer(mapping, np.uint8)[start : start + length]
 
 
