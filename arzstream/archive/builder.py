@@ -19,18 +19,19 @@ from collections.abc import Callable, Iterable
 from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
+from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit, units_of
 from arzstream.archive.saving import MemorySource
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
-from arzstream.container.scan import Reader
 from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
+from arzstream.store.ranges import RangeReader
 
 __all__ = ["CheckpointBuilder", "unit_codec"]
 
@@ -38,6 +39,8 @@ INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
 COMMIT_BYTES = 1 << 20
 """Source bytes from which on a layer is committed; smaller ones share a commit with those that follow."""
+IDLE_BYTES = 32 << 20
+"""Memory that was read into and is kept for the next chunks."""
 ATTEMPTS = 3
 """How often a finished file may turn out to have changed before we give up on it for now."""
 
@@ -63,6 +66,7 @@ class CheckpointBuilder:
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes)
         self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None))
         self._parallel = tensor_parallel
+        self._memory = Results(IDLE_BYTES)
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
         self._small_bytes = 0
         self._started = time.monotonic()
@@ -71,7 +75,7 @@ class CheckpointBuilder:
 
     def add_file(self, path: bytes, source: Source) -> FileJob:
         """A source file; ``path`` is relative to the checkpoint, its parts separated by ``/``."""
-        return FileJob(path, source, parser_for(path))
+        return FileJob(path, source, parser_for(path), memory=self._memory)
 
     def update(self, job: FileJob, frontier: int, final: bool = False) -> int:
         """Code and commit every whole unit that lies behind ``frontier`` and is not coded yet; returns the bytes coded.
@@ -165,7 +169,13 @@ class CheckpointBuilder:
 
     # -- proof and end ----------------------------------------------------------------------------------------------
 
-    def verify_written(self, reader: Reader) -> int:
+    def verify_ahead(self, reader: RangeReader) -> None:
+        """Write what is queued and begin :meth:`verify_written` of it, in the threads that encode."""
+        with self._coder.nothing_half_done():
+            self._pipeline.drain()
+        self._coder.verify_ahead(reader)
+
+    def verify_written(self, reader: RangeReader) -> int:
         """Read what has been written since the last call back from ``reader``, decode it, compare; returns decoded
         bytes. Raises CorruptError if anything differs from what was read from the source."""
         return self._coder.verify_written(reader)
@@ -188,6 +198,7 @@ class CheckpointBuilder:
     def close(self) -> None:
         """End the threads; what was not sealed stays unsealed."""
         self._pipeline.close()
+        self._memory.close()
 
     def __enter__(self) -> CheckpointBuilder:
         return self
@@ -214,7 +225,7 @@ class CheckpointBuilder:
         total = sum(nbytes for _, nbytes in ranges)
         if total < SMALL_BYTES:
             job.literals = None
-            return {offset: job.read(offset, nbytes) for offset, nbytes in ranges}
+            return {offset: bytes(job.read(offset, nbytes)) for offset, nbytes in ranges}
         if job.literals is None or job.literals[0] != ranges or job.literals[1].abandoned:
             planned = literal_unit(ranges)
             self._coder.code(job, planned)

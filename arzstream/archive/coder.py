@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.memory import Scratch
 from arzstream.archive.pipeline import MemberDigests, Pipeline, context
-from arzstream.archive.plan import SMALL_BYTES, Planned
+from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.codec import registry
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import Member, Reference, ReferenceKind
-from arzstream.container.scan import Reader
 from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.store.ranges import RangeReader
 
 __all__ = ["UnitCoder"]
 
@@ -42,6 +44,8 @@ class UnitCoder:
         self._announced: list[Planned] = []
         self._after: list[Callable[[], None]] = []
         """What to queue behind the frame that announces units."""
+        self._verifying: dict[tuple[int, int], tuple[ChunkEntry, Future[None]]] = {}
+        self._scratch = Scratch()
         self._units: dict[int, Planned] = {}
 
     @contextlib.contextmanager
@@ -101,7 +105,7 @@ class UnitCoder:
             planned.number = number
             self._units[number] = planned
 
-    def _coded(self, data: bytes, hashers: MemberDigests) -> None:
+    def _coded(self, data: Buffer, hashers: MemberDigests) -> None:
         hashers.update(data)
         self.bytes_coded += len(data)
         self.progress(len(data))
@@ -191,37 +195,45 @@ class UnitCoder:
         self.code(job, fresh)
         job.replace_unit(planned, fresh)
 
-    def verify_written(self, reader: Reader) -> int:
+    def verify_ahead(self, reader: RangeReader) -> None:
+        """Begin to read back, decode and compare what is committed by now and not verified, in the pool's threads."""
+        for number, entries in self.writer.state.chunks.items():
+            for chunk, entry in entries.items():
+                known = self._verifying.get((number, chunk))
+                if self._verified.get((number, chunk)) != entry and (known is None or known[0] != entry):
+                    future = self.pipeline.pool.submit(self._verify_chunk, reader, number, chunk, entry)
+                    self._verifying[number, chunk] = (entry, future)
+
+    def verify_written(self, reader: RangeReader) -> int:
         """Read what has been written since the last call back from ``reader``, decode it, compare; returns decoded
         bytes.
 
         Raises CorruptError if anything differs from what was read from the source.
         """
         self.drain()
-        state = self.writer.state
-        todo = []
-        for number, entries in state.chunks.items():
-            for chunk, entry in entries.items():
-                if self._verified.get((number, chunk)) != entry:
-                    todo.append((number, chunk, entry))
+        self.verify_ahead(reader)
         total = 0
-        for number, chunk, entry in self.pipeline.pool.map(lambda item: self._verify_chunk(reader, *item), todo):
-            self._verified[number, chunk] = entry
-            total += entry.decoded
+        begun, self._verifying = self._verifying, {}
+        try:
+            for (number, chunk), (entry, future) in begun.items():
+                future.result()
+                self._verified[number, chunk] = entry
+                total += entry.decoded
+        finally:
+            wait([future for _, future in begun.values() if not future.cancel()])
         return total
 
-    def _verify_chunk(self, reader: Reader, number: int, chunk: int, entry: ChunkEntry) -> tuple[int, int, ChunkEntry]:
+    def _verify_chunk(self, reader: RangeReader, number: int, chunk: int, entry: ChunkEntry) -> None:
         unit = self.writer.state.units[number]
-        payload = memoryview(reader.read_at(entry.offset + HEADER_BYTES, entry.stored))
-        out = bytearray(entry.decoded)
+        payload, out = self._scratch.get("payload", entry.stored), self._scratch.get("decoded", entry.decoded)
+        reader.read_into(entry.offset + HEADER_BYTES, payload)
         try:
             if xxh3_64(payload) != entry.stored_xxh3:
                 raise CorruptError("what was written is not what is read back")
-            registry.get(entry.codec).decode(payload, memoryview(out), context(unit, chunk))
+            registry.get(entry.codec).decode(payload.toreadonly(), out, context(unit, chunk))
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
         except ArzError as error:
             raise CorruptError(
                 f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
             ) from error
-        return number, chunk, entry

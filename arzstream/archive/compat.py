@@ -47,7 +47,10 @@ class safe_open:
 
     def get_tensors(self) -> dict[str, Any]:
         """All tensors, by name."""
-        return {name: self.get_tensor(name) for name in self.offset_keys()}
+        return {
+            name: value if self._framework == "np" or str(self._device) == "cpu" else value.to(self._device)
+            for name, value in self._archive.stream(framework=self._framework)
+        }
 
     def get_slice(self, name: str) -> TensorSlice:
         place = self._archive.catalog.find(name)

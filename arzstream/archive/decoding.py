@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import numpy as np
 
+from arzstream.archive.memory import Results, Scratch
 from arzstream.archive.pipeline import context
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue
 from arzstream.container.records import Unit
-from arzstream.container.scan import Reader
-from arzstream.errors import ArzError, CorruptError
+from arzstream.container.state import ChunkEntry
+from arzstream.errors import ArzError, CorruptError, LimitError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.ranges import RangeReader
 
-__all__ = ["Decoder", "describe"]
+__all__ = ["Decoder", "Task", "describe"]
+
+Task = Callable[[], None]
+S = TypeVar("S")
+T = TypeVar("T")
 
 KEPT_BYTES = 32 << 20
 """Chunks that were used in part are kept, the last so many bytes of them: shared units are read member by member, and
@@ -36,97 +44,126 @@ def describe(unit: Unit) -> str:
 
 
 class Decoder:
-    """Decodes chunks of an archive. Thread-safe; ``jobs`` threads serve all callers."""
+    """Decodes chunks of an archive. Thread-safe; ``jobs`` threads serve all callers.
+
+    A caller that waits for what it asked for (:meth:`into`, :meth:`run`) is one of those threads meanwhile, so that
+    with one job, or one chunk, nothing passes from thread to thread.
+    """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: RangeReader,
         directory: Directory,
         *,
         limits: Limits = DEFAULT_LIMITS,
         jobs: int | None = None,
-        home: Callable[[int], tuple[Reader, Prologue, int]] | None = None,
+        home: Callable[[int], tuple[RangeReader, Prologue, int]] | None = None,
     ) -> None:
         """``home`` says where a unit is stored if not in ``reader``: the file, its prologue, the number there."""
         self.reader, self.directory, self._limits = reader, directory, limits
         self._home = home or (lambda number: (reader, directory.prologue, number))
-        self._jobs = jobs or os.cpu_count() or 1
+        self.jobs = jobs or os.cpu_count() or 1
+        self.results, self.scratch = Results(), Scratch()
         self._pool: ThreadPoolExecutor | None = None
-        self._kept: collections.OrderedDict[tuple[int, int], bytearray] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
 
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
         """Decode one chunk of a unit that is no duplicate into ``out``, checking the stored and the decoded bytes."""
-        row = self.directory.chunk_table(entry.number)[chunk]
-        stored = int(row["stored"])
+        place = ChunkEntry(*self.directory.chunk_table(entry.number)[chunk].item()[:6])
         reader, prologue, number = self._home(entry.number)
         try:
-            data = memoryview(reader.read_at(int(row["offset"]), HEADER_BYTES + stored))
-            check_chunk_header(bytes(data[:HEADER_BYTES]), number, chunk, row, prologue, self._limits)
-            payload = data[HEADER_BYTES:]
-            if xxh3_64(payload) != int(row["stored_xxh3"]):
+            if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not
+                raise LimitError(f"a frame of {place.stored} bytes; at most {2 * self._limits.chunk_bytes} are read")
+            frame = self.scratch.get("frame", HEADER_BYTES + place.stored)
+            reader.read_into(place.offset, frame)
+            check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)
+            payload = frame[HEADER_BYTES:].toreadonly()
+            if xxh3_64(payload) != place.stored_xxh3:
                 raise CorruptError("the stored bytes are damaged (checksum)")
-            registry.get(int(row["codec"])).decode(payload, out, context(entry.unit, chunk))
-            if xxh3_64(out) != int(row["decoded_xxh3"]):
+            registry.get(place.codec).decode(payload, out, context(entry.unit, chunk))
+            if xxh3_64(out) != place.decoded_xxh3:
                 raise CorruptError("the bytes decode to something else (checksum)")
         except ArzError as error:
             if str(error).startswith(reader.name):
                 raise
             raise type(error)(f"{reader.name}: {describe(entry.unit)}, chunk {chunk}: {error}") from error
 
-    def submit(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> list[Future[None]]:
-        """Start to decode rows × columns of a unit into ``out``; wait for all the futures.
+    def into(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> None:
+        """Decode rows × columns of a unit into ``out`` and return when it is done.
 
         ``out``: shape (rows, columns × item size), dtype uint8, C-contiguous, writable.
         """
-        tasks = list(self._tasks(number, rows, cols, out))
-        if len(tasks) == 1 and self._jobs == 1:
-            return [_done(tasks[0])]
-        pool = self.pool
-        return [pool.submit(task) for task in tasks]
+        self.run(list(self.tasks(number, rows, cols, out)))
 
-    def into(
-        self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray, *, here: bool = False
-    ) -> None:
-        """:meth:`submit` and wait; one chunk, or with ``here`` any number, is decoded by the calling thread."""
-        tasks = list(self._tasks(number, rows, cols, out))
-        if here or len(tasks) <= 1:
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run all of them, in this thread and in those of the pool that are free; raises the first error."""
+        helpers = min(self.jobs, len(tasks)) - 1
+        if helpers <= 0:
             for task in tasks:
                 task()
             return
-        futures = [self.pool.submit(task) for task in tasks]
+        left = collections.deque(tasks)
+        pool = self.pool
+        futures = [pool.submit(_help, left) for _ in range(helpers)]
         try:
-            for future in futures:
-                future.result()
+            _help(left)
         finally:
-            for future in futures:
-                future.cancel()
-            for future in futures:  # nothing may still write into ``out`` when we return
-                if not future.cancelled():
-                    future.exception()
+            left.clear()
+            # Whoever has not begun by now is not needed; nothing may still write into a result when we return.
+            running = [future for future in futures if not future.cancel()]
+            wait(running)
+        for future in running:
+            future.result()
 
-    def unit_bytes(self, number: int, start: int, end: int, *, here: bool = False) -> bytearray:
-        """Bytes [start, end) of the decoded unit; with ``here`` no other thread helps."""
+    def in_order(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """``function`` of each of ``items``, in order, worked on ahead by the pool.
+
+        However it ends, nothing is being worked on any more.
+        """
+        if self.jobs == 1:
+            yield from map(function, items)
+            return
+        pool, waiting = self.pool, collections.deque[Future[T]]()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * self.jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            wait([future for future in waiting if not future.cancel()])
+
+    def unit_into(self, number: int, start: int, end: int, out: np.ndarray) -> list[Task]:
+        """What to do to get bytes [start, end) of the decoded unit into ``out``: uint8, one-dimensional, as long."""
+        number = self.directory.resolve(number).number  # a duplicate has the same bytes, if perhaps in other rows
         unit = self.directory.by_number[number].unit
         itemsize, columns = unit.type.itemsize, unit.shape[1]
         if start >= end:
-            return bytearray()
-        low, high = start // itemsize, -(-end // itemsize)
-        out = bytearray((high - low) * itemsize)
-        flat, done = np.frombuffer(out, np.uint8), 0
-        for rows, cols in _rectangles(low, high, columns):
-            height, nbytes = rows[1] - rows[0], (rows[1] - rows[0]) * (cols[1] - cols[0]) * itemsize
-            self.into(number, rows, cols, flat[done : done + nbytes].reshape(height, -1), here=here)
+            return []
+        if start % itemsize or end % itemsize:
+            return [lambda: self._split(number, start, end, out)]
+        tasks: list[Task] = []
+        done = 0
+        for rows, cols in _rectangles(start // itemsize, end // itemsize, columns):
+            nbytes = (rows[1] - rows[0]) * (cols[1] - cols[0]) * itemsize
+            tasks += self.tasks(number, rows, cols, out[done : done + nbytes].reshape(rows[1] - rows[0], -1))
             done += nbytes
-        skip = start - low * itemsize
-        return out if skip == 0 and len(out) == end - start else out[skip : skip + end - start]
+        return tasks
+
+    def unit_bytes(self, number: int, start: int, end: int) -> bytearray:
+        """Bytes [start, end) of the decoded unit."""
+        out = bytearray(max(0, end - start))
+        self.run(self.unit_into(number, start, end, np.frombuffer(out, np.uint8)))
+        return out
 
     @property
     def pool(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="arz-decode")
+                self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="arz-decode")
             return self._pool
 
     def close(self) -> None:
@@ -136,10 +173,10 @@ class Decoder:
             self._kept_bytes = 0
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+        self.results.close()
 
-    def _tasks(
-        self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray
-    ) -> Iterator[Callable[[], None]]:
+    def tasks(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> Iterator[Task]:
+        """What :meth:`into` has to do, chunk by chunk, in any order and in any thread."""
         entry = self.directory.resolve(number)
         unit, shape = entry.unit, self.directory.by_number[number].unit.shape
         if rows[0] >= rows[1] or cols[0] >= cols[1]:
@@ -156,28 +193,28 @@ class Decoder:
                 continue
             part = out[row0 - rows[0] : row1 - rows[0], (col0 - cols[0]) * itemsize : (col1 - cols[0]) * itemsize]
             if (row1 - row0) * (col1 - col0) == tile.elements and part.flags.c_contiguous:
-                yield lambda c=chunk, p=part: self.chunk_into(entry, c, memoryview(p).cast("B"))  # type: ignore[misc]
+                yield functools.partial(self.chunk_into, entry, chunk, part.reshape(-1).data)
             else:
                 inside = (
                     slice(row0 - tile.row0, row1 - tile.row0),
                     slice((col0 - tile.col0) * itemsize, (col1 - tile.col0) * itemsize),
                 )
-                yield lambda c=chunk, i=inside, p=part: self._cut(entry, c, i, p)  # type: ignore[misc]
+                yield functools.partial(self._cut, entry, chunk, inside, part)
 
     def _cut(self, entry: UnitEntry, chunk: int, inside: tuple[slice, slice], part: np.ndarray) -> None:
         """Decode a chunk that is wanted in part and copy that part."""
         tile = entry.unit.tile(chunk)
         data = self._whole_chunk(entry, chunk, tile.elements * entry.unit.type.itemsize)
-        part[...] = np.frombuffer(data, np.uint8).reshape(tile.row1 - tile.row0, -1)[inside]
+        part[...] = data.reshape(tile.row1 - tile.row0, -1)[inside]
 
-    def _whole_chunk(self, entry: UnitEntry, chunk: int, nbytes: int) -> bytearray:
+    def _whole_chunk(self, entry: UnitEntry, chunk: int, nbytes: int) -> np.ndarray:
         key = (entry.number, chunk)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        data = bytearray(nbytes)
-        self.chunk_into(entry, chunk, memoryview(data))
+        data = self.results.empty(nbytes)
+        self.chunk_into(entry, chunk, data.data)
         with self._lock:
             if key not in self._kept and nbytes <= KEPT_BYTES:
                 self._kept[key] = data
@@ -191,9 +228,34 @@ class Decoder:
     ) -> None:
         row_bytes = out.shape[1] // (cols[1] - cols[0]) * shape[1]
         # In this thread: it may be one of the pool's, and must not wait for another one of them.
-        data = self.unit_bytes(number, rows[0] * row_bytes, rows[1] * row_bytes, here=True)
+        data = np.empty((rows[1] - rows[0]) * row_bytes, np.uint8)
+        for task in self.unit_into(number, rows[0] * row_bytes, rows[1] * row_bytes, data):
+            task()
         itemsize = row_bytes // shape[1]
-        out[...] = np.frombuffer(data, np.uint8).reshape(-1, row_bytes)[:, cols[0] * itemsize : cols[1] * itemsize]
+        out[...] = data.reshape(-1, row_bytes)[:, cols[0] * itemsize : cols[1] * itemsize]
+
+    def _split(self, number: int, start: int, end: int, out: np.ndarray) -> None:
+        """Bytes that begin or end inside an element."""
+        itemsize = self.directory.by_number[number].unit.type.itemsize
+        low, high = start // itemsize * itemsize, -(-end // itemsize) * itemsize
+        data = np.empty(high - low, np.uint8)
+        for task in self.unit_into(number, low, high, data):
+            task()
+        out[...] = data[start - low : end - low]
+
+
+def _help(left: collections.deque[Task]) -> None:
+    """Run what is left until nothing is; after an error nothing is."""
+    while True:
+        try:
+            task = left.popleft()
+        except IndexError:
+            return
+        try:
+            task()
+        except BaseException:
+            left.clear()
+            raise
 
 
 def _rectangles(low: int, high: int, columns: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -209,13 +271,3 @@ def _rectangles(low: int, high: int, columns: int) -> Iterator[tuple[tuple[int, 
         yield (first, last), (0, columns)
     if high % columns:
         yield (last, last + 1), (0, high % columns)
-
-
-def _done(task: Callable[[], None]) -> Future[None]:
-    future: Future[None] = Future()
-    try:
-        task()
-        future.set_result(None)
-    except BaseException as error:  # noqa: BLE001  (handed on by the future)
-        future.set_exception(error)
-    return future

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from arzstream.archive.hashing import PrefixHash
+from arzstream.archive.memory import Results
 from arzstream.archive.plan import SMALL_BYTES, Planned, storage_layer
 from arzstream.container.records import FileRecord, Kind, Piece
 from arzstream.errors import SourceChangedError, StorageError
@@ -23,6 +24,8 @@ class Source(Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes: ...
 
+    def read_into(self, offset: int, buffer: memoryview) -> None: ...
+
 
 @dataclasses.dataclass(eq=False)
 class FileJob:
@@ -37,19 +40,20 @@ class FileJob:
     """Each coded storage's unit and its first byte there."""
     literals: tuple[tuple[tuple[int, int], ...], Planned] | None = None
     """Literal ranges that have a unit of their own."""
+    memory: Results = dataclasses.field(default_factory=Results)
+    """Where what is read is put; its owner closes it."""
     number: int | None = None
     record: FileRecord | None = None
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> memoryview:
         """Exactly ``length`` bytes; SourceChangedError if they are not there any more."""
+        data = self.memory.empty(length).data
         try:
-            data = self.source.read_at(offset, length)
+            self.source.read_into(offset, data)
         except StorageError:
             if self.source.size < offset + length:
                 raise self.changed("was cut short while it was read") from None
             raise
-        if len(data) != length:
-            raise self.changed("was cut short while it was read")
         return data
 
     def read_available(self, offset: int, length: int) -> bytes:

@@ -5,31 +5,86 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
+from collections.abc import Iterator
 
-from arzstream.archive.decoding import Decoder
-from arzstream.container.records import FileRecord
+import numpy as np
 
-__all__ = ["ArchivedFile", "open_archived", "read_range"]
+from arzstream.archive.decoding import Decoder, Task
+from arzstream.container.records import FileRecord, Unit
+
+__all__ = ["ArchivedFile", "open_archived", "piece_starts", "range_tasks", "read_range", "spans"]
 
 BUFFER_BYTES = 1 << 20
+SPAN_BYTES = 2 << 20
+"""Small pieces of a file are decoded together, up to so many bytes."""
 
 
-def read_range(decoder: Decoder, record: FileRecord, starts: list[int], start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file; ``starts`` are the offsets of the recipe's pieces."""
-    parts: list[bytes | bytearray] = []
+def range_tasks(
+    decoder: Decoder, record: FileRecord, starts: list[int], start: int, end: int, out: np.ndarray
+) -> list[Task]:
+    """What to do to get bytes [start, end) of a file into ``out``: uint8, one-dimensional, as long.
+
+    ``starts`` are the offsets of the recipe's pieces.
+    """
+    tasks: list[Task] = []
     for number in range(max(0, bisect.bisect_right(starts, start) - 1), len(starts)):
         piece, offset = record.recipe[number], starts[number]
-        length = len(piece) if isinstance(piece, bytes) else piece.length
-        low, high = max(start, offset) - offset, min(end, offset + length) - offset
         if offset >= end:
             break
+        length = len(piece) if isinstance(piece, bytes) else piece.length
+        low, high = max(start, offset) - offset, min(end, offset + length) - offset
         if low >= high:
             continue
+        part = out[offset + low - start : offset + high - start]
         if isinstance(piece, bytes):
-            parts.append(piece[low:high])
+            part[...] = np.frombuffer(piece, np.uint8)[low:high]
         else:
-            parts.append(decoder.unit_bytes(piece.unit, piece.offset + low, piece.offset + high))
-    return b"".join(parts)
+            tasks += decoder.unit_into(piece.unit, piece.offset + low, piece.offset + high, part)
+    return tasks
+
+
+def read_range(decoder: Decoder, record: FileRecord, starts: list[int], start: int, end: int) -> bytearray:
+    """Bytes [start, end) of a file."""
+    data = bytearray(end - start)
+    decoder.run(range_tasks(decoder, record, starts, start, end, np.frombuffer(data, np.uint8)))
+    return data
+
+
+def spans(decoder: Decoder, record: FileRecord) -> list[tuple[int, int]]:
+    """The file in ranges that can be decoded alone: a chunk each, or several small pieces."""
+    borders: list[int] = []
+    at = 0
+    for piece in record.recipe:
+        borders.append(at)
+        if isinstance(piece, bytes):
+            at += len(piece)
+            continue
+        unit = decoder.directory.resolve(piece.unit).unit
+        borders += (at + end - piece.offset for end in _chunk_ends(unit, piece.offset, piece.offset + piece.length))
+        at += piece.length
+    found: list[tuple[int, int]] = []
+    for border, after in itertools.pairwise([*borders, at]):
+        if found and after - found[-1][0] <= SPAN_BYTES:
+            found[-1] = (found[-1][0], after)
+        elif border < after:
+            found.append((border, after))
+    return found
+
+
+def _chunk_ends(unit: Unit, start: int, end: int) -> Iterator[int]:
+    """Where, inside bytes (start, end) of a unit, a chunk ends, or a row of chunks that lie side by side."""
+    if start >= end:
+        return
+    (rows, columns), row_bytes = unit.grid, unit.shape[1] * unit.type.itemsize
+    if rows > 1 or columns >= unit.shape[1]:
+        step = rows * row_bytes
+        yield from range(start // step * step + step, end, step)
+        return
+    step = columns * unit.type.itemsize
+    for row in range(start // row_bytes * row_bytes, end, row_bytes):
+        for border in (*range(row + step, row + row_bytes, step), row + row_bytes):
+            if start < border < end:
+                yield border
 
 
 def piece_starts(record: FileRecord) -> list[int]:
@@ -67,10 +122,10 @@ class ArchivedFile(io.RawIOBase):
         end = min(self._position + len(view), self._record.size)
         if end <= self._position:
             return 0
-        data = read_range(self._decoder, self._record, self._starts, self._position, end)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        out = np.frombuffer(view, np.uint8, end - self._position)
+        self._decoder.run(range_tasks(self._decoder, self._record, self._starts, self._position, end, out))
+        self._position = end
+        return len(out)
 
 
 def open_archived(decoder: Decoder, record: FileRecord) -> io.BufferedReader:

@@ -7,17 +7,16 @@ SHA-256 is ten times slower than everything else here, so it runs ahead while a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import xxhash
 
-from arzstream.archive.plan import Planned
+from arzstream.archive.plan import Buffer, Planned, ReadAt
 from arzstream.kernels.digests import xxh3_64
 
 __all__ = ["PrefixHash", "compare_source"]
 
 BLOCK_BYTES = 4 << 20
-ReadAt = Callable[[int, int], bytes]
 Changed = list[tuple[Planned, list[int]]]
 
 
@@ -51,7 +50,7 @@ class _WholeHash:
         self._sha256, self._blocks, self._next = sha256, blocks, 0
         self.fresh = True
 
-    def update(self, block: bytes) -> None:
+    def update(self, block: Buffer) -> None:
         if self._next < len(self._blocks):
             self.fresh = self.fresh and xxh3_64(block) == self._blocks[self._next]
         else:

@@ -102,7 +102,7 @@ class _Work:
                 elif entry.kind == Kind.DIRECTORY:
                     builder.add_directory(entry.path, entry.mode, entry.mtime)
             for start in range(0, len(files), OPEN_FILES):
-                self._files(builder, hashing, files[start : start + OPEN_FILES])
+                self._files(builder, hashing, files[start : start + OPEN_FILES], reader)
                 if reader is not None:
                     done.say("verifying")
                     builder.verify_written(reader)
@@ -111,7 +111,13 @@ class _Work:
                 builder.verify_written(reader)
         return summary
 
-    def _files(self, builder: CheckpointBuilder, hashing: ThreadPoolExecutor, files: list[SourceEntry]) -> None:
+    def _files(
+        self,
+        builder: CheckpointBuilder,
+        hashing: ThreadPoolExecutor,
+        files: list[SourceEntry],
+        reader: LocalReader | None,
+    ) -> None:
         with contextlib.ExitStack() as stack:
             stop = threading.Event()
             jobs: list[tuple[SourceEntry, LocalReader | FsspecReader, object, FileJob]] = []
@@ -124,6 +130,8 @@ class _Work:
             for _, source, _, job in jobs:
                 builder.plan(job, source.size, final=True)
             for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
+                if reader is not None:
+                    builder.verify_ahead(reader)  # while this thread settles the sources
                 hashed.result()
                 builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
                 if _identity(source) != identity or source.size != entry.size:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arzstream.archive.plan import Planned
+from arzstream.archive.plan import Buffer, Planned, ReadAt
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import encode_best
 from arzstream.container.records import Member, Unit
@@ -18,12 +18,11 @@ from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
 
 __all__ = ["MemberDigests", "Pipeline", "context", "gathered"]
 
-ReadAt = Callable[[int, int], bytes]
 GATHER_BYTES = 16 << 20
 
 
 class _Encoded(NamedTuple):
-    data: bytes
+    data: Buffer
     xxh3: int
     codec: int
     payload: bytes | memoryview
@@ -60,7 +59,7 @@ class Pipeline:
         """Run ``action`` when everything put in before has been written."""
         self._queue.append((0, None, lambda _: action()))
 
-    def put_chunk(self, planned: Planned, chunk: int, read_at: ReadAt, done: Callable[[bytes], None]) -> None:
+    def put_chunk(self, planned: Planned, chunk: int, read_at: ReadAt, done: Callable[[Buffer], None]) -> None:
         """Read, encode and write a chunk; then ``done(decoded bytes)`` in the writing thread. ``planned.number`` is
         set by then."""
         cost = 2 * planned.unit.tile(chunk).elements * planned.unit.type.itemsize
@@ -128,12 +127,12 @@ class MemberDigests:
         self._unit = unit
         self._itemsize = unit.type.itemsize
         self._position = 0
-        self._blocks: list[bytes] = []
+        self._blocks: list[Buffer] = []
         self._kept = bytearray() if any(m.strides is not None for m in unit.members) else None
         self._hashers: list[Hasher] = [blake3_hasher() for _ in unit.members]
         self._across = 1 if unit.grid[0] == 1 else unit.chunks_across
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: Buffer) -> None:
         """The next chunk's decoded bytes."""
         if self._across == 1:
             return self._take(data)
@@ -145,7 +144,7 @@ class MemberDigests:
             self._take(np.hstack([np.frombuffer(b, np.uint8).reshape(rows, -1) for b in self._blocks]).tobytes())
             self._blocks = []
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: Buffer) -> None:
         start, end = self._position, self._position + len(data)
         view = memoryview(data)
         for member, hasher in zip(self._unit.members, self._hashers, strict=True):

@@ -14,8 +14,10 @@ from arzstream.formats.base import Storage
 from arzstream.formats.order import layer_of
 
 __all__ = [
+    "Buffer",
     "Extent",
     "Planned",
+    "ReadAt",
     "choose_grid",
     "literal_unit",
     "shared_unit",
@@ -24,6 +26,8 @@ __all__ = [
     "units_of",
 ]
 
+Buffer = bytes | memoryview
+ReadAt = Callable[[int, int], Buffer]
 CHUNK_ELEMENTS = 1 << 20
 CHUNK_BYTES = 16 << 20
 SMALL_BYTES = 64 << 10
@@ -68,16 +72,16 @@ class Planned:
         start = (tile.row0 * self.unit.shape[1] + tile.col0) * itemsize
         return start, start + tile.elements * itemsize
 
-    def read(self, read_at: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    def read(self, read_at: ReadAt, start: int, end: int) -> Buffer:
         """Bytes [start, end) of the unit, from the source."""
-        parts = []
+        parts: list[Buffer] = []
         for extent in self.extents:
             low, high = max(start, extent.start), min(end, extent.start + extent.nbytes)
             if low < high:
                 parts.append(read_at(extent.offset + low - extent.start, high - low))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_chunk(self, read_at: Callable[[int, int], bytes], chunk: int) -> bytes:
+    def read_chunk(self, read_at: ReadAt, chunk: int) -> Buffer:
         """The decoded bytes of a chunk, from the source."""
         if self.contiguous:
             return self.read(read_at, *self.chunk_range(chunk))
@@ -86,7 +90,7 @@ class Planned:
         return cut_columns(rows, tile, columns * itemsize, itemsize)
 
 
-def cut_columns(rows: bytes, tile: Tile, row_bytes: int, itemsize: int) -> bytes:
+def cut_columns(rows: Buffer, tile: Tile, row_bytes: int, itemsize: int) -> bytes:
     """The columns of ``tile`` from whole rows of ``row_bytes`` bytes each."""
     matrix = np.frombuffer(rows, np.uint8).reshape(-1, row_bytes)
     return matrix[:, tile.col0 * itemsize : tile.col1 * itemsize].tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import fnmatch
 import io
 import os
@@ -15,7 +14,8 @@ from arzstream.archive.catalog import Catalog
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import open_archived, piece_starts, read_range
 from arzstream.archive.follow import commits
-from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load, start_load
+from arzstream.archive.streaming import decoded_ahead
+from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load
 from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, directory_of_replay, open_directory
 from arzstream.container.records import FileRecord, Kind
@@ -128,22 +128,10 @@ class Archive:
         self, only: str | None = None, prefetch_bytes: int = 256 << 20, framework: str = "pt"
     ) -> Iterator[tuple[str, Any]]:
         """All tensors in layer order, or those matching the glob ``only``, decoded ahead within ``prefetch_bytes``."""
-        ahead: collections.deque[tuple[str, Loaded]] = collections.deque()
-        held = 0
-        for name in self._matching(only):
-            place = self.catalog.tensors[name]
-            while ahead and held + place.nbytes > prefetch_bytes:
-                held -= ahead[0][1].nbytes
-                yield self._loaded(*ahead.popleft(), framework)
-            loaded = start_load(self._decoder, place)
-            ahead.append((name, loaded))
-            held += loaded.nbytes
-        while ahead:
-            yield self._loaded(*ahead.popleft(), framework)
-
-    @staticmethod
-    def _loaded(name: str, loaded: Loaded, framework: str) -> tuple[str, Any]:
-        return name, loaded.numpy() if framework == "np" else loaded.torch()
+        places = ((name, self.catalog.tensors[name]) for name in self._matching(only))
+        # No frame of ours keeps a tensor that was handed out, so that one let go of makes room for the next.
+        finish = _numpy if framework == "np" else _torch
+        return map(finish, decoded_ahead(self._decoder, places, prefetch_bytes))
 
     def state_dict(self, only: str | None = None) -> LazyState:
         """A mapping from names to tensors that are decoded when indexed."""
@@ -157,7 +145,7 @@ class Archive:
     def read_file(self, path: str) -> bytes:
         """The content of an original file."""
         record = self._record(path)
-        return read_range(self._decoder, record, piece_starts(record), 0, record.size)
+        return bytes(read_range(self._decoder, record, piece_starts(record), 0, record.size))
 
     def open_file(self, path: str) -> io.BufferedReader:
         """An original file as a seekable stream, decoded as it is read; ``torch.load`` works on it."""
@@ -212,3 +200,11 @@ class Archive:
         state = "" if self.sealed else ", growing"
         tensors, files = len(self.catalog.tensors), len(self.catalog.files)
         return f"<arzstream.Archive {self.name!r}: {tensors} tensors, {files} files{state}>"
+
+
+def _numpy(item: tuple[str, Loaded]) -> tuple[str, np.ndarray]:
+    return item[0], item[1].numpy()
+
+
+def _torch(item: tuple[str, Loaded]) -> tuple[str, torch.Tensor]:
+    return item[0], item[1].torch()

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from arzstream.archive.decoding import Decoder
+from arzstream.archive.deep import file_digest, member_digests
 from arzstream.archive.output import check_free, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
-from arzstream.archive.verify import file_digest, member_digests
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit

@@ -6,7 +6,10 @@ import fnmatch
 import os
 from collections.abc import Callable, Iterator
 
-from arzstream.archive.files import piece_starts, read_range
+import numpy as np
+
+from arzstream.archive.decoding import Decoder
+from arzstream.archive.files import piece_starts, range_tasks, spans
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
@@ -17,7 +20,6 @@ from arzstream.store.beneath import Beneath
 
 __all__ = ["unpack"]
 
-BLOCK_BYTES = 64 << 20
 RESTORED_MODE = 0o1777
 """Set-user-id and set-group-id bits of an archive are not believed."""
 Progress = Callable[[int, int, str], None]
@@ -83,16 +85,31 @@ def _check_link(archive: Archive, record: FileRecord) -> None:
 
 def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iterator[int]:
     """Write one file; yields the bytes written. A file that cannot be finished is removed."""
-    starts = piece_starts(record)
     fd = folder.create(record.path)
     name = os.path.join(folder.root, os.fsdecode(record.path))
     try:
-        for start in range(0, record.size, BLOCK_BYTES):
-            end = min(record.size, start + BLOCK_BYTES)
-            local.append(fd, read_range(archive.decoder, record, starts, start, end), name)
-            yield end - start
+        yield from _write_spans(archive.decoder, record, fd, name)
     except BaseException:
         local.close(fd, name)
         folder.unlink(record.path)
         raise
     folder.finish(fd, record.path, mode=record.mode & RESTORED_MODE, mtime_ns=record.mtime)
+
+
+def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> Iterator[int]:
+    """Decode the file span by span, in whatever thread is free, each to its place while it is in that core's cache."""
+    starts = piece_starts(record)
+
+    def restore(span: tuple[int, int]) -> None:
+        start, end = span
+        out = decoder.scratch.get("span", end - start)
+        for task in range_tasks(decoder, record, starts, start, end, np.frombuffer(out, np.uint8)):
+            task()
+        local.write_at(fd, start, out, name)
+
+    todo = spans(decoder, record)
+    if len(todo) > 1:
+        local.set_length(fd, record.size, name)
+    done = decoder.in_order(restore, todo) if len(todo) > 1 else map(restore, todo)
+    for (start, end), _ in zip(todo, done, strict=True):
+        yield end - start

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from arzstream.codec.dtypes import dtype
+from arzstream.errors import StorageError
 
 __all__ = ["MemorySource", "NamedBytes", "safetensors_header", "tensor_order"]
 
@@ -59,6 +60,12 @@ class MemorySource:
     @property
     def size(self) -> int:
         return self._starts[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        data = self.read_at(offset, len(buffer))
+        if len(data) != len(buffer):
+            raise StorageError(f"{self.name}: ends {len(buffer) - len(data)} bytes too early")
+        buffer[:] = data
 
     def read_at(self, offset: int, length: int) -> bytes:
         parts, end = [], min(offset + length, self.size)

@@ -5,36 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arzstream.archive.catalog import Catalog, TensorPlace
-from arzstream.archive.decoding import Decoder
+from arzstream.archive.decoding import Decoder, Task
 from arzstream.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "start_load"]
+__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "prepare"]
 
 
 @dataclasses.dataclass
 class Loaded:
-    """A tensor's bytes on their way: wait for :meth:`result`."""
+    """A tensor's bytes, or what is to be done to have them."""
 
     place: TensorPlace
     shape: tuple[int, ...]
     data: np.ndarray
     """uint8, one-dimensional: the elements of ``shape`` in row-major order, or the unit's span if the member has
     strides."""
-    futures: list[Future[None]]
-
-    def wait(self) -> None:
-        for future in self.futures:
-            future.result()
-        self.futures = []
+    tasks: list[Task] = dataclasses.field(default_factory=list)
+    """Run all of them, in any order and in any threads, then look at ``error``."""
+    error: BaseException | None = None
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +38,6 @@ class Loaded:
 
     def numpy(self) -> np.ndarray:
         """As a NumPy array; bf16 as uint16, fp8 as uint8."""
-        self.wait()
         array = self.data.view(np.dtype(self.place.entry.unit.type.numpy))
         strides = self.place.member.strides
         if strides is None or not math.prod(self.shape):
@@ -54,7 +49,6 @@ class Loaded:
         """As a torch tensor that owns its memory."""
         import torch
 
-        self.wait()
         kind = getattr(torch, self.place.entry.unit.type.torch, None)
         if kind is None:
             raise UnsupportedError(
@@ -68,35 +62,30 @@ class Loaded:
         return flat.reshape(self.shape) if strides is None else flat.as_strided(self.shape, strides)
 
 
-def start_load(decoder: Decoder, place: TensorPlace) -> Loaded:
-    """Begin to decode a whole tensor into memory of its own."""
-    data, futures = _elements(decoder, place, place.member.start, place.member.end, ahead=True)
-    return Loaded(place, place.shape, data, futures)
+def prepare(decoder: Decoder, place: TensorPlace) -> Loaded:
+    """Memory for a whole tensor, and what there is to do until it is filled."""
+    return _elements(decoder, place, place.shape, place.member.start, place.member.end)
 
 
 def load(decoder: Decoder, place: TensorPlace) -> Loaded:
     """Decode a whole tensor; a small one in the calling thread."""
-    data, _ = _elements(decoder, place, place.member.start, place.member.end)
-    return Loaded(place, place.shape, data, [])
+    loaded = prepare(decoder, place)
+    decoder.run(loaded.tasks)
+    return loaded
 
 
-def _elements(
-    decoder: Decoder, place: TensorPlace, start: int, end: int, *, ahead: bool = False
-) -> tuple[np.ndarray, list[Future[None]]]:
-    """Bytes of elements [start, end) of the unit, flat, uint8; with ``ahead`` they are there when the futures are
-    done."""
+def _elements(decoder: Decoder, place: TensorPlace, shape: tuple[int, ...], start: int, end: int) -> Loaded:
+    """Elements [start, end) of the unit, as a tensor of ``shape``."""
     unit = place.entry.unit
     if start >= end:
-        return np.empty(0, np.uint8), []
+        return Loaded(place, shape, np.empty(0, np.uint8))
     rows, cols = _rectangle(unit.shape, start, end)
-    out = np.empty((rows[1] - rows[0], (cols[1] - cols[0]) * unit.type.itemsize), np.uint8)
-    futures: list[Future[None]] = []
-    if ahead:
-        futures = decoder.submit(place.entry.number, rows, cols, out)
-    else:
-        decoder.into(place.entry.number, rows, cols, out)
-    skip = (start - rows[0] * unit.shape[1] - cols[0]) * unit.type.itemsize
-    return out.reshape(-1)[skip : skip + (end - start) * unit.type.itemsize], futures
+    itemsize = unit.type.itemsize
+    height, width = rows[1] - rows[0], (cols[1] - cols[0]) * itemsize
+    out = decoder.results.empty(height * width)
+    tasks = list(decoder.tasks(place.entry.number, rows, cols, out.reshape(height, width)))
+    skip = (start - rows[0] * unit.shape[1] - cols[0]) * itemsize
+    return Loaded(place, shape, out[skip : skip + (end - start) * itemsize], tasks)
 
 
 def _rectangle(shape: tuple[int, int], start: int, end: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -152,16 +141,19 @@ class TensorSlice:
 
     def _rows(self, row0: int, row1: int) -> Loaded:
         start, inner = self._place.member.start, math.prod(self._place.shape[1:])
-        data, _ = _elements(self._decoder, self._place, start + row0 * inner, start + row1 * inner)
-        return Loaded(self._place, (row1 - row0, *self._place.shape[1:]), data, [])
+        shape = (row1 - row0, *self._place.shape[1:])
+        loaded = _elements(self._decoder, self._place, shape, start + row0 * inner, start + row1 * inner)
+        self._decoder.run(loaded.tasks)
+        return loaded
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Loaded:
         deep, itemsize = math.prod(self._place.shape[2:]), self._place.entry.unit.type.itemsize
         cols = (columns[0] * deep, columns[1] * deep)
         shape = (rows[1] - rows[0], columns[1] - columns[0], *self._place.shape[2:])
-        out = np.empty((shape[0], (cols[1] - cols[0]) * itemsize), np.uint8)
-        self._decoder.into(self._place.entry.number, rows, cols, out)
-        return Loaded(self._place, shape, out.reshape(-1), [])
+        width = (cols[1] - cols[0]) * itemsize
+        out = self._decoder.results.empty(shape[0] * width)
+        self._decoder.into(self._place.entry.number, rows, cols, out.reshape(shape[0], width))
+        return Loaded(self._place, shape, out)
 
     def _finish(self, loaded: Loaded) -> Any:
         if self._framework == "np":

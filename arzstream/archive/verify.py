@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, read_range
-from arzstream.archive.pipeline import MemberDigests
-from arzstream.archive.sources import collect, open_source
+from arzstream.archive.deep import compare, decode_all
 from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, named, open_directory
 from arzstream.container.layout import END_MAGIC, TRAILER_BYTES, Trailer
-from arzstream.container.records import FileRecord, Kind, Unit, show
 from arzstream.container.scan import Replay
 from arzstream.container.state import TableRef, index_map
 from arzstream.errors import ArzError, CorruptError
@@ -24,7 +20,6 @@ from arzstream.store.ranges import RangeReader, open_reader
 
 __all__ = ["VerifyReport", "verify", "verify_reader"]
 
-BLOCK_BYTES = 16 << 20
 NO_END = "has no end: it is still being written, or it was cut short; arzstream recover saves what is whole"
 Progress = Callable[[int, int, str], None]
 
@@ -105,7 +100,7 @@ def _verify_deep(
     try:
         _decode_all(decoder, joined.directory, progress)
         if against is not None:
-            _compare(decoder, joined.directory, against)
+            compare(decoder, joined.directory, against)
     finally:
         decoder.close()
 
@@ -177,64 +172,13 @@ def _check_index(replay: Replay, directory: Directory) -> None:
 
 
 def _decode_all(decoder: Decoder, directory: Directory, progress: Progress | None) -> None:
-    total = sum(entry.unit.nbytes for entry in directory.units) + sum(record.size for _, record in directory.files)
+    total = sum(record.size for _, record in directory.files)
     done = 0
-    for entry in directory.units:
-        if member_digests(decoder, entry.number, entry.unit) != entry.digests:
-            raise CorruptError(f"unit {entry.number} does not decode to what was coded (BLAKE3)")
-        done += entry.unit.nbytes
-        if progress is not None:
-            progress(done, total, "decoding")
-    for _, record in directory.files:
-        if record.kind == Kind.REGULAR and file_digest(decoder, record) != record.sha256:
-            raise CorruptError(f"{show(record.path)} does not come out as it went in (SHA-256)")
-        done += record.size
+
+    def spent(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
         if progress is not None:
             progress(done, total, "decoding")
 
-
-def member_digests(decoder: Decoder, number: int, unit: Unit) -> tuple[bytes, ...]:
-    """BLAKE3 of each member, from the decoded chunks, some rows of chunks at a time."""
-    whole = dataclasses.replace(unit, grid=(max(1, min(unit.grid[0], unit.shape[0])), max(1, unit.shape[1])), refs=())
-    hashers = MemberDigests(whole)
-    step = max(1, BLOCK_BYTES // max(1, unit.type.itemsize))
-    for start in range(0, unit.elements, step):
-        end = min(unit.elements, start + step)
-        hashers.update(bytes(decoder.unit_bytes(number, start * unit.type.itemsize, end * unit.type.itemsize)))
-    return hashers.result()
-
-
-def file_digest(decoder: Decoder, record: FileRecord) -> bytes:
-    """SHA-256 of an original file as its recipe gives it."""
-    sha256, starts = hashlib.sha256(), piece_starts(record)
-    for start in range(0, record.size, BLOCK_BYTES):
-        sha256.update(read_range(decoder, record, starts, start, min(record.size, start + BLOCK_BYTES)))
-    return sha256.digest()
-
-
-def _compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[str]) -> None:
-    """Every file of the archive with the source of that name, and none missing on either side."""
-    entries = {entry.path: entry for entry in collect([against])}
-    records = {record.path: record for _, record in directory.files}
-    for path in sorted(entries.keys() | records.keys()):
-        entry, record = entries.get(path), records.get(path)
-        if entry is None or record is None:
-            where = "the archive" if entry is None else os.fspath(against)
-            raise CorruptError(f"{show(path)} is only in {where}")
-        if (entry.kind, entry.target) != (record.kind, record.target):
-            raise CorruptError(f"{show(path)} is not the same kind of file as in the source")
-        if record.kind == Kind.REGULAR:
-            _compare_file(decoder, record, entry)
-
-
-def _compare_file(decoder: Decoder, record: FileRecord, entry: Any) -> None:
-    starts = piece_starts(record)
-    with open_source(entry) as source:
-        if source.size != record.size:
-            raise CorruptError(
-                f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive"
-            )
-        for start in range(0, record.size, BLOCK_BYTES):
-            end = min(record.size, start + BLOCK_BYTES)
-            if read_range(decoder, record, starts, start, end) != source.read_at(start, end - start):
-                raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")
+    decode_all(decoder, directory, spent)

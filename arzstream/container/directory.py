@@ -26,7 +26,7 @@ from arzstream.container.layout import (
 from arzstream.container.metadata import unpack
 from arzstream.container.records import FileRecord, Kind, Parent, Unit, Volume, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
-from arzstream.container.state import ModelEntry, TableRef, check_paths, check_recipe, check_references
+from arzstream.container.state import ChunkEntry, ModelEntry, TableRef, check_paths, check_recipe, check_references
 from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedError
 from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -131,6 +131,9 @@ class _Window:
         if offset >= self._start:
             return self._data[offset - self._start : offset - self._start + length]
         return self._reader.read_at(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
 
 
 def _open_sealed(reader: TailReader, size: int, tail: bytes, limits: Limits) -> Directory:
@@ -289,30 +292,31 @@ def check_entries(entry: UnitEntry, rows: np.ndarray, end: int) -> None:
 
 
 def check_chunk_header(
-    head: bytes, number: int, chunk: int, row: Any, prologue: Prologue, limits: Limits
-) -> FrameHeader:
-    """The header in front of a chunk against its entry in the table; raises CorruptError."""
-    header = FrameHeader.decode(head)
+    head: bytes, number: int, chunk: int, entry: ChunkEntry, prologue: Prologue, limits: Limits
+) -> None:
+    """The header in front of a chunk against its entry in the table; raises CorruptError or LimitError."""
+    if head == _chunk_header(head, number, chunk, entry, prologue) and _is_within(entry, prologue, limits):
+        return
+    header = FrameHeader.decode(head)  # what exactly is wrong
     check_header(header, prologue, 1 << 62, limits)
-    said = (
-        header.type,
-        header.ordinal,
-        header.chunk,
-        header.stored,
-        header.decoded,
-        header.codec,
-        header.stored_xxh3,
-        header.decoded_xxh3,
+    raise CorruptError(f"the chunk at byte {entry.offset} is not the one the index means")
+
+
+def _chunk_header(head: bytes, number: int, chunk: int, entry: ChunkEntry, prologue: Prologue) -> bytes:
+    """The only good header for this chunk but for its sequence number, which is that of ``head``."""
+    sequence = int.from_bytes(head[16:24], "little")
+    tag = prologue.file_id[:8]
+    return FrameHeader(
+        FrameType.CHUNK, entry.codec, sequence, tag, number, chunk,
+        entry.stored, entry.decoded, entry.stored_xxh3, entry.decoded_xxh3,
+    ).encode()  # fmt: skip
+
+
+def _is_within(entry: ChunkEntry, prologue: Prologue, limits: Limits) -> bool:
+    """Does a good header with these lengths pass :func:`check_header`?"""
+    return entry.stored <= min((1 << prologue.frame_log2) - HEADER_BYTES, 2 * limits.chunk_bytes) and (
+        entry.decoded <= min(1 << prologue.chunk_log2, limits.chunk_bytes)
     )
-    meant = (
-        FrameType.CHUNK,
-        number,
-        chunk,
-        *(int(row[k]) for k in ("stored", "decoded", "codec", "stored_xxh3", "decoded_xxh3")),
-    )
-    if said != meant:
-        raise CorruptError(f"the chunk at byte {int(row['offset'])} is not the one the index means")
-    return header
 
 
 def _open_growing(reader: TailReader, limits: Limits) -> Directory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,8 @@ class Reader(Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes: ...
 
+    def read_into(self, offset: int, buffer: memoryview) -> None: ...
+
 
 KNOWN_TYPES = frozenset(int(kind) for kind in FrameType)
 _NUMBERED = {
@@ -76,14 +78,29 @@ def read_prologue(reader: Reader) -> tuple[Prologue, bytes]:
     return Prologue.decode(data), data
 
 
-def read_frame(reader: Reader, offset: int, end: int, prologue: Prologue, limits: Limits = DEFAULT_LIMITS) -> Frame:
-    """The frame at ``offset``, which must not go beyond ``end``. Sequence and place in the file are not judged here."""
+def read_frame(
+    reader: Reader,
+    offset: int,
+    end: int,
+    prologue: Prologue,
+    limits: Limits = DEFAULT_LIMITS,
+    memory: Callable[[int], memoryview] | None = None,
+) -> Frame:
+    """The frame at ``offset``, which must not go beyond ``end``. Sequence and place in the file are not judged here.
+
+    ``memory`` gives the bytes that the payload of a CHUNK is read into; others get their own.
+    """
     if offset + HEADER_BYTES > end:
         raise CorruptError("truncated within a frame header")
     head = reader.read_at(offset, HEADER_BYTES)
     header = FrameHeader.decode(head)
     check_header(header, prologue, end - offset, limits)
-    body = memoryview(reader.read_at(offset + HEADER_BYTES, header.frame_bytes - HEADER_BYTES))
+    rest = header.frame_bytes - HEADER_BYTES
+    if memory is not None and header.type == FrameType.CHUNK:
+        body = memory(rest)
+        reader.read_into(offset + HEADER_BYTES, body)
+    else:
+        body = memoryview(reader.read_at(offset + HEADER_BYTES, rest))
     payload, padding = body[: header.stored], body[header.stored :]
     if xxh3_64(payload) != header.stored_xxh3:
         raise CorruptError(f"the payload of the {_name(header.type)} frame at byte {offset} is damaged (checksum)")
@@ -165,6 +182,7 @@ class Replay:
         self._chain = chained(blake3(head))
         self._after_commit = False
         self.chain_at_index = b""
+        self._buffer = bytearray()
         self.believed = False
         """The frame at ``offset`` is good by itself: if it is refused, then for what it says."""
 
@@ -175,9 +193,9 @@ class Replay:
 
     def run(self, end: int) -> Iterator[Frame]:
         """Yield each frame up to ``end`` after it has been checked and taken over; raises at the first that is not
-        good."""
+        good. The payload of a CHUNK is there until the next frame."""
         while self.offset < end:
-            frame = read_frame(self.reader, self.offset, end, self.prologue, self.limits)
+            frame = read_frame(self.reader, self.offset, end, self.prologue, self.limits, self._memory)
             if frame.header.sequence != self._sequence:
                 raise CorruptError(f"frame {frame.header.sequence} stands where frame {self._sequence} should")
             self.believed = frame.header.type == FrameType.CHUNK or bool(self.tables) or self.index is not None
@@ -190,6 +208,11 @@ class Replay:
             if frame.header.type == FrameType.COMMIT:
                 self.valid_end = frame.end
             yield frame
+
+    def _memory(self, nbytes: int) -> memoryview:
+        if len(self._buffer) < nbytes:
+            self._buffer = bytearray(nbytes)
+        return memoryview(self._buffer)[:nbytes]
 
     def _take(self, frame: Frame) -> None:
         header, kind = frame.header, frame.header.type

@@ -78,13 +78,12 @@ class SourceFile:
             raise SourceError(*_args(error, self.name), errno=error.errno) from error
 
     def read_at(self, offset: int, length: int) -> bytes:
-        try:
-            with self._opened() as reader:
-                return reader.read_at(offset, length)
-        except StorageError as error:
-            if error.errno is None:  # not the system's complaint: the file ended early
-                raise SourceChangedError(str(error)) from error
-            raise SourceError(str(error), errno=error.errno) from error
+        with self._reading() as reader:
+            return reader.read_at(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        with self._reading() as reader:
+            reader.read_into(offset, buffer)
 
     def has_writer(self) -> bool | None:
         """Has anyone it open for writing? None if that cannot be told."""
@@ -96,6 +95,16 @@ class SourceFile:
             reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[LocalReader]:
+        try:
+            with self._opened() as reader:
+                yield reader
+        except StorageError as error:
+            if error.errno is None:  # not the system's complaint: the file ended early
+                raise SourceChangedError(str(error)) from error
+            raise SourceError(str(error), errno=error.errno) from error
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[LocalReader]:

@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
@@ -40,6 +41,7 @@ __all__ = [
     "publish",
     "remove_folder",
     "set_attributes",
+    "set_length",
     "set_mode",
     "set_time",
     "start_writeback",
@@ -48,6 +50,7 @@ __all__ = [
     "sync_folder",
     "temporary_beside",
     "unlink",
+    "write_at",
 ]
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -102,6 +105,32 @@ def append(fd: int, data: bytes | bytearray | memoryview, path: Path) -> None:
         if written == 0:
             raise StorageError(f"{os.fsdecode(path)}: cannot write: the system takes no more bytes; free some space")
         view = view[written:]
+
+
+def write_at(fd: int, offset: int, data: bytes | bytearray | memoryview, path: Path) -> None:
+    """Write all of ``data`` at ``offset``; several threads may do so at once, at different places of one file."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        written = _call("write", path, _pwrite, fd, view[:_WRITE_LIMIT], offset)
+        if written == 0:
+            raise StorageError(f"{os.fsdecode(path)}: cannot write: the system takes no more bytes; free some space")
+        view, offset = view[written:], offset + written
+
+
+_seeking = threading.Lock()
+
+
+def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, view, offset)
+    with _seeking:  # Windows: the position is shared, so seek and write are one step
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, view)
+
+
+def set_length(fd: int, length: int, path: Path) -> None:
+    """Make the file ``length`` bytes long, so that writes from its end backwards need not extend it."""
+    _call("make room for it", path, os.ftruncate, fd, length)
 
 
 def sync_file(fd: int, path: Path) -> None:

@@ -30,6 +30,9 @@ class Source:
             raise StorageError("source: ends too early")
         return bytes(self.data[offset : offset + length])
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
+
 
 class Sink:
     """An append-only archive in memory that can be read while it grows."""

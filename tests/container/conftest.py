@@ -46,6 +46,9 @@ class CountingReader:
             raise StorageError(f"{self.name}: bytes {offset} to {offset + length} of {len(self.data)}")
         return self.data[offset : offset + length]
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
+
     def tail(self, length: int) -> tuple[int, bytes]:
         start = max(0, len(self.data) - length)
         self.reads.append((start, len(self.data) - start))

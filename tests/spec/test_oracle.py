@@ -21,6 +21,7 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.pack import pack
 from arzstream.archive.verify import verify
 from arzstream.codec.dtypes import DTYPES
+from arzstream.errors import StorageError
 
 Tensors = list[tuple[str, str, tuple[int, ...], bytes]]
 SAFETENSORS_DTYPES = sorted(set(DTYPES) - {"C128"})
@@ -196,6 +197,12 @@ class Memory:
 
     def read_at(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        data = self.read_at(offset, len(buffer))
+        if len(data) != len(buffer):
+            raise StorageError("memory: ends too early")
+        buffer[:] = data
 
     def write(self, data: bytes) -> None:
         self.data += data

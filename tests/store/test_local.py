@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,6 +50,26 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     sink = LocalSink(tmp_path / "a")
     sink.write(bytes(range(100)))
     assert (tmp_path / "a").read_bytes() == bytes(range(100))
+
+
+@pytest.mark.parametrize("have_pwrite", [True, False])
+def test_parts_may_be_written_at_their_places_by_several_threads(tmp_path, monkeypatch, have_pwrite):
+    if have_pwrite:
+        real = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:700], at))  # short writes are continued
+    else:
+        monkeypatch.delattr(os, "pwrite")
+    data = os.urandom(200_000)
+    fd = local.create_new(tmp_path / "a")
+    local.set_length(fd, len(data), tmp_path / "a")
+    assert os.path.getsize(tmp_path / "a") == len(data)
+    with ThreadPoolExecutor(4) as pool:
+        for at in reversed(range(0, len(data), 10_000)):
+            pool.submit(local.write_at, fd, at, data[at : at + 10_000], tmp_path / "a")
+    local.close(fd, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    with pytest.raises(StorageError, match="cannot write"):
+        local.write_at(fd, 0, b"x", tmp_path / "a")
 
 
 def test_a_failed_fsync_breaks_the_sink_for_good(tmp_path, monkeypatch):
