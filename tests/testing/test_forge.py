@@ -9,7 +9,6 @@ import pytest
 
 import arzstream
 from arzstream.archive.verify import verify
-from arzstream.container.layout import FrameType
 from arzstream.testing import folders, forge
 
 
@@ -27,8 +26,8 @@ def test_assembling_the_parts_gives_the_same_bytes(archive: bytes) -> None:
 def test_a_forged_layer_name_in_unit_and_index_passes_verification(archive: bytes, tmp_path: Path) -> None:
     prologue, frames = forge.parse(archive)
     for frame in frames:
-        if frame.kind == FrameType.TENSOR:
-            frame.value["layer"] = "forged"
+        for unit in frame.units.values():
+            unit["layer"] = "forged"
 
     def edit(index: dict) -> None:
         for unit in index["units"]:
