@@ -187,6 +187,9 @@ def test_every_way_through_is_measured_and_its_time_accounted_for(
                  "unpack", "pack", "verify", "verify --deep"):  # fmt: skip
         speeds = next(line for line in printed.splitlines() if line.startswith(f"{name:30}"))
         assert all(float(speed) > 0 for speed in speeds.split()[-2:])
-    rows = {line[:18].strip(): line[18:].split() for line in printed.split("processor time")[1].splitlines()[2:]}
+    rows = {
+        line[:18].strip(): line[18:].split()
+        for line in printed.split("processor time, milliseconds")[1].splitlines()[2:]
+    }
     assert int(rows["pack"][4]) > 0 and int(rows["unpack"][5]) > 0, "SHA-256 and writing are seen"
     assert sum(map(int, rows["get_tensor"][:-1])) == pytest.approx(int(rows["get_tensor"][-1]), abs=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tracemalloc
@@ -204,14 +203,17 @@ for path in sys.argv[1:]:
         verify(path, deep=True)
     except arzstream.ArzError as error:
         print(type(error).__name__)
+# Not ru_maxrss: Linux hands it on to the program that a process runs.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     paths = [str(path) for path in sorted(tmp_path.iterdir())]
     done = subprocess.run(
         [sys.executable, "-c", script, *paths], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == len(paths)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1 << 20  # KiB
+    *errors, peak = done.stdout.split()
+    assert len(errors) == len(paths)
+    assert int(peak) < 1 << 20  # KiB
 
 
 def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path) -> None:
