@@ -105,7 +105,8 @@ def _kernels(kernels: dict[str, Any]) -> str:
         return str(backend or "none")
     used = kernels["wanted"] if kernels["wanted"] in features else features[-1]
     others = [feature for feature in features if feature != used]
-    return f"native, {used}" + (f" (also here: {', '.join(others)})" if others else "")
+    fetched = f", tables by {kernels['lookups']}" if kernels["lookups"] else ""
+    return f"native, {used}{fetched}" + (f" (also here: {', '.join(others)})" if others else "")
 
 
 def _memory(machine: dict[str, Any]) -> str:

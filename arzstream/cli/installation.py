@@ -58,12 +58,13 @@ def kernels() -> dict[str, Any]:
     """The backend in use and why; ``error`` says what keeps us from working at all."""
     wanted = os.environ.get("ARZ_KERNELS") or "auto"
     found: dict[str, Any] = {"backend": None, "wanted": wanted, "features": [], "native_error": None, "error": None}
+    found["lookups"] = ""
     try:
         from arzstream.kernels import api
 
         found["native_error"] = api.native_error()
         found["features"] = api.cpu_features()
-        found["backend"] = api.backend()
+        found["backend"], found["lookups"] = api.backend(), api.lookups()
         _try_out()
     except Exception as error:  # noqa: BLE001  (whatever it is, saying what is wrong is what doctor is for)
         found["error"] = " ".join(str(error).split()) or type(error).__name__

@@ -169,6 +169,7 @@ NB_MODULE(_native, m) {
   m.def("isas", &isas);
   m.def("isa", [] { return std::string(active().name); });
   m.def("set_isa", &set_isa);
+  m.def("set_gathers", [](bool on) { active().set_gathers(on); });
   m.def("split_planes", &split_planes);
   m.def("merge_planes", &merge_planes);
   m.def("histogram", &histogram);

@@ -167,6 +167,7 @@ struct DequantJob {
 
 struct Kernels {
   const char* name;
+  void (*set_gathers)(bool on);
   void (*split_planes)(const uint8_t* data, size_t count, unsigned stride, uint8_t* planes);
   void (*merge_planes)(const uint8_t* planes, size_t count, unsigned stride, uint8_t* out);
   void (*histogram8)(const uint8_t* symbols, size_t count, uint32_t* counts /* 256 */);
