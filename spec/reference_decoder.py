@@ -742,7 +742,7 @@ def decode_quant_blocks(payload: bytes, length: int) -> bytes:
             for symbol_count, size in zip(of_part, stream_sizes, strict=True):
                 need(size <= len(payload) - at, "a quant_blocks payload is too short")
                 here = classes[len(symbols) : len(symbols) + symbol_count]
-                symbols += read_symbols(payload[at : at + size], here, tables)
+                symbols += read_symbols(payload[at : at + size], here, tables, lanes=32, word=16, precision=12)
                 at += size
         for i, bytes_of in enumerate(records):
             bytes_of[part.at : part.at + part.length] = bytes(symbols[i * part.length : (i + 1) * part.length])

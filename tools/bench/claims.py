@@ -82,8 +82,11 @@ def _whole_path(found: dict[str, Any] | None) -> Iterator[Claim]:
     if found is None:
         yield from (Claim(text, "", None) for text in texts)
         return
-    share, extra = found["share"], found["extra_bytes"] / 2**20
-    rates = f"{share:.0%}: {found['get_tensor']:.2f} of {found['kernels']:.2f} GB/s, {found['archive']}"
+    share, extra = found["share_warm"], found["extra_bytes"] / 2**20
+    rates = (
+        f"{share:.0%}: {found['get_tensor_warm']:.2f} of {found['kernels_warm']:.2f} GB/s, both into memory that was "
+    )
+    rates += f"written before ({found['share_cpu']:.0%} by processor time), {found['archive']}"
     yield Claim(texts[0], rates, share >= 0.8)
     yield Claim(texts[1], f"{extra:.0f} MiB beyond {found['bytes'] / 1e6:.0f} MB of tensors", extra <= 64)
 
