@@ -45,10 +45,11 @@ def _frequencies(counts: list[int]) -> list[int]:
     total = max(1, sum(counts))
     freqs = [max(1, c * _SLOTS // total) for c in counts]
     # One more slot for a symbol saves about c / (f + 1/2), one less costs about c / (f - 1/2).
-    for _ in range(_SLOTS - sum(freqs)):
-        k = max(range(len(freqs)), key=lambda k: (counts[k] << 16) // (2 * freqs[k] + 1))
-        freqs[k] += 1
-    for _ in range(sum(freqs) - _SLOTS):
+    while (left := _SLOTS - sum(freqs)) > 0:  # once, but where there are no counts at all
+        gains = [(c << 16) // (2 * f + 1) for c, f in zip(counts, freqs, strict=True)]
+        for k in sorted(range(len(freqs)), key=gains.__getitem__, reverse=True)[:left]:
+            freqs[k] += 1
+    for _ in range(-left):
         k = min((k for k in range(len(freqs)) if freqs[k] > 1), key=lambda k: (counts[k] << 16) // (2 * freqs[k] - 1))
         freqs[k] -= 1
     return freqs
@@ -59,13 +60,14 @@ def _palettes(elements: U8, float_bits: tuple[int, int], count: int) -> api.Pale
     runs = max(1, min(count, SAMPLE) // SAMPLE_RUN)
     step = max(SAMPLE_RUN, count // runs)
     found = api.sample_exponents(elements, float_bits, SAMPLE_RUN, step)
-    order = np.argsort(-found.astype(np.int64), kind="stable")[: min(np.count_nonzero(found), _FIRSTS + _SECONDS)]
-    counts = found[order].tolist()
-    total = int(found.sum())
-    n = max(1, sum(c * WORTH_A_SLOT >= total for c in counts[:_FIRSTS]))
+    present = np.flatnonzero(found)
+    ordered = sorted(zip(found[present].tolist(), (-present).tolist(), strict=True), reverse=True)
+    counts = [count for count, _ in ordered]
+    total = sum(counts)
+    n = max(1, sum([c * WORTH_A_SLOT >= total for c in counts[:_FIRSTS]]))
     freqs = _frequencies([*counts[:n], total - sum(counts[:n])])
-    palette = order.astype(np.uint8)
-    return palette[:n], palette[n : n + _SECONDS], np.array(freqs, np.uint8)
+    palette = np.frombuffer(bytes([-e for _, e in ordered[: _FIRSTS + _SECONDS]]), np.uint8)
+    return palette[:n], palette[n : n + _SECONDS], np.frombuffer(bytes(freqs), np.uint8)
 
 
 def encode_floats(data: memoryview, float_bits: tuple[int, int], max_escapes: int = MAX_ESCAPES) -> memoryview | None:
@@ -128,19 +130,16 @@ class FloatFast:
         _require(len(set(palette)) == len(palette), "an exponent twice in its palettes")
         _require(sum(freqs) == _SLOTS, "frequencies with a wrong sum")
 
-        table = np.frombuffer(payload, "<u4", 3 * n_segments, table_at)
-        symbol_bytes, n_escapes, n_long = (int(table[k::3].sum(dtype=np.int64)) for k in range(3))
-        nibbles = int(((table[1::3].astype(np.int64) + 1) >> 1).sum())
+        # Plain numbers: there is one segment mostly, for which NumPy would take longer than the kernel needs.
+        rows = struct.unpack_from(f"<{3 * n_segments}I", payload, table_at)
+        escape_bytes = sum((n + 1) >> 1 for n in rows[1::3]) + sum(rows[2::3])
         symbols_at = raw_at + api.raw_size(count, float_bits[1], log_segment)
-        escapes_at = symbols_at + symbol_bytes
-        _require(escapes_at + nibbles + n_long == len(payload), "streams of a wrong length")
-        _require(n_long <= n_escapes, "more long escapes than escapes")
+        escapes_at = symbols_at + sum(rows[::3])
+        _require(escapes_at + escape_bytes == len(payload), "streams of a wrong length")
         stored = np.frombuffer(payload, np.uint8)
-        palettes = (
-            stored[_HEADER.size : _HEADER.size + n_firsts],
-            stored[_HEADER.size + n_firsts : freqs_at],
-            stored[freqs_at:head],
-        )
+        seconds_at = _HEADER.size + n_firsts
+        palettes = stored[_HEADER.size : seconds_at], stored[seconds_at:freqs_at], stored[freqs_at:head]
+        table = stored[table_at:raw_at].view("<u4")
         places = raw_at, symbols_at, escapes_at
         out_bytes = np.frombuffer(out, np.uint8)
         api.float_fast_decode(stored, float_bits, log_segment, 1 << log_lanes, palettes, places, table, out_bytes)
