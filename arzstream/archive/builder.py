@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
+from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit, units_of
@@ -48,7 +49,8 @@ ATTEMPTS = 3
 class CheckpointBuilder:
     """Writes one archive into ``sink``. Not thread-safe; encodes with ``jobs`` threads of its own.
 
-    ``progress`` is called with the number of source bytes coded since the last call.
+    ``progress`` is called with the number of source bytes coded since the last call. ``lineage`` is what the checkpoint
+    is coded against, open for as long as this is.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class CheckpointBuilder:
         file_id: bytes | None = None,
         tensor_parallel: int = 1,
         progress: Callable[[int], None] | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
         self._writer = FrameWriter(sink, file_id=file_id)
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes)
-        self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None))
+        self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
         self._parallel = tensor_parallel
         self._memory = Results(IDLE_BYTES)
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
@@ -282,14 +285,18 @@ class CheckpointBuilder:
             tensors=sum(codecs.values()),
             codecs=dict(sorted(codecs.items())),
             content=content.hex(),
+            parents=[[parent.hint, parent.digest.hex()] for parent in state.parents],
             opaque={r.path.decode("utf-8", "backslashreplace"): r.note for r in files if r.note},
         )
 
 
 def unit_codec(unit: Unit, entries: Iterable[ChunkEntry]) -> str:
-    """The codec that most of a unit's bytes are coded with, by name; ``dup`` for duplicates, ``raw`` for nothing."""
+    """The codec that most of a unit's bytes are coded with, by name; ``dup`` for duplicates, ``unchanged`` for what is
+    as in the parent, ``raw`` for nothing."""
     if unit.duplicate_of is not None:
         return "dup"
+    if unit.inherited is not None:
+        return "unchanged"
     weights: dict[int, int] = {}
     for entry in entries:
         weights[entry.codec] = weights.get(entry.codec, 0) + entry.decoded
