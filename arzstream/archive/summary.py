@@ -26,7 +26,7 @@ class PackSummary:
     """Files that could not be understood, or not wholly, and why."""
     archive: str = ""
     parents: list[list[str]] = dataclasses.field(default_factory=list)
-    """(hint, content digest) of each archive that is needed to read this one; none if it stands alone."""
+    """(hint, content digest) of each archive that this one was coded against; none if it stands alone."""
 
     @property
     def ratio(self) -> float:

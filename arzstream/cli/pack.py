@@ -99,7 +99,7 @@ def command(
 
 def _lineage(summary: PackSummary, parent: str, max_chain: int) -> str:
     if summary.parents:
-        return f"can be read only with {' and '.join(safe(hint) for hint, _ in summary.parents)}"
+        return f"coded against {' and '.join(safe(hint) for hint, _ in summary.parents)}, which it needs from now on"
     return f"stands alone: {safe(parent)} has no tensor like one of these, or {counted(max_chain, 'archive')} behind it"
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 import arzstream
 from arzstream.archive import pipeline
+from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.lineage import open_lineage
 from arzstream.archive.references import MOST_TILES, TileCache
 from arzstream.archive.sets import write_set
 from arzstream.codec import best, registry
@@ -236,6 +238,44 @@ def test_tied_tensors_that_change_are_stored_once_and_torch_files_refer_too(tmp_
         arzstream.pack(tmp_path / f"{number}.pt", tmp_path / f"{number}.arz", parent=before)
     assert sorted(codecs(tmp_path / "1.arz").values()) == ["dup", "unchanged", *["xor-test"] * 3]
     arzstream.verify(tmp_path / "1.arz", deep=True, against=tmp_path / "1.pt")
+
+
+def test_units_that_were_the_parents_are_coded_when_their_source_changes(
+    step: Step, new_source: Any, new_sink: Any
+) -> None:
+    parent = step(1)
+    data = (parent.parent.parent / "run" / "step-1" / "model.safetensors").read_bytes()
+    source, sink = new_source(data), new_sink()
+    with (
+        open_lineage(parent, str(parent.with_name("child.arz"))) as lineage,
+        CheckpointBuilder(sink, lineage=lineage) as builder,
+    ):
+        job = builder.add_file(b"model.safetensors", source)
+        builder.update(job, len(data), final=True)
+        source.data[-5] ^= 1  # in the last tensor of the file
+        builder.finish(job, size=len(data), mode=0o644, mtime=0)
+        builder.verify_written(sink)
+        summary = builder.seal()
+    child = parent.with_name("child.arz")
+    child.write_bytes(bytes(sink.data))
+    assert summary.codecs["unchanged"] > 1 and len(summary.codecs) == 2
+    with arzstream.open(child) as opened:
+        assert opened.read_file("model.safetensors") == bytes(source.data)
+    arzstream.verify(child, deep=True)
+
+
+def test_a_growing_archive_that_has_a_parent_is_read_while_it_grows(step: Step) -> None:
+    step(1)
+    child = step(2)
+    whole = child.read_bytes()
+    growing = child.with_name("growing.arz")
+    with arzstream.open(child) as opened:
+        end = opened.directory.chunk_table(opened.catalog.find("layers.1.w").entry.number)[0]["offset"]
+    growing.write_bytes(whole[: int(end) + 64])
+    with arzstream.open(growing) as opened:
+        assert not opened.sealed and opened.keys()
+        for name in opened.keys():  # noqa: SIM118
+            assert torch.equal(opened.get_tensor(name), model(2)[name])
 
 
 # -- finding parents
