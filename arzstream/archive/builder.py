@@ -34,7 +34,7 @@ from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
 from arzstream.store.ranges import RangeReader
 
-__all__ = ["CheckpointBuilder", "unit_codec"]
+__all__ = ["CheckpointBuilder", "summary_of", "unit_codec"]
 
 INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
@@ -192,7 +192,7 @@ class CheckpointBuilder:
         state = self._writer.state
         order = sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number))
         content = self._writer.seal(order)
-        return self._summary(order, content)
+        return summary_of(self._writer, order, content, self._started)
 
     def set_jobs(self, jobs: int) -> None:
         """Encode with so many threads from now on; they start with the calling thread's priority."""
@@ -266,28 +266,28 @@ class CheckpointBuilder:
             job.record = dataclasses.replace(record, recipe=recipe)
         self._coder.commit("", force=True)
 
-    # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _summary(self, order: list[int], content: bytes) -> PackSummary:
-        state = self._writer.state
-        codecs: dict[str, int] = {}
-        for number in order:
-            names = [member for member in state.units[number].members if member.name is not None]
-            if names:
-                codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
-                codecs[codec] = codecs.get(codec, 0) + len(names)
-        files = state.live_files().values()
-        return PackSummary(
-            bytes_in=sum(record.size for record in files),
-            bytes_out=self._writer.offset,
-            seconds=time.monotonic() - self._started,
-            files=sum(record.kind == Kind.REGULAR for record in files),
-            tensors=sum(codecs.values()),
-            codecs=dict(sorted(codecs.items())),
-            content=content.hex(),
-            parents=[[parent.hint, parent.digest.hex()] for parent in state.parents],
-            opaque={r.path.decode("utf-8", "backslashreplace"): r.note for r in files if r.note},
-        )
+def summary_of(writer: FrameWriter, order: Iterable[int], content: bytes, started: float) -> PackSummary:
+    """What a sealed archive holds; ``started`` is when work on it began, by the monotonic clock."""
+    state = writer.state
+    codecs: dict[str, int] = {}
+    for number in order:
+        names = [member for member in state.units[number].members if member.name is not None]
+        if names:
+            codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
+            codecs[codec] = codecs.get(codec, 0) + len(names)
+    files = state.live_files().values()
+    return PackSummary(
+        bytes_in=sum(record.size for record in files),
+        bytes_out=writer.offset,
+        seconds=time.monotonic() - started,
+        files=sum(record.kind == Kind.REGULAR for record in files),
+        tensors=sum(codecs.values()),
+        codecs=dict(sorted(codecs.items())),
+        content=content.hex(),
+        parents=[[parent.hint, parent.digest.hex()] for parent in state.parents],
+        opaque={r.path.decode("utf-8", "backslashreplace"): r.note for r in files if r.note},
+    )
 
 
 def unit_codec(unit: Unit, entries: Iterable[ChunkEntry]) -> str:

@@ -153,12 +153,16 @@ def _chunk_digests(source: Ancestor, unit: Unit, found: Sequence[Match]) -> list
 
 @contextlib.contextmanager
 def open_lineage(
-    parent: str | os.PathLike[str] | None, dest: str, parents: SearchPath = None, max_chain: int = MAX_CHAIN
+    parent: str | os.PathLike[str] | None,
+    dest: str,
+    parents: SearchPath = None,
+    max_chain: int = MAX_CHAIN,
+    forbidden: Sequence[bytes] = (),
 ) -> Iterator[Lineage | None]:
     """Open ``parent``, and its own parent, for an archive to be written to ``dest``; close them in the end.
 
     None if there is no parent, or if it has ``max_chain`` others behind it. Raises MissingParentError, CorruptError,
-    and StorageError if ``dest`` is one of them.
+    and StorageError if ``dest``, or an archive with one of the contents ``forbidden``, is one of them.
     """
     if parent is None:
         yield None
@@ -168,6 +172,8 @@ def open_lineage(
         nearest = ancestry.open(place)
         behind = ancestry.depth(nearest.directory, place)
         for known in ancestry.opened():
+            if known.content in forbidden:
+                raise StorageError(f"{place}: is or needs what would be coded against it; choose another parent")
             if same_place(known.place, dest):
                 raise StorageError(f"{dest}: is needed to read what would take its place; choose another name")
         if behind >= max_chain:

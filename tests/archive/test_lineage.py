@@ -17,6 +17,7 @@ import arzstream
 from arzstream.archive import pipeline
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.lineage import open_lineage
+from arzstream.archive.rebase import rebase
 from arzstream.archive.references import MOST_TILES, TileCache
 from arzstream.archive.sets import write_set
 from arzstream.codec import best, registry
@@ -509,3 +510,78 @@ def test_without_the_parent_recover_keeps_what_its_file_needs_and_says_that_it_i
 def _without_its_end_of(child: Path, data: bytearray) -> Path:
     child.write_bytes(data)
     return _without_its_end(child)
+
+
+# -- rebase
+
+
+def test_rebase_makes_an_archive_stand_alone_and_its_children_still_find_it(step: Step) -> None:
+    first, second = step(1), step(2)
+    third = step(3)
+    before = arzstream.open(second).content_digest()
+    summary = rebase(second)
+    assert summary.parents == [] and summary.content == before and summary.bytes_in > summary.bytes_out / 2
+    first_bytes = first.read_bytes()
+    first.unlink()
+    same(second, model(2))
+    arzstream.verify(second, deep=True, against=second.parent.parent / "run" / "step-2")
+    with pytest.raises(arzstream.MissingParentError):
+        same(third, model(3))  # its second reference
+    first.write_bytes(first_bytes)
+    same(third, model(3))
+
+
+def test_rebase_to_another_parent(step: Step, tmp_path: Path) -> None:
+    step(1)
+    step(2)
+    third = step(3)
+    other = arzstream.pack(tmp_path / "run" / "step-1", tmp_path / "archive" / "other.arz").archive
+    summary = rebase(third, tmp_path / "archive" / "new.arz", parent=other)
+    assert [hint for hint, _ in summary.parents] == ["other.arz"]
+    assert summary.codecs["unchanged"] == 2
+    for name in ("step-1", "step-2"):
+        (tmp_path / "archive" / f"{name}.arz").unlink()
+    same(tmp_path / "archive" / "new.arz", model(3))
+    arzstream.verify(tmp_path / "archive" / "new.arz", deep=True, against=tmp_path / "run" / "step-3")
+    with pytest.raises(arzstream.StorageError, match="exists already"):
+        rebase(third, other)
+
+
+def test_rebase_never_makes_two_archives_need_each_other(step: Step, tmp_path: Path) -> None:
+    first, second = step(1), step(2)
+    before = {path: path.read_bytes() for path in (first, second)}
+    for parent in (first, second):
+        for dest in (None, tmp_path / "archive" / "new.arz"):
+            with pytest.raises(arzstream.StorageError, match=r"is or needs what would be coded against it"):
+                rebase(first, dest, parent=parent)
+    assert {path: path.read_bytes() for path in (first, second)} == before
+    assert not list(first.parent.glob(".arz-tmp-*"))
+
+
+def test_rebase_of_a_damaged_archive_changes_nothing(step: Step) -> None:
+    step(1)
+    second = step(2)
+    with arzstream.open(second) as opened:
+        place = opened.directory.chunk_table(opened.catalog.find("layers.0.w").entry.number)[0]
+    data = bytearray(second.read_bytes())
+    data[int(place["offset"]) + 150] ^= 8
+    second.write_bytes(data)
+    with pytest.raises(arzstream.CorruptError, match=r"step-2\.arz: tensor 'layers\.0\.w', chunk 0"):
+        rebase(second)
+    assert second.read_bytes() == data and not list(second.parent.glob(".arz-tmp-*"))
+
+
+def test_rebase_keeps_files_links_views_and_ties(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "empty").mkdir(parents=True)
+    weight = torch.randn(300, 300)
+    torch.save({"a": weight, "t": weight.t(), "b": weight.clone(), "c": weight.clone()}, folder / "state.pt")
+    (folder / "notes.txt").write_bytes(os.urandom(100_000))
+    (folder / "link").symlink_to("notes.txt")
+    arzstream.pack(folder, tmp_path / "0.arz", tensor_parallel=2)
+    arzstream.pack(folder, tmp_path / "1.arz", parent=tmp_path / "0.arz")
+    for dest in ("2.arz", None):
+        summary = rebase(tmp_path / "1.arz", dest and tmp_path / dest)
+        assert "unchanged" not in summary.codecs and summary.codecs["dup"] == 1
+        (tmp_path / "0.arz").unlink(missing_ok=True) if dest is None else None
+        arzstream.verify(tmp_path / (dest or "1.arz"), deep=True, against=folder)
