@@ -364,4 +364,4 @@ def test_the_shell_can_complete_verbs() -> None:
     done = process.arzstream(
         env={"_ARZSTREAM_COMPLETE": "bash_complete", "COMP_WORDS": "arzstream re", "COMP_CWORD": "1"}
     )
-    assert done.stdout.split() == ["plain,recover"]
+    assert done.stdout.split() == ["plain,rebase", "plain,recover"]
