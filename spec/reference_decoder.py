@@ -7,6 +7,7 @@ numbers stand in the comments. Needs zstandard, xxhash and blake3.
     python spec/reference_decoder.py ARCHIVE              check everything
     python spec/reference_decoder.py ARCHIVE --list       and list files and tensors
     python spec/reference_decoder.py ARCHIVE --extract DIR  and write the files below DIR, which must not exist
+    python spec/reference_decoder.py ARCHIVE --parent FILE  with an archive it was coded against; the oldest first
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ __all__ = [
     "LimitExceeded",
     "Limits",
     "NotAnArchive",
+    "Origin",
     "Tensor",
     "Unsupported",
     "decode",
@@ -77,7 +80,7 @@ class Limits:
 
 
 class Tensor(NamedTuple):
-    """A named member. ``data`` holds its elements in row-major order, or None where its codec is not known."""
+    """A named member. ``data``: its elements in row-major order, or None where its codec or parent is not known."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,6 +88,16 @@ class Tensor(NamedTuple):
     blake3: bytes
     name: str
     layer: str
+
+
+class Origin(NamedTuple):
+    """A tensor that a child may refer to. ``span``: its bytes in the unit from its first element to its last."""
+
+    dtype: str
+    shape: list[int]
+    strides: list[int] | None
+    blake3: bytes
+    span: bytes | None
 
 
 class File(NamedTuple):
@@ -111,6 +124,8 @@ class Decoded:
     content_digest: bytes | None
     root_digest: bytes | None
     valid_length: int
+    origins: list[dict[str, Origin]] = dataclasses.field(default_factory=list)
+    """What a child of this archive may refer to: by file, in order of path, and name."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -1034,6 +1049,14 @@ def check_member(member: Any, unit_elements: int, limits: Limits) -> None:
     need(start + last < unit_elements, f"member {name!r} goes beyond its unit")
 
 
+def span_of(shape: list[int], strides: list[int] | None) -> int:
+    """Elements of the unit from a member's first to its last."""
+    count = extent(shape)
+    if strides is None or count == 0:
+        return count
+    return 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+
+
 def check_path(path: bytes, limits: Limits) -> None:
     """Section 8."""
     within(len(path) <= limits.path, "a path is too long")
@@ -1129,9 +1152,11 @@ class Scan:
 
     def reference(self, reference: Any, unit: Unit) -> None:
         kind, source, start, count = (integer(v) for v in array(reference, 4))
-        need(kind in (0, 1, 2), f"a reference of kind {kind}")
-        if kind == 1:
+        need(kind in (0, 1, 2, 3), f"a reference of kind {kind}")
+        if kind in (1, 3):
             need(source < len(self.parents), f"parent {source} does not stand before")
+            need(count == unit.elements, "a reference to a parent of another length than the unit")
+            need(kind == 1 or len(unit.raw["refs"]) == 1, "an inherited unit with other references")
             return
         need(source < unit.number, f"unit {unit.number} refers to unit {source}")
         need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
@@ -1139,7 +1164,7 @@ class Scan:
             need(len(unit.raw["refs"]) == 1, "a duplicate with other references")
             need(start == 0 and count == unit.elements, "a duplicate of some other elements")
             need(self.units[source].dtype == unit.dtype, "a duplicate of another dtype")
-            need(self.duplicate_of(self.units[source]) is None, f"unit {unit.number} is a duplicate of a duplicate")
+            need(self.has_chunks(self.units[source]), f"unit {unit.number} is a duplicate of what has no chunks")
 
     def file(self, frame: Frame) -> None:
         raw = check_file(frame.value, self.limits)
@@ -1181,6 +1206,7 @@ class Scan:
         need(frame.ordinal < len(self.units), f"CHUNK of unit {frame.ordinal}, which does not stand before")
         unit = self.units[frame.ordinal]
         need(frame.chunk < unit.chunk_count, f"unit {unit.number} has no chunk {frame.chunk}")
+        need(self.has_chunks(unit), f"unit {unit.number} is a duplicate or inherited, and has a chunk")
         _, rows, _, columns = unit.tile(frame.chunk)
         need(frame.decoded_length == rows * columns * ITEM_SIZE[unit.dtype], "a chunk has another size than its tile")
         if frame.chunk in unit.chunks:
@@ -1200,7 +1226,7 @@ class Scan:
             need(last < integer(number) < len(self.units), f"a COMMIT lists unit {number} out of order")
             last, unit = number, self.units[number]
             array(digests, len(unit.raw["members"]))
-            complete = len(unit.chunks) == unit.chunk_count or self.duplicate_of(unit) is not None
+            complete = len(unit.chunks) == unit.chunk_count or not self.has_chunks(unit)
             need(complete, f"a COMMIT lists unit {number}, of which chunks are missing")
             unit.digests, unit.stale = [binary(digest, 32) for digest in digests], False
         self.last_commit, self.after_commit = frame.offset, ""
@@ -1221,6 +1247,10 @@ class Scan:
             return None
         source: Unit = self.units[unit.raw["refs"][0][1]]
         return source
+
+    def has_chunks(self, unit: Unit) -> bool:
+        """Section 5.1: not so for duplicates and for inherited units."""
+        return not any(reference[0] in (2, 3) for reference in unit.raw["refs"])
 
     def live_files(self) -> list[Frame]:
         live = sorted((f for f in self.files if f.value["kind"] != 3), key=lambda f: f.value["path"])
@@ -1244,7 +1274,7 @@ class Scan:
         waiting = list(numbers)
         while waiting:
             for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
-                if kind != 1 and source not in numbers:
+                if kind in (0, 2) and source not in numbers:
                     numbers.add(source)
                     waiting.append(source)
         return [self.units[number] for number in sorted(numbers)]
@@ -1380,10 +1410,10 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
 
 
 class Decoder:
-    """Decodes the units of a scan, each once."""
+    """Decodes the units of a scan, each once. ``parents``: by content digest."""
 
-    def __init__(self, scan: Scan, budget: Budget) -> None:
-        self.scan, self.budget = scan, budget
+    def __init__(self, scan: Scan, budget: Budget, parents: dict[bytes, Decoded]) -> None:
+        self.scan, self.budget, self.parents = scan, budget, parents
         self.done: dict[int, bytes | None] = {}
         self.unsupported: dict[int, str] = {}
 
@@ -1391,9 +1421,14 @@ class Decoder:
         """The decoded bytes, checked by member; None where a codec is not known."""
         if unit.number not in self.done:
             source = self.scan.duplicate_of(unit)
-            data = self.assemble(unit) if source is None else self.unit(source)
+            if source is not None:
+                data = self.unit(source)
+            elif self.scan.has_chunks(unit):
+                data = self.assemble(unit)
+            else:
+                data = self.reference(unit, unit.raw["refs"][0])
             if data is None:
-                self.unsupported.setdefault(unit.number, f"unit {unit.number}: a codec is not known")
+                self.unsupported.setdefault(unit.number, f"unit {unit.number}: a codec or a parent is not known")
             elif source is not None:
                 self.budget.charge(unit.size, f"unit {unit.number}")
                 data = data[: unit.size]
@@ -1402,6 +1437,64 @@ class Decoder:
                 for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
                     need(blake3(self.member(unit, member)) == digest, f"unit {unit.number}: a BLAKE3 is wrong")
         return self.done[unit.number]
+
+    def reference(self, unit: Unit, reference: list[int]) -> bytes | None:
+        """Section 5.1: what ``unit`` is coded against, or, for kind 3, what it is; None if that cannot be had."""
+        kind, source, start, count = reference
+        item = ITEM_SIZE[unit.dtype]
+        if kind == 0:
+            other = self.scan.units[source]
+            data, item = self.unit(other), ITEM_SIZE[other.dtype]
+            return None if data is None else data[start * item : (start + count) * item]
+        digest = self.scan.parents[source].value["digest"]
+        if digest not in self.parents:
+            self.unsupported[unit.number] = f"unit {unit.number}: parent {digest.hex()} is not here"
+            return None
+        self.budget.charge(2 * unit.size, f"unit {unit.number}")
+        origins = self.parents[digest].origins
+        tensors = origins[start] if start < len(origins) else {}
+        out, same = bytearray(unit.size), []
+        for (name, shape, at, strides), blake in zip(unit.raw["members"], unit.digests or [], strict=True):
+            origin = tensors.get(name) if name is not None else None
+            if origin is None or (origin.dtype, origin.strides) != (unit.dtype, strides):
+                continue
+            rows = strides is None and len(shape) == len(origin.shape) > 0 and shape[1:] == origin.shape[1:]
+            if shape != origin.shape and not rows:
+                continue
+            if kind == 3 and (shape != origin.shape or blake != origin.blake3):
+                continue
+            if origin.span is None:
+                self.unsupported[unit.number] = f"unit {unit.number}: {name!r:.60} of its parent cannot be decoded"
+                return None
+            length = min(item * span_of(shape, strides), len(origin.span))
+            out[at * item : at * item + length] = origin.span[:length]
+            same.append((at * item, at * item + length))
+        if kind == 3:
+            reached = 0
+            for low, high in sorted(same):
+                if low <= reached:
+                    reached = max(reached, high)
+            need(reached >= unit.size, f"unit {unit.number} is not what its parent has")
+        return bytes(out)
+
+    def origins(self, files: list[Frame]) -> list[dict[str, Origin]]:
+        """What a child may refer to. Names that a file has twice count as none."""
+        found: list[dict[str, Origin]] = []
+        for frame in files:
+            tensors: dict[str, Origin] = {}
+            twice = set()
+            pieces = [piece[0] for piece in frame.value["recipe"] if type(piece) is list]
+            for unit in (self.scan.units[number] for number in dict.fromkeys(pieces)):
+                data, item = self.unit(unit), ITEM_SIZE[unit.dtype]
+                for (name, shape, at, strides), digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+                    if name in tensors:
+                        twice.add(name)
+                    elif name is not None:
+                        end = at + span_of(shape, strides)
+                        span = None if data is None else data[at * item : end * item]
+                        tensors[name] = Origin(unit.dtype, shape, strides, digest, span)
+            found.append({name: origin for name, origin in tensors.items() if name not in twice})
+        return found
 
     def assemble(self, unit: Unit) -> bytes | None:
         unknown = sorted({f.codec for f in unit.chunks.values()} - KNOWN_CODECS)
@@ -1488,10 +1581,11 @@ def scan_frames(
     return frames if trailer is not None else frames[:valid]
 
 
-def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
+def decode(data: bytes, limits: Limits = Limits(), parents: Iterable[Decoded] = ()) -> Decoded:
     """Check and decode a whole archive, sealed or growing. Raises NotAnArchive, Corrupt or Unsupported.
 
-    Tensors whose codec is not known have no data, and so have files made of them; ``Decoded.unsupported`` says why.
+    Tensors whose codec is not known, or whose bytes are those of a parent that is not among ``parents``, have no data,
+    and so have files made of them; ``Decoded.unsupported`` says why.
     """
     data = bytes(data)
     prologue = read_prologue(data)
@@ -1514,7 +1608,8 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
             need(scan.readable(unit), f"unit {unit.number} is not complete")
         units, content = check_index(scan, files, live)
 
-    decoder = Decoder(scan, budget)
+    known = {parent.content_digest: parent for parent in parents if parent.content_digest is not None}
+    decoder = Decoder(scan, budget, known)
     members = []
     listed = scan.named_units(files) if sealed else {unit.number for unit in units}
     for unit in units:
@@ -1541,6 +1636,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
         content_digest=content,
         root_digest=None if trailer is None else trailer.root,
         valid_length=len(data) if sealed else frames[-1].offset + frames[-1].size if frames else 64,
+        origins=decoder.origins(files) if sealed else [],
     )
 
 
@@ -1570,7 +1666,7 @@ def extract(decoded: Decoded, folder: str) -> None:
         if file.kind == 2:
             directories.append((full, file))
         elif file.content is None:
-            print(f"{os.fsdecode(path)}: not written, a codec is not known", file=sys.stderr)
+            print(f"{os.fsdecode(path)}: not written, a codec or a parent is not known", file=sys.stderr)
         elif file.kind == 1:
             os.symlink(file.content, full)
         else:
@@ -1599,11 +1695,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("archive")
     parser.add_argument("--list", action="store_true", help="list files and tensors")
     parser.add_argument("--extract", metavar="DIR", help="write the files below DIR, which must not exist")
+    parser.add_argument("--parent", action="append", default=[], metavar="FILE", help="what it was coded against")
     parser.add_argument("--total", type=int, metavar="BYTES", help="allow this many decoded bytes in all")
     options = parser.parse_args(arguments)
     try:
-        with open(options.archive, "rb") as stream:
-            decoded = decode(stream.read(), Limits(total=options.total))
+        parents: list[Decoded] = []
+        for name in [*options.parent, options.archive]:
+            with open(name, "rb") as stream:
+                parents.append(decode(stream.read(), Limits(total=options.total), parents))
+        decoded = parents[-1]
     except ArchiveError as error:
         print(f"{options.archive}: {type(error).__name__}: {error}", file=sys.stderr)
         return 3 if isinstance(error, Unsupported) else 1

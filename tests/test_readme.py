@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,13 @@ class Model(torch.nn.Module):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with ``runs/exp7/step-2000`` in it."""
+    """A working folder with ``runs/exp7/step-2000`` and the step after it."""
     checkpoint = tmp_path / "runs" / "exp7" / "step-2000"
     checkpoint.mkdir(parents=True)
     save_file(Model().state_dict(), checkpoint / "model.safetensors")
     torch.save({"m": torch.randn(100)}, checkpoint / "optimizer.pt")
     (checkpoint / "config.json").write_text("{}\n")
+    shutil.copytree(checkpoint, checkpoint.with_name("step-2010"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -67,7 +69,7 @@ def test_the_commands_run(repository: Path, folder: Path) -> None:
     text = next(block for block in blocks(repository, "") if block.startswith("arzstream pack"))
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line]
     shown = {verb for _, verb, *_ in commands}
-    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover", "bench"}
+    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover", "bench", "diff"}
     for _, verb, *arguments in commands:
         if verb == "recover":
             whole = (folder / "step-2000.arz").read_bytes()

@@ -41,6 +41,8 @@ def assembled() -> tuple[dict[str, bytes], dict[str, Any]]:
     for name, (sentence, report, make_bad) in vector_bad.VECTORS.items():
         files[f"{name}.arz"] = make_bad()
         about[f"{name}.arz"] = {"about": sentence, "report": report}
+        if name.startswith("bad-inherited-"):
+            about[f"{name}.arz"]["parents"] = ["good-inherited-parent.arz"]
     for name in ("bad-expansion", "bad-unit-member-broadcast"):
         about[f"{name}.arz"]["expansion"] = 64
     for name in ("critical-frame", "critical-copyable", "metadata-codec"):

@@ -33,7 +33,7 @@ from vector_assembler import (
     zstd_frame,
     zstd_payload,
 )
-from vector_good import noise
+from vector_good import ancestor, noise
 
 VECTORS: dict[str, tuple[str, str, Callable[[], bytes]]] = {}
 CORRUPT, NOT_SEALED, NOT_AN_ARCHIVE = "corrupt", "not sealed", "not an archive"
@@ -506,7 +506,8 @@ UNITS: list[tuple[str, str, dict[str, Any]]] = [
     ("part-dimensions", "A part whose offset has fewer dimensions than the whole.", {"tensor": {"part": [[8, 4], [0]]}}),
     ("ref-self", "A unit that refers to itself.", {"tensor": {"refs": [[0, 0, 0, 8]]}}),
     ("ref-later", "A unit that refers to a later one.", {"tensor": {"refs": [[0, 1, 0, 8]]}}),
-    ("ref-kind", "A reference of kind 3.", {"tensor": {"refs": [[3, 0, 0, 8]]}}),
+    ("ref-kind", "A reference of kind 4.", {"tensor": {"refs": [[4, 0, 0, 8]]}}),
+    ("ref-inherited", "A unit that inherits from a PARENT that is not there.", {"tensor": {"refs": [[3, 0, 0, 8]]}}),
     ("ref-parent", "A reference to a PARENT that is not there.", {"tensor": {"refs": [[1, 0, 0, 8]]}}),
 ]  # fmt: skip
 
@@ -558,6 +559,50 @@ def wrong_duplicate() -> bytes:
     a.file(b"d.bin", [1])
     a.commit()
     return a.seal()
+
+
+def inheriting(
+    dtype: str = "BF16", data: bytes = noise(10), member: Any = ("c", [5]), chunk: bool = False, **f: Any
+) -> bytes:
+    """A unit that claims to be inherited from the vector good-inherited-parent, whose file 1 it names, and another."""
+    a = Assembler()
+    a.parent(ancestor().content(), "")
+    refs = f.get("refs", [[3, 0, f.get("file", 1), len(data) // ITEM[dtype]]])
+    unit = a.tensor(dtype, data, [list(member)], refs=refs, shape=[len(data) // ITEM[dtype], 1])
+    if chunk:
+        a.chunk(unit)
+    a.file(b"w.bin", [unit])
+    if "again" in f:
+        a.file(b"v.bin", [a.tensor(dtype, data, [["v", member[1]]], refs=[[2, unit, 0, member[1][0]]])])
+    a.commit()
+    return a.seal(tables=[[unit]] if chunk else [])
+
+
+GOOD_B = noise(20)[6:16]  # the tensor `b` of that file
+for inherited_name, inherited_about, inherited_fields in [
+    ("digest", "An inherited unit of which the parent has other bytes.", {"member": ("b", [5])}),
+    ("name", "An inherited unit that the parent's file does not have.", {"data": GOOD_B, "member": ("x", [5])}),
+    ("file", "An inherited unit of a file that the parent does not have.",
+     {"data": GOOD_B, "member": ("b", [5]), "file": 9}),
+    ("folder", "An inherited unit of what is a folder in the parent.",
+     {"data": GOOD_B, "member": ("b", [5]), "file": 0}),
+    ("dtype", "An inherited unit of another dtype than its parent's.",
+     {"dtype": "F16", "data": GOOD_B, "member": ("b", [5])}),
+    ("shape", "An inherited unit of other dimensions than its parent's.",
+     {"data": GOOD_B, "member": ("b", [5, 1])}),
+    ("rows", "An inherited unit of fewer rows than its parent's.", {"data": GOOD_B[:8], "member": ("b", [4])}),
+    ("twice", "An inherited unit of whose name the parent's file has two tensors.",
+     {"dtype": "U8", "data": noise(4), "member": ("d", [4]), "file": 3}),
+    ("gap", "An inherited unit with an element that is in no tensor.",
+     {"data": GOOD_B + bytes(2), "member": ("b", [5])}),
+    ("chunk", "An inherited unit with a chunk of its own.", {"data": GOOD_B, "member": ("b", [5]), "chunk": True}),
+    ("two", "An inherited unit that also has a parent to code against.",
+     {"data": GOOD_B, "member": ("b", [5]), "refs": [[3, 0, 1, 5], [1, 0, 1, 5]]}),
+    ("count", "An inherited unit with a reference that is longer than itself.",
+     {"data": GOOD_B, "member": ("b", [5]), "refs": [[3, 0, 1, 6]]}),
+    ("duplicate", "A duplicate of an inherited unit.", {"data": GOOD_B, "member": ("b", [5]), "again": True}),
+]:  # fmt: skip
+    bad(f"inherited-{inherited_name}", inherited_about, partial(inheriting, **inherited_fields))
 
 
 def missing(units: Any, number_of_chunks: int = 1, recipe: Any = (0,)) -> bytes:
@@ -1137,6 +1182,11 @@ bad(
     "reference-kind",
     "A reference of kind 2, although there is a PARENT of that number.",
     partial(referring, [2, 0, 0, 1], True),
+)
+bad(
+    "reference-parent-count",
+    "A reference to a parent that is shorter than the unit.",
+    partial(referring, [1, 0, 0, 7], True),
 )
 bad("part-members", "A part with two members.", partial(prefix, two_members))
 bad(

@@ -521,10 +521,87 @@ def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()
     a.parent(noise(32), "../step-100.arz")
     a.parent(noise(32, 2), "")
-    unit = a.raw("U8", noise(3), [["w", [3]]], refs=[[1, 1, 7, 1000]])
+    unit = a.raw("U8", noise(3), [["w", [3]]], refs=[[1, 1, 7, 3]])
     a.file(b"w", [unit])
     a.commit()
     return done(a)
+
+
+def ancestor() -> Assembler:
+    """What is inherited from: three files, of which two have a tensor `w`, and one has two of that name."""
+    a = Assembler()
+    w = a.raw("BF16", weights("BF16", 24), [["w", [6, 4]]], grid=[4, 4])
+    tied = a.tensor("BF16", weights("BF16", 24), [["tied", [24]]], refs=[[2, w, 0, 24]])
+    small = a.raw("BF16", noise(20), [["a", [3]], ["b", [5], 3], ["c", [2], 8]])
+    view = a.raw("F32", noise(24), [["t", [3, 2], 0, [1, 3]]], shape=[6, 1])
+    other = a.raw("BF16", weights("BF16", 24, 2), [["w", [6, 4]]])
+    doubled = [a.raw("U8", noise(4, k), [["d", [4]]]) for k in (1, 2)]
+    a.directory(b"folder")
+    a.file(b"folder/model.bin", [w, tied, small, view])
+    a.file(b"other.bin", [other])
+    a.file(b"twice.bin", doubled)
+    a.commit()
+    return a
+
+
+def heir() -> Assembler:
+    """Inherits from :func:`ancestor`. Files there, by path: 0 folder, 1 folder/model.bin, 2 other.bin, 3 twice.bin."""
+    a = Assembler()
+    a.parent(ancestor().content(), "a name that it does not have.arz")
+    data, small = weights("BF16", 24), noise(20)
+    units = [
+        a.tensor("BF16", data, [["w", [6, 4]]], grid=[1, 2], refs=[[3, 0, 1, 24]]),
+        a.tensor("BF16", data, [["tied", [24]]], refs=[[3, 0, 1, 24]]),
+        a.tensor("BF16", small[6:16] + small[:6], [["b", [5]], ["a", [3], 5]], refs=[[3, 0, 1, 8]]),
+        a.tensor("F32", noise(24), [["t", [3, 2], 0, [1, 3]]], shape=[6, 1], refs=[[3, 0, 1, 6]]),
+        a.tensor("BF16", weights("BF16", 24, 2), [["w", [6, 4]]], refs=[[3, 0, 2, 24]]),
+        a.raw("BF16", noise(14), [["c", [7]]], refs=[[1, 0, 1, 7]]),
+    ]
+    a.file(b"model.bin", units[:4])
+    a.file(b"other.bin", units[4:])
+    a.commit()
+    return a
+
+
+@vector("good-inherited-parent", "Tensors in several files, some of one name, that others inherit; no parent itself.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    return done(ancestor())
+
+
+@vector(
+    "good-inherited",
+    "Inherited units: cut and grouped another way, tied, with strides, of either of two files that have the name.",
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    data, expected = done(heir())
+    return data, {"parents": ["good-inherited-parent.arz"], **expected}
+
+
+@vector("good-inherited-again", "An inherited unit whose parent has inherited it, and one that its parent has raw.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    a.parent(ancestor().content(), "")
+    a.parent(heir().content(), "")
+    small = noise(20)
+    units = [
+        a.tensor("BF16", small[6:16], [["b", [5]]], refs=[[3, 1, 0, 5]]),
+        a.tensor("BF16", noise(14), [["c", [7]]], refs=[[3, 1, 1, 7]]),
+    ]
+    a.file(b"model.bin", units)
+    a.commit()
+    data, expected = done(a)
+    return data, {"parents": ["good-inherited-parent.arz", "good-inherited.arz"], **expected}
+
+
+@vector("unsupported-inherited", "A unit that is inherited from an archive that nobody has; another one is raw.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    a.parent(noise(32), "gone.arz")
+    a.file(b"gone.bin", [a.tensor("U8", noise(8), [["gone", [8]]], refs=[[3, 0, 0, 8]])])
+    a.file(b"here.bin", [a.raw("U8", noise(8, 2), [["here", [8]]])])
+    a.commit()
+    data, expected = done(a)
+    return data, {**expected, "unreadable": ["gone", "gone.bin"]}
 
 
 @vector("good-set", "VOLUME frames: a set of two other vectors, with a file and a tensor of its own.")

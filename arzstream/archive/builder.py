@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
+from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit, units_of
@@ -33,7 +34,7 @@ from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
 from arzstream.store.ranges import RangeReader
 
-__all__ = ["CheckpointBuilder", "unit_codec"]
+__all__ = ["CheckpointBuilder", "summary_of", "unit_codec"]
 
 INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
@@ -48,7 +49,8 @@ ATTEMPTS = 3
 class CheckpointBuilder:
     """Writes one archive into ``sink``. Not thread-safe; encodes with ``jobs`` threads of its own.
 
-    ``progress`` is called with the number of source bytes coded since the last call.
+    ``progress`` is called with the number of source bytes coded since the last call. ``lineage`` is what the checkpoint
+    is coded against, open for as long as this is.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class CheckpointBuilder:
         file_id: bytes | None = None,
         tensor_parallel: int = 1,
         progress: Callable[[int], None] | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
         self._writer = FrameWriter(sink, file_id=file_id)
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes)
-        self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None))
+        self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
         self._parallel = tensor_parallel
         self._memory = Results(IDLE_BYTES)
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
@@ -189,7 +192,7 @@ class CheckpointBuilder:
         state = self._writer.state
         order = sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number))
         content = self._writer.seal(order)
-        return self._summary(order, content)
+        return summary_of(self._writer, order, content, self._started)
 
     def set_jobs(self, jobs: int) -> None:
         """Encode with so many threads from now on; they start with the calling thread's priority."""
@@ -263,33 +266,37 @@ class CheckpointBuilder:
             job.record = dataclasses.replace(record, recipe=recipe)
         self._coder.commit("", force=True)
 
-    # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _summary(self, order: list[int], content: bytes) -> PackSummary:
-        state = self._writer.state
-        codecs: dict[str, int] = {}
-        for number in order:
-            names = [member for member in state.units[number].members if member.name is not None]
-            if names:
-                codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
-                codecs[codec] = codecs.get(codec, 0) + len(names)
-        files = state.live_files().values()
-        return PackSummary(
-            bytes_in=sum(record.size for record in files),
-            bytes_out=self._writer.offset,
-            seconds=time.monotonic() - self._started,
-            files=sum(record.kind == Kind.REGULAR for record in files),
-            tensors=sum(codecs.values()),
-            codecs=dict(sorted(codecs.items())),
-            content=content.hex(),
-            opaque={r.path.decode("utf-8", "backslashreplace"): r.note for r in files if r.note},
-        )
+def summary_of(writer: FrameWriter, order: Iterable[int], content: bytes, started: float) -> PackSummary:
+    """What a sealed archive holds; ``started`` is when work on it began, by the monotonic clock."""
+    state = writer.state
+    codecs: dict[str, int] = {}
+    for number in order:
+        names = [member for member in state.units[number].members if member.name is not None]
+        if names:
+            codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
+            codecs[codec] = codecs.get(codec, 0) + len(names)
+    files = state.live_files().values()
+    return PackSummary(
+        bytes_in=sum(record.size for record in files),
+        bytes_out=writer.offset,
+        seconds=time.monotonic() - started,
+        files=sum(record.kind == Kind.REGULAR for record in files),
+        tensors=sum(codecs.values()),
+        codecs=dict(sorted(codecs.items())),
+        content=content.hex(),
+        parents=[[parent.hint, parent.digest.hex()] for parent in state.parents],
+        opaque={r.path.decode("utf-8", "backslashreplace"): r.note for r in files if r.note},
+    )
 
 
 def unit_codec(unit: Unit, entries: Iterable[ChunkEntry]) -> str:
-    """The codec that most of a unit's bytes are coded with, by name; ``dup`` for duplicates, ``raw`` for nothing."""
+    """The codec that most of a unit's bytes are coded with, by name; ``dup`` for duplicates, ``unchanged`` for what is
+    as in the parent, ``raw`` for nothing."""
     if unit.duplicate_of is not None:
         return "dup"
+    if unit.inherited is not None:
+        return "unchanged"
     weights: dict[int, int] = {}
     for entry in entries:
         weights[entry.codec] = weights.get(entry.codec, 0) + entry.decoded

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Scratch
 from arzstream.archive.pipeline import MemberDigests, Pipeline, context
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
@@ -34,8 +35,12 @@ class UnitCoder:
     ``progress`` is called with the number of source bytes coded since the last call.
     """
 
-    def __init__(self, writer: FrameWriter, pipeline: Pipeline, progress: Callable[[int], None]) -> None:
-        self.writer, self.pipeline, self.progress = writer, pipeline, progress
+    def __init__(
+        self, writer: FrameWriter, pipeline: Pipeline, progress: Callable[[int], None], lineage: Lineage | None = None
+    ) -> None:
+        self.writer, self.pipeline, self.progress, self._lineage = writer, pipeline, progress, lineage
+        if lineage is not None:
+            pipeline.references = lineage.tiles
         self.bytes_coded = 0
         self._unfinished: set[Planned] = set()
         self._completed: list[Planned] = []
@@ -62,22 +67,28 @@ class UnitCoder:
             raise
 
     def code(self, job: FileJob, planned: Planned) -> None:
-        """Take a unit on: as a duplicate if its bytes are those of an earlier one, else chunk by chunk.
+        """Take a unit on: as its parent's or as a duplicate if its bytes are those of another one, else chunk by chunk.
 
         It waits for :meth:`queue`, so that one frame announces many units.
         """
         if len(self._announced) == UNITS_AT_ONCE:
             self.queue()
-        source = self._original(job, planned)
+        refs = self._lineage.references(job.path, planned.unit) if self._lineage is not None else ()
+        inherits = self._lineage is not None and bool(refs) and self._lineage.inherit(job.read, planned, refs[0])
+        source = None if inherits else self._original(job, planned)
         self._unfinished.add(planned)
         self._announced.append(planned)
-        if source is not None:
+        if inherits:
+            self.progress(planned.unit.nbytes)
+            self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
+        elif source is not None:
             source.duplicates += 1
             ref = Reference(ReferenceKind.DUPLICATE, source.number, 0, planned.unit.elements)
             planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
             self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
         else:
+            planned.unit = dataclasses.replace(planned.unit, refs=refs)
             self._after.append(lambda: self._put_chunks(job, planned))
 
     def queue(self) -> None:
@@ -100,7 +111,10 @@ class UnitCoder:
         self.pipeline.put(lambda: self._end(planned, hashers))
 
     def _begin(self, announced: Sequence[Planned]) -> None:
-        first = self.writer.add_units([planned.unit for planned in announced])
+        units = [planned.unit for planned in announced]
+        if self._lineage is not None:
+            self._lineage.announce(self.writer, units)
+        first = self.writer.add_units(units)
         for number, planned in enumerate(announced, first):
             planned.number = number
             self._units[number] = planned
@@ -163,7 +177,7 @@ class UnitCoder:
     def code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:
         """The source of these chunks is not what it was."""
         for planned, chunks in changed:
-            if planned.duplicates or planned.unit.duplicate_of is not None:
+            if planned.duplicates or not planned.unit.has_chunks:
                 self._replace(job, planned)
                 continue
             self._unfinished.add(planned)
@@ -187,7 +201,8 @@ class UnitCoder:
         self._end(planned, hashers)
 
     def _replace(self, job: FileJob, planned: Planned) -> None:
-        """A new unit for bytes that were those of another unit, or that other units were found to be equal to."""
+        """A new unit for bytes that were those of another unit or of a parent, or that other units were found to be
+        equal to."""
         fresh = Planned(dataclasses.replace(planned.unit, refs=()), planned.extents)
         source = planned.unit.duplicate_of
         if source is not None:
@@ -230,7 +245,8 @@ class UnitCoder:
         try:
             if xxh3_64(payload) != entry.stored_xxh3:
                 raise CorruptError("what was written is not what is read back")
-            registry.get(entry.codec).decode(payload.toreadonly(), out, context(unit, chunk))
+            ctx = context(unit, chunk, self.pipeline.references(unit, chunk))
+            registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
         except ArzError as error:

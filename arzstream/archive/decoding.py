@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
 from arzstream.archive.memory import Results, Scratch
 from arzstream.archive.pipeline import context
+from arzstream.archive.references import ParentTensors, References, TileCache, rectangle_into
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue
-from arzstream.container.records import Unit
+from arzstream.container.records import Reference, ReferenceKind, Unit
 from arzstream.container.state import ChunkEntry
-from arzstream.errors import ArzError, CorruptError, LimitError
+from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.ranges import RangeReader
@@ -58,12 +60,17 @@ class Decoder:
         limits: Limits = DEFAULT_LIMITS,
         jobs: int | None = None,
         home: Callable[[int], tuple[RangeReader, Prologue, int]] | None = None,
+        parents: ParentTensors | None = None,
     ) -> None:
-        """``home`` says where a unit is stored if not in ``reader``: the file, its prologue, the number there."""
+        """``home`` says where a unit is stored if not in ``reader``: the file, its prologue, the number there.
+        ``parents`` has the tensors of the archives that this one was coded against."""
         self.reader, self.directory, self._limits = reader, directory, limits
         self._home = home or (lambda number: (reader, directory.prologue, number))
         self.jobs = jobs or os.cpu_count() or 1
         self.results, self.scratch = Results(), Scratch()
+        self._parents = parents
+        self._tiles = parents.tiles if parents is not None else TileCache(limits.parent_depth)
+        self._nested = _Nested()
         self._pool: ThreadPoolExecutor | None = None
         self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
         self._kept_bytes = 0
@@ -76,19 +83,49 @@ class Decoder:
         try:
             if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not
                 raise LimitError(f"a frame of {place.stored} bytes; at most {2 * self._limits.chunk_bytes} are read")
-            frame = self.scratch.get("frame", HEADER_BYTES + place.stored)
-            reader.read_into(place.offset, frame)
-            check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)
-            payload = frame[HEADER_BYTES:].toreadonly()
-            if xxh3_64(payload) != place.stored_xxh3:
-                raise CorruptError("the stored bytes are damaged (checksum)")
-            registry.get(place.codec).decode(payload, out, context(entry.unit, chunk))
-            if xxh3_64(out) != place.decoded_xxh3:
-                raise CorruptError("the bytes decode to something else (checksum)")
+            # A chunk that this one refers to may be decoded, here and in this thread, before this one is.
+            with self._nested.level() as level:
+                frame = self.scratch.get(f"frame {level}", HEADER_BYTES + place.stored)
+                reader.read_into(place.offset, frame)
+                check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)
+                payload = frame[HEADER_BYTES:].toreadonly()
+                if xxh3_64(payload) != place.stored_xxh3:
+                    raise CorruptError("the stored bytes are damaged (checksum)")
+                ctx = context(entry.unit, chunk, self.references(entry.unit, chunk))
+                registry.get(place.codec).decode(payload, out, ctx)
+                if xxh3_64(out) != place.decoded_xxh3:
+                    raise CorruptError("the bytes decode to something else (checksum)")
         except ArzError as error:
-            if str(error).startswith(reader.name):
-                raise
-            raise type(error)(f"{reader.name}: {describe(entry.unit)}, chunk {chunk}: {error}") from error
+            where = "" if isinstance(error, MissingParentError) else f", chunk {chunk}"
+            self._raise_named(error, reader.name, describe(entry.unit) + where)
+
+    @staticmethod
+    def _raise_named(error: ArzError, name: str, what: str) -> NoReturn:
+        if str(error).startswith(name):
+            raise error
+        raise type(error)(f"{name}: {what}: {error}") from error
+
+    def references(self, unit: Unit, chunk: int) -> Sequence[memoryview]:
+        """The tiles of a unit's references where ``chunk`` is, each decoded when it is looked at."""
+        if not unit.refs:
+            return ()
+        return References(len(unit.refs), lambda index: self._reference(unit, chunk, unit.refs[index]))
+
+    def _reference(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        if ref.kind in ReferenceKind.OF_PARENTS:
+            if self._parents is None:
+                raise MissingParentError("it was coded against another archive, which is not at hand")
+            return self._parents.tile(unit, chunk, ref)
+        if ref.count != unit.elements:
+            raise CorruptError("a reference that is used is not as long as the unit")
+        tile, source = unit.tile(chunk), self.directory.by_number[ref.source].unit
+        rows, cols = (tile.row0, tile.row1), (tile.col0, tile.col1)
+
+        def fill(out: np.ndarray) -> None:
+            rectangle_into(self, ref.source, ref.start, unit.shape[1], rows, cols, out)
+
+        key = (id(self.directory), ref, unit.shape, rows, cols)
+        return self._tiles.get(key, tile.elements * source.type.itemsize, fill)
 
     def into(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> None:
         """Decode rows × columns of a unit into ``out`` and return when it is done.
@@ -192,6 +229,9 @@ class Decoder:
             if col0 >= col1:
                 continue
             part = out[row0 - rows[0] : row1 - rows[0], (col0 - cols[0]) * itemsize : (col1 - cols[0]) * itemsize]
+            if unit.inherited is not None:
+                yield functools.partial(self._inherit, entry, (row0, row1), (col0, col1), part)
+                continue
             if (row1 - row0) * (col1 - col0) == tile.elements and part.flags.c_contiguous:
                 yield functools.partial(self.chunk_into, entry, chunk, part.reshape(-1).data)
             else:
@@ -200,6 +240,21 @@ class Decoder:
                     slice((col0 - tile.col0) * itemsize, (col1 - tile.col0) * itemsize),
                 )
                 yield functools.partial(self._cut, entry, chunk, inside, part)
+
+    def _inherit(self, entry: UnitEntry, rows: tuple[int, int], cols: tuple[int, int], part: np.ndarray) -> None:
+        """Rows × columns of a unit whose bytes are a parent's."""
+        name = self._home(entry.number)[0].name
+        try:
+            if self._parents is None:
+                raise MissingParentError("its bytes are those of another archive, which is not at hand")
+            if part.flags.c_contiguous:
+                self._parents.inherit(entry, rows, cols, part.reshape(-1))
+            else:
+                data = np.empty(part.size, np.uint8)
+                self._parents.inherit(entry, rows, cols, data)
+                part[...] = data.reshape(part.shape)
+        except ArzError as error:
+            self._raise_named(error, name, describe(entry.unit))
 
     def _cut(self, entry: UnitEntry, chunk: int, inside: tuple[slice, slice], part: np.ndarray) -> None:
         """Decode a chunk that is wanted in part and copy that part."""
@@ -242,6 +297,21 @@ class Decoder:
         for task in self.unit_into(number, low, high, data):
             task()
         out[...] = data[start - low : end - low]
+
+
+class _Nested(threading.local):
+    """How many chunks a thread is decoding at once, each for the one before."""
+
+    depth = 0
+
+    @contextlib.contextmanager
+    def level(self) -> Iterator[int]:
+        level = self.depth
+        self.depth = level + 1
+        try:
+            yield level
+        finally:
+            self.depth = level
 
 
 def _help(left: collections.deque[Task]) -> None:

@@ -8,9 +8,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
+from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.lineage import MAX_CHAIN, Lineage, open_lineage
 from arzstream.archive.output import check_free, new_archive
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
@@ -34,6 +37,7 @@ def pack(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     dest: str | os.PathLike[str],
     *,
+    parent: str | os.PathLike[str] | None = None,
     profile: str = "balanced",
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -41,13 +45,20 @@ def pack(
     tensor_parallel: int = 1,
     force: bool = False,
     memory_bytes: int = 512 << 20,
+    parents: SearchPath = None,
+    max_chain: int = MAX_CHAIN,
 ) -> PackSummary:
     """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``; ``"-"`` is standard
     output.
 
     ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N
     cuts every matrix
-    so that each of N ranks reads its own rows or columns only. Raises StorageError (also if ``dest`` exists and not
+    so that each of N ranks reads its own rows or columns only.
+
+    ``parent`` is an archive, a path or a URL, that tensors of the same names are coded against: the checkpoint before
+    this one, or the model that this one was made from. Whoever reads the archive needs the parent, too, and what that
+    was coded against, which is looked for beside it and in ``parents``. A parent with ``max_chain`` archives behind it
+    is not used; the archive then stands alone. Raises MissingParentError, StorageError (also if ``dest`` exists and not
     ``force``), SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
     """
     if profile not in PROFILES:
@@ -55,14 +66,19 @@ def pack(
     if tensor_parallel < 1:
         raise ValueError("tensor_parallel must be at least 1")
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    entries = collect(listed)
-    identity = _file_id(entries, profile, tensor_parallel) if reproducible else None
-    work = _Work(entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes)
-    if os.fspath(dest) == "-":
-        return work.run(local.PipeSink(), None)
+    if max_chain < 0:
+        raise ValueError("max_chain must be at least 0")
     if is_url(dest):
         raise StorageError(f"{dest}: archives are written to local files only; pack to a file and copy it there")
-    return _to_file(work, entries, os.fspath(dest), force)
+    entries = collect(listed)
+    with open_lineage(parent, os.fspath(dest), parents, max_chain) as lineage:
+        identity = _file_id(entries, profile, tensor_parallel, lineage) if reproducible else None
+        work = _Work(
+            entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes, lineage
+        )
+        if os.fspath(dest) == "-":
+            return work.run(local.PipeSink(), None)
+        return _to_file(work, entries, os.fspath(dest), force)
 
 
 def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) -> PackSummary:
@@ -83,6 +99,7 @@ class _Work:
     file_id: bytes | None
     tensor_parallel: int
     memory_bytes: int
+    lineage: Lineage | None
 
     def run(self, sink: local.Sink, reader: LocalReader | None) -> PackSummary:
         """Code all entries into ``sink``; where it can be read back (``reader``), prove what was written."""
@@ -92,7 +109,7 @@ class _Work:
         with (
             CheckpointBuilder(
                 sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,
-                tensor_parallel=self.tensor_parallel, progress=done.add,
+                tensor_parallel=self.tensor_parallel, progress=done.add, lineage=self.lineage,
             ) as builder,
             ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing,
         ):  # fmt: skip
@@ -179,7 +196,10 @@ class _Counter:
         self.add(0)
 
 
-def _file_id(entries: list[SourceEntry], profile: str, tensor_parallel: int) -> bytes:
-    """A file id that depends on names, sizes and options only."""
+def _file_id(entries: list[SourceEntry], profile: str, tensor_parallel: int, lineage: Lineage | None) -> bytes:
+    """A file id that depends on names, sizes, options and the parent only."""
     listed = [[entry.path, entry.kind, entry.size] for entry in entries]
-    return blake3(pack_metadata({"entries": listed, "profile": profile, "tensor_parallel": tensor_parallel}))[:16]
+    body: dict[str, Any] = {"entries": listed, "profile": profile, "tensor_parallel": tensor_parallel}
+    if lineage is not None:
+        body["parent"] = lineage.parent.content
+    return blake3(pack_metadata(body))[:16]

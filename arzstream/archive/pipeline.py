@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -28,10 +28,10 @@ class _Encoded(NamedTuple):
     payload: bytes | memoryview
 
 
-def context(unit: Unit, chunk: int) -> ChunkContext:
+def context(unit: Unit, chunk: int, references: Sequence[memoryview] = ()) -> ChunkContext:
     """What a codec may know of a chunk."""
     tile = unit.tile(chunk)
-    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0)
+    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references)
 
 
 class Pipeline:
@@ -43,6 +43,8 @@ class Pipeline:
 
     def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int) -> None:
         self.writer = writer
+        self.references: Callable[[Unit, int], Sequence[memoryview]] = lambda unit, chunk: ()
+        """The tiles that a chunk of a unit may be coded against."""
         self._profile = profile
         self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
         self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = (
@@ -107,7 +109,8 @@ class Pipeline:
     def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:
         data = planned.read_chunk(read_at, chunk)
         xxh3 = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
-        codec, payload = encode_best(memoryview(data), context(planned.unit, chunk), self._profile)
+        ctx = context(planned.unit, chunk, self.references(planned.unit, chunk))
+        codec, payload = encode_best(memoryview(data), ctx, self._profile)
         return _Encoded(data, xxh3, codec, payload)
 
     def _step(self) -> None:

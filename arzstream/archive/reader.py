@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.catalog import Catalog
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import open_archived, piece_starts, read_range
@@ -31,20 +32,22 @@ __all__ = ["Archive", "open"]
 def open(
     path: str | os.PathLike[str],
     storage_options: dict[str, Any] | None = None,
-    parents: str | None = None,
+    parents: SearchPath = None,
     *,
     limits: Limits = DEFAULT_LIMITS,
     jobs: int | None = None,
 ) -> Archive:
     """Open an archive at a local path or any fsspec URL, in at most two reads.
 
-    A set is opened with its volumes, which lie beside it. ``parents`` is where codecs will look for archives that this
-    one was coded against; no codec of this version needs any. ``jobs`` threads decode (default: one per core).
+    A set is opened with its volumes, which lie beside it. ``parents`` is where to look for archives that this one was
+    coded against, if they do not lie beside it: a folder, the URL of one, an archive, or several of these. A parent is
+    opened when a tensor that needs it is decoded. ``jobs`` threads decode (default: one per core).
     Raises CorruptError, UnsupportedError, LimitError or StorageError.
     """
     reader = open_reader(path, storage_options)
     try:
-        archive = Archive(reader, limits=limits, jobs=jobs)
+        ancestry = Ancestry(parents, storage_options, limits)
+        archive = Archive(reader, limits=limits, jobs=jobs, ancestry=ancestry, place=os.fspath(path))
         if archive.directory.volumes:
             archive.join(os.fspath(path), storage_options)
         return archive
@@ -56,8 +59,18 @@ def open(
 class Archive:
     """An open archive. Thread-safe; a context manager."""
 
-    def __init__(self, reader: RangeReader, *, limits: Limits = DEFAULT_LIMITS, jobs: int | None = None) -> None:
+    def __init__(
+        self,
+        reader: RangeReader,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        jobs: int | None = None,
+        ancestry: Ancestry | None = None,
+        place: str | None = None,
+    ) -> None:
         self._reader, self._limits, self._jobs = reader, limits, jobs
+        self._ancestry = ancestry if ancestry is not None else Ancestry(limits=limits)
+        self._place = place if place is not None else reader.name
         self._joined: Joined | None = None
         self._set_directory(open_directory(reader, limits))
 
@@ -65,7 +78,10 @@ class Archive:
         self.directory = directory
         self.catalog = Catalog(directory)
         home = self._joined.home if self._joined is not None else None
-        self._decoder = Decoder(self._reader, directory, limits=self._limits, jobs=self._jobs, home=home)
+        self._decoder = Decoder(
+            self._reader, directory, limits=self._limits, jobs=self._jobs, home=home,
+            parents=self._ancestry.tensors_of(directory, self._place),
+        )  # fmt: skip
 
     def join(self, place: str, storage_options: dict[str, Any] | None = None) -> None:
         """Take in the volumes of a set, which is at ``place``. Raises StorageError if one is missing."""
@@ -105,6 +121,11 @@ class Archive:
         if path is not None:
             return dict(self._record(path).metadata)
         return next((dict(r.metadata) for _, r in self.catalog.regular_files() if r.metadata), {})
+
+    def parents(self) -> list[tuple[str, str]]:
+        """(hint, content digest in hexadecimal) of the archives that this one was coded against; none if it stands
+        alone. The first is its parent, the second its parent's."""
+        return [(parent.hint, parent.digest.hex()) for parent in self.directory.parents]
 
     def content_digest(self) -> str | None:
         """Identity of the checkpoint, hexadecimal; None while the archive grows."""
@@ -185,6 +206,7 @@ class Archive:
         self._decoder.close()
         if self._joined is not None:
             self._joined.close()
+        self._ancestry.close()
         self._reader.close()
 
     def __enter__(self) -> Archive:

@@ -6,27 +6,32 @@ which all bytes are there, and for tensors whose file cannot be made again a saf
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
 
+from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import file_digest, member_digests
+from arzstream.archive.lineage import relative_hint
 from arzstream.archive.output import check_free, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
+from arzstream.archive.references import ParentTensors
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
-from arzstream.errors import ArzError, CorruptError
+from arzstream.errors import ArzError, CorruptError, MissingParentError
 from arzstream.formats.order import layer_key
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.folders import beside, folder_of
 from arzstream.store.ranges import RangeReader, open_reader
 
 __all__ = ["RecoverReport", "recover"]
@@ -47,6 +52,8 @@ class RecoverReport:
     lost_tensors: list[str]
     lost_files: list[str]
     damaged_places: int
+    unchecked: list[str] = dataclasses.field(default_factory=list)
+    """Tensors that were saved as they are stored, but cannot be decoded without an archive that is not at hand."""
     indexed: bool = True
     """Was the index good? If not, the lists of what is lost name only what other frames tell of."""
 
@@ -66,20 +73,26 @@ def recover(
     force: bool = False,
     progress: Progress | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    parents: SearchPath = None,
 ) -> RecoverReport:
-    """Write what is intact in ``damaged`` to a new archive ``dest``.
+    """Write what is intact in ``damaged`` to a new archive ``dest``, which needs the parents that ``damaged`` needs.
 
+    ``parents`` says where they are, as in :func:`arzstream.open`. Without them, what depends on them is saved where its
+    stored bytes are good, and reported as unchecked.
     Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
     """
     check_free(os.fspath(dest), replace=force)
-    with open_reader(damaged) as reader:
+    ancestry = Ancestry(parents, limits=limits)
+    with open_reader(damaged) as reader, contextlib.closing(ancestry):
         try:
             salvage = scan_everything(reader, limits)
-            rescue = _Rescue(reader, salvage, limits, progress)
+            origin = ParentTensors(lambda n: ancestry.find(salvage.parents[n], os.fspath(damaged)), ancestry.tiles)
+            rescue = _Rescue(reader, salvage, origin, limits, progress)
             rescue.run()
         except ArzError as error:
             raise named(error, reader.name) from error
         try:
+            rescue.hint = lambda hint: relative_hint(beside(folder_of(os.fspath(damaged)), hint), os.fspath(dest))
             if not rescue.good and not salvage.volumes:
                 raise CorruptError(f"{reader.name}: nothing in it is whole")
             with new_archive(os.fspath(dest), replace=force) as (sink, _):
@@ -92,13 +105,23 @@ def recover(
 class _Rescue:
     """Decides what is intact, then copies it: chunks as they are stored, under new numbers."""
 
-    def __init__(self, reader: RangeReader, salvage: Salvage, limits: Limits, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        reader: RangeReader,
+        salvage: Salvage,
+        parents: ParentTensors,
+        limits: Limits,
+        progress: Progress | None,
+    ) -> None:
         self.reader, self.salvage = reader, salvage
         self._progress = progress or (lambda done, total, what: None)
         self.candidates = salvage.complete_units()
         check_charge((entry.unit for entry in self.candidates.values()), salvage.files.items(), reader.size, limits)
         self.directory = salvage.directory(reader.name, self.candidates)
-        self.decoder = Decoder(reader, self.directory, limits=limits)
+        self.decoder = Decoder(reader, self.directory, limits=limits, parents=parents)
+        self.hint: Callable[[str], str] = lambda hint: hint
+        """Where a parent is, seen from the new archive."""
+        self.unchecked: set[int] = set()
         self.good: dict[int, tuple[UnitEntry, tuple[bytes, ...]]] = {}
         self.files: list[FileRecord] = []
         self.lost_files: list[FileRecord] = []
@@ -108,7 +131,7 @@ class _Rescue:
     def run(self) -> None:
         total, done = sum(entry.unit.nbytes for entry in self.candidates.values()), 0
         for number, entry in self.candidates.items():
-            whole = all(ref.source in self.good for ref in entry.unit.refs if ref.kind != ReferenceKind.PARENT)
+            whole = all(ref.source in self.good for ref in entry.unit.refs if ref.kind not in ReferenceKind.OF_PARENTS)
             digests = self._digests(number, entry) if whole else None
             if digests is not None:
                 self.good[number] = (entry, digests)
@@ -116,11 +139,21 @@ class _Rescue:
             self._progress(done, total, "checking")
         for record in self.salvage.live_files():
             (self.files if self._restores(record) else self.lost_files).append(record)
+        # What cannot be decoded can be kept in its file, but in no new one.
+        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        for number in self.unchecked - held:
+            del self.good[number]
+        self.unchecked &= held
 
     def _digests(self, number: int, entry: UnitEntry) -> tuple[bytes, ...] | None:
         """The members' BLAKE3 if the unit decodes, and to what was committed where that is known."""
         try:
             found = member_digests(self.decoder, number, entry.unit)
+        except MissingParentError:
+            if not entry.digests:
+                return None
+            self.unchecked.add(number)
+            return entry.digests
         except ArzError:
             return None
         return found if not entry.digests or found == entry.digests else None
@@ -130,6 +163,8 @@ class _Rescue:
             return False
         try:
             return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
+        except MissingParentError:
+            return True
         except ArzError:
             return False
 
@@ -138,7 +173,10 @@ class _Rescue:
 
     def write(self, writer: FrameWriter) -> None:
         self._models = {n: writer.add_model(data) for n, (_, data) in sorted(self.salvage.models.items())}
-        self._parents = {n: writer.add_parent(parent) for n, parent in sorted(self.salvage.parents.items())}
+        self._parents = {
+            n: writer.add_parent(dataclasses.replace(parent, hint=self.hint(parent.hint) if parent.hint else ""))
+            for n, parent in sorted(self.salvage.parents.items())
+        }
         for _, volume in sorted(self.salvage.volumes.items()):
             writer.add_volume(volume)
         for number in sorted(self.good):
@@ -158,7 +196,7 @@ class _Rescue:
     def _copy(self, writer: FrameWriter, number: int, unit: Unit) -> None:
         refs = tuple(
             dataclasses.replace(
-                ref, source=(self._parents if ref.kind == ReferenceKind.PARENT else self._numbers)[ref.source]
+                ref, source=(self._parents if ref.kind in ReferenceKind.OF_PARENTS else self._numbers)[ref.source]
             )
             for ref in unit.refs
         )
@@ -258,5 +296,8 @@ class _Rescue:
             lost_tensors=[name for number in sorted(lost) for name in self.salvage.names_of(number)],
             lost_files=[os.fsdecode(record.path) for record in self.lost_files],
             damaged_places=self.salvage.damaged_places,
+            unchecked=[
+                m.name for n in sorted(self.unchecked) for m in self.good[n][0].unit.members if m.name is not None
+            ],
             indexed=self.salvage.indexed,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import piece_starts, range_tasks, spans
 from arzstream.archive.reader import Archive
@@ -31,15 +32,16 @@ def unpack(
     *,
     only: str | None = None,
     progress: Progress | None = None,
+    parents: SearchPath = None,
 ) -> list[str]:
     """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``; returns their paths.
 
-    ``only`` is a glob over paths. Modes and modification times come back; existing files are never overwritten
-    (StorageError).
+    ``only`` is a glob over paths; ``parents`` as in :func:`arzstream.open`. Modes and modification times come back;
+    existing files are never overwritten (StorageError).
     Raises CorruptError before anything is written if the archive is not sealed.
     """
     if not isinstance(archive, Archive):
-        with open_archive(archive) as opened:
+        with open_archive(archive, parents=parents) as opened:
             return unpack(opened, dest, only=only, progress=progress)
     if not archive.sealed:
         raise CorruptError(f"{archive.name}: {NO_END}")

@@ -79,11 +79,11 @@ class Salvage:
             by_unit[number][chunk] = entry
         for number, unit in sorted(self.units.items()):
             entries = by_unit.get(number, {})
-            if unit.duplicate_of is None and not self._fits(number, unit, entries):
+            if unit.has_chunks and not self._fits(number, unit, entries):
                 continue
             # References point to lower numbers, so what they need has been decided.
             if any(
-                ref.source not in (self.parents if ref.kind == ReferenceKind.PARENT else found) for ref in unit.refs
+                ref.source not in (self.parents if ref.kind in ReferenceKind.OF_PARENTS else found) for ref in unit.refs
             ):
                 continue
             if any(model not in self.models for model in unit.models):

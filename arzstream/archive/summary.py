@@ -25,6 +25,8 @@ class PackSummary:
     opaque: dict[str, str] = dataclasses.field(default_factory=dict)
     """Files that could not be understood, or not wholly, and why."""
     archive: str = ""
+    parents: list[list[str]] = dataclasses.field(default_factory=list)
+    """(hint, content digest) of each archive that this one was coded against; none if it stands alone."""
 
     @property
     def ratio(self) -> float:

@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import compare, decode_all
+from arzstream.archive.references import ParentTensors
 from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, named, open_directory
 from arzstream.container.layout import END_MAGIC, TRAILER_BYTES, Trailer
@@ -50,12 +52,14 @@ def verify(
     progress: Progress | None = None,
     storage_options: dict[str, Any] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    parents: SearchPath = None,
 ) -> VerifyReport:
     """Check every header and every stored byte, the order of the frames, and that the index says what they say.
 
     ``deep`` decodes everything and checks each tensor's BLAKE3 and each file's SHA-256; ``against`` compares the
-    files with a source, byte for
-    byte. Raises CorruptError with the first thing that is wrong, UnsupportedError, or StorageError.
+    files with a source, byte for byte. Both need the archives that this one was coded against, which ``parents`` says
+    where to find, as in :func:`arzstream.open`. Raises CorruptError with the first thing that is wrong,
+    MissingParentError, UnsupportedError, or StorageError.
     """
     with open_reader(path, storage_options) as reader:
         try:
@@ -64,7 +68,12 @@ def verify(
             try:
                 report = _with_volumes(report, joined, limits, progress)
                 if deep or against is not None:
-                    _verify_deep(reader, joined, limits, against, progress)
+                    ancestry = Ancestry(parents, storage_options, limits)
+                    try:
+                        origin = ancestry.tensors_of(joined.directory, os.fspath(path))
+                        _verify_deep(reader, joined, origin, limits, against, progress)
+                    finally:
+                        ancestry.close()
             finally:
                 joined.close()
         except ArzError as error:
@@ -92,11 +101,12 @@ def _with_volumes(report: VerifyReport, joined: Joined, limits: Limits, progress
 def _verify_deep(
     reader: RangeReader,
     joined: Joined,
+    parents: ParentTensors | None,
     limits: Limits,
     against: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> None:
-    decoder = Decoder(reader, joined.directory, limits=limits, home=joined.home)
+    decoder = Decoder(reader, joined.directory, limits=limits, home=joined.home, parents=parents)
     try:
         _decode_all(decoder, joined.directory, progress)
         if against is not None:

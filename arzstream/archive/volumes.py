@@ -17,7 +17,7 @@ import numpy as np
 
 from arzstream.container.directory import Directory, UnitEntry, open_directory
 from arzstream.container.layout import Prologue
-from arzstream.container.records import FileRecord, Piece, ReferenceKind, Unit, Volume
+from arzstream.container.records import FileRecord, Parent, Piece, ReferenceKind, Unit, Volume
 from arzstream.container.state import check_paths
 from arzstream.errors import CorruptError, StorageError
 from arzstream.limits import Limits
@@ -99,8 +99,11 @@ def _checked(reader: RangeReader, volume: Volume, limits: Limits) -> Directory:
 def _joined(directory: Directory, parts: Sequence[Part]) -> Directory:
     units: list[UnitEntry] = []
     files: list[tuple[int, FileRecord]] = []
+    parents: list[Parent] = []
     for _, part, first in parts:
-        units += [dataclasses.replace(e, number=first + e.number, unit=_shifted(e.unit, first)) for e in part.units]
+        shift = (first, len(parents))
+        units += [dataclasses.replace(e, number=first + e.number, unit=_shifted(e.unit, *shift)) for e in part.units]
+        parents += part.parents
         files += [(len(files) + n, _shifted_file(record, first)) for n, (_, record) in enumerate(part.files)]
     check_paths((record.path, record.kind) for _, record in files)
 
@@ -112,7 +115,7 @@ def _joined(directory: Directory, parts: Sequence[Part]) -> Directory:
         name=directory.name, prologue=directory.prologue, sealed=directory.sealed, units=units,
         files=sorted(files, key=lambda item: item[1].path),
         load_table=load_table,
-        models=directory.models, parents=directory.parents, volumes=directory.volumes, content=directory.content,
+        models=directory.models, parents=parents, volumes=directory.volumes, content=directory.content,
         dead=directory.dead, valid_end=directory.valid_end, root=directory.root,
     )  # fmt: skip
 
@@ -122,9 +125,9 @@ def _part_of(parts: Sequence[Part], number: int) -> Part:
     return parts[bisect.bisect_right([first for _, _, first in parts], number) - 1]
 
 
-def _shifted(unit: Unit, first: int) -> Unit:
+def _shifted(unit: Unit, first: int, first_parent: int) -> Unit:
     refs = tuple(
-        ref if ref.kind == ReferenceKind.PARENT else dataclasses.replace(ref, source=first + ref.source)
+        dataclasses.replace(ref, source=ref.source + (first_parent if ref.kind in ReferenceKind.OF_PARENTS else first))
         for ref in unit.refs
     )
     return dataclasses.replace(unit, refs=refs)

@@ -12,7 +12,7 @@ import click
 
 from arzstream.cli.failure import USAGE, UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument
+from arzstream.cli.options import archive_argument, parents_option
 from arzstream.cli.text import safe
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ SHOWN = 3
 
 @click.command(name="cat")
 @archive_argument
+@parents_option
 @click.argument("member", metavar="MEMBER")
-def command(archive: str, member: str) -> None:
+def command(archive: str, member: str, parents: tuple[str, ...]) -> None:
     """Write one original file, byte for byte, to standard output, decoding as it goes.
 
     MEMBER is a path as arzstream ls shows it.
@@ -40,7 +41,7 @@ def command(archive: str, member: str) -> None:
     from arzstream.archive.reader import open as open_archive
 
     state().archive = archive
-    with open_archive(archive) as opened:
+    with open_archive(archive, parents=parents) as opened:
         path = _find(opened, member)
         buffer = memoryview(bytearray(min(BLOCK_BYTES, max(1, opened.catalog.files[path].size))))
         with opened.open_file(path) as file:

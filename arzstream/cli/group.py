@@ -18,6 +18,8 @@ VERBS = {
     "ls": "List files and tensors: dtype, shape, codec, ratio.",
     "cat": "Write one original file to standard output.",
     "verify": "Check that an archive is whole, or equals its source.",
+    "diff": "Say which tensors changed between two archives, and by how much.",
+    "rebase": "Code an archive anew, against another parent or alone.",
     "recover": "Save what is intact in a damaged archive, and list what is not.",
     "bench": "Measure ratio and speed on your own files, beside memcpy and installed peers.",
     "watch": "Archive checkpoints while they are being written.",

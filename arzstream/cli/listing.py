@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from arzstream.codec import registry
 from arzstream.container.layout import MAJOR
-from arzstream.container.records import FileRecord, Kind, Piece
+from arzstream.container.records import FileRecord, Kind, Piece, ReferenceKind
 
 if TYPE_CHECKING:
     from arzstream.archive.catalog import TensorPlace
@@ -22,7 +22,8 @@ KINDS = {Kind.REGULAR: "file", Kind.LINK: "link", Kind.DIRECTORY: "folder"}
 def listing(archive: Archive, *, chunks: bool = False, layers: bool = False) -> dict[str, Any]:
     """Files, and tensors in layer order; with ``chunks`` where each chunk is, with ``layers`` the tensors by layer.
 
-    All lengths are in bytes. ``stored`` of what shares its chunks with others is its share of them.
+    All lengths are in bytes. ``stored`` of what shares its chunks with others is its share of them. ``parents`` of a
+    tensor are places in the list of the archive's: what it may be coded against.
     """
     directory = archive.directory
     names = _names(archive)
@@ -45,6 +46,7 @@ def listing(archive: Archive, *, chunks: bool = False, layers: bool = False) -> 
         "stored": directory.valid_end,
         "ratio": _ratio(directory.valid_end, nbytes),
         "dead": directory.dead[1] if archive.sealed else None,
+        "parents": [{"hint": hint, "content": content} for hint, content in archive.parents()],
         "files": files,
         "tensors": tensors,
     }
@@ -76,7 +78,7 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
         "shape": list(place.shape),
         "layer": entry.unit.layer,
         "file": place.path,
-        "codec": "dup" if source is not None else _codec(archive, entry),
+        "codec": _codec(archive, entry),
         "dup_of": None if source is None else names.get(source, f"unit {source}"),
         "bytes": place.nbytes,
         "stored": stored,
@@ -84,6 +86,7 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
         "unit": entry.number,
         "shares": len(entry.unit.members) > 1,
         "blake3": place.digest.hex(),
+        "parents": [ref.source for ref in entry.unit.refs if ref.kind in ReferenceKind.OF_PARENTS],
     }
     if chunks:
         found["chunks"] = _chunks(archive, entry)
@@ -91,7 +94,9 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
 
 
 def _codec(archive: Archive, entry: UnitEntry) -> str:
-    """The codec of most of a unit's bytes."""
+    """The codec of most of a unit's bytes, or where else they are."""
+    if not entry.unit.has_chunks:
+        return "dup" if entry.unit.inherited is None else "unchanged"
     weights: dict[int, int] = {}
     for row in archive.directory.chunk_table(entry.number):
         codec = int(row["codec"])

@@ -23,7 +23,8 @@ __all__ = ["command"]
 def command(archive: str, layers: bool, chunks: bool, as_json: bool) -> None:
     """List what is in an archive: its files, and its tensors in layer order. Nothing is decoded.
 
-    RATIO is stored size ÷ original size. A tensor that equals an earlier one is stored once: its codec is dup.
+    RATIO is stored size ÷ original size. A tensor that equals an earlier one is stored once: its codec is dup; one that
+    equals its parent's is not stored at all: it is unchanged.
 
     \b
     arzstream ls step-2000.arz
@@ -70,6 +71,8 @@ def _head(found: dict[str, Any]) -> Iterator[str]:
     )
     if found["content"]:
         yield f"content {found['content']}"
+    for parent in found["parents"]:
+        yield f"coded against {safe(parent['hint']) or 'an archive'}, content {parent['content']}"
     if not found["sealed"]:
         yield "It has no end: it is still being written, or it was cut short. What is listed can be read."
     if found["dead"]:

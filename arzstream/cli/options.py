@@ -9,13 +9,17 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-__all__ = ["archive_argument", "force_option", "json_option", "print_json", "quiet_option"]
+__all__ = ["archive_argument", "force_option", "json_option", "parents_option", "print_json", "quiet_option"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 archive_argument = click.argument("archive", metavar="ARCHIVE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors; no progress bar.")
+parents_option = click.option(
+    "--parents", metavar="DIR-OR-URL", multiple=True,
+    help="Where else to look for archives that this one was coded against; may be given again.",
+)  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace an archive of that name.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arzstream.cli.options import force_option, json_option, print_json, quiet_option
+from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, percent, safe, size
 
@@ -38,6 +38,15 @@ NOTES_SHOWN = 20
     "--tensor-parallel", type=click.IntRange(1, 1 << 16), default=1, metavar="N",
     help="Cut matrices so that each of N ranks reads its own rows or columns only.",
 )  # fmt: skip
+@click.option(
+    "--parent", metavar="ARCHIVE",
+    help="Code against this archive: the checkpoint before, or the model this one was made from.",
+)  # fmt: skip
+@click.option(
+    "--max-chain", type=click.IntRange(0), default=8, show_default=True, metavar="N",
+    help="A parent with N archives behind it is not used; this one then stands alone.",
+)  # fmt: skip
+@parents_option
 @click.option("--reproducible", is_flag=True, help="The same input and options give the same bytes.")
 @force_option
 @json_option
@@ -48,6 +57,9 @@ def command(
     profile: str,
     jobs: int | None,
     tensor_parallel: int,
+    parent: str | None,
+    max_chain: int,
+    parents: tuple[str, ...],
     reproducible: bool,
     force: bool,
     as_json: bool,
@@ -56,10 +68,12 @@ def command(
     """Pack files, checkpoint folders or URLs of files into one archive.
 
     The archive appears under its name only when everything in it was read back, decoded, and found identical.
-    Each SOURCE stays as it is.
+    Each SOURCE stays as it is. With --parent, the archive can be read only where the parent is, too: beside it, or
+    where --parents says.
 
     \b
     arzstream pack runs/exp7/step-2000 -o step-2000.arz
+    arzstream pack runs/exp7/step-2010 -o step-2010.arz --parent step-2000.arz
     arzstream pack model.safetensors -o - | ssh host 'cat > model.arz'
     """
     to_output = output == "-"
@@ -71,7 +85,7 @@ def command(
     with progress_bar(quiet) as progress:
         summary = pack(
             sources, output, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
-            tensor_parallel=tensor_parallel, force=force,
+            tensor_parallel=tensor_parallel, force=force, parent=parent, parents=parents, max_chain=max_chain,
         )  # fmt: skip
     stream = sys.stderr if to_output else sys.stdout
     if as_json:
@@ -79,6 +93,14 @@ def command(
     elif not quiet:
         for line in _lines(summary, "standard output" if to_output else os.path.normpath(output)):
             print(line, file=stream)
+        if parent is not None:
+            print(f"  {_lineage(summary, parent, max_chain)}", file=stream)
+
+
+def _lineage(summary: PackSummary, parent: str, max_chain: int) -> str:
+    if summary.parents:
+        return f"coded against {' and '.join(safe(hint) for hint, _ in summary.parents)}, which it needs from now on"
+    return f"stands alone: {safe(parent)} has no tensor like one of these, or {counted(max_chain, 'archive')} behind it"
 
 
 def _lines(summary: PackSummary, name: str) -> list[str]:

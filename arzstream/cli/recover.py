@@ -9,7 +9,7 @@ import click
 
 from arzstream.cli.failure import UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import force_option, json_option, print_json, quiet_option
+from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, safe
 
@@ -23,9 +23,10 @@ __all__ = ["command"]
 @click.argument("damaged", metavar="DAMAGED")
 @click.option("--output", "-o", metavar="ARCHIVE", required=True, help="The archive to write what is intact to.")
 @force_option
+@parents_option
 @json_option
 @quiet_option
-def command(damaged: str, output: str, force: bool, as_json: bool, quiet: bool) -> None:
+def command(damaged: str, output: str, force: bool, parents: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Save what is intact in a damaged or unfinished archive, and list by name what was saved and what is lost.
 
     DAMAGED stays as it is. Tensors whose file is damaged elsewhere are saved in a file called recovered.safetensors.
@@ -39,7 +40,7 @@ def command(damaged: str, output: str, force: bool, as_json: bool, quiet: bool) 
     now = state()
     now.archive, now.advice = damaged, "nothing can be saved; restore it from a copy"
     with progress_bar(quiet) as progress:
-        report = recover(damaged, output, force=force, progress=progress)
+        report = recover(damaged, output, force=force, progress=progress, parents=parents)
     if as_json:
         print_json(report.as_dict())
     elif not quiet:
@@ -62,6 +63,7 @@ def _lines(report: RecoverReport) -> Iterator[str]:
     yield f"{safe(report.output)}: {saved}; {_lost(report)}; {places}"
     for title, names in (
         ("lost tensors", report.lost_tensors), ("lost files", report.lost_files), ("saved files", report.files),
+        ("saved tensors that cannot be checked without the archive they were coded against", report.unchecked),
     ):  # fmt: skip
         if names:
             yield f"{title}:"

@@ -9,7 +9,7 @@ import click
 
 from arzstream.cli.failure import USAGE, UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument, json_option, print_json, quiet_option
+from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
 
@@ -20,9 +20,10 @@ __all__ = ["command"]
 @archive_argument
 @click.option("--output", "-o", metavar="DIR", required=True, help="The folder to restore to; made if it is missing.")
 @click.option("--only", metavar="GLOB", help="Restore only the files whose path matches; * matches / too.")
+@parents_option
 @json_option
 @quiet_option
-def command(archive: str, output: str, only: str | None, as_json: bool, quiet: bool) -> None:
+def command(archive: str, output: str, only: str | None, parents: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Restore the original files, byte for byte, with their modes and modification times.
 
     A file that exists already is never overwritten. Nothing is written outside DIR, whatever the archive says.
@@ -37,7 +38,7 @@ def command(archive: str, output: str, only: str | None, as_json: bool, quiet: b
 
     state().archive = archive
     began = time.monotonic()
-    with open_archive(archive) as opened:
+    with open_archive(archive, parents=parents) as opened:
         records = opened.catalog.files
         if only is not None and not any(fnmatch.fnmatchcase(path, only) for path in records):
             raise UnwelcomeResult(f"{archive}: no file matches {only!r}; arzstream ls lists all {len(records)}", USAGE)

@@ -7,7 +7,7 @@ import time
 import click
 
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument, json_option, print_json, quiet_option
+from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
 
@@ -18,9 +18,12 @@ __all__ = ["command"]
 @archive_argument
 @click.option("--deep", is_flag=True, help="Decode everything; check each tensor's BLAKE3 and each file's SHA-256.")
 @click.option("--against", metavar="SOURCE", help="Compare every file with the original, byte for byte.")
+@parents_option
 @json_option
 @quiet_option
-def command(archive: str, deep: bool, against: str | None, as_json: bool, quiet: bool) -> None:
+def command(
+    archive: str, deep: bool, against: str | None, parents: tuple[str, ...], as_json: bool, quiet: bool
+) -> None:
     """Check that an archive is whole: every header, every stored byte, and that the index tells the truth.
 
     Ends with 1 at the first thing that is wrong, and says what it is.
@@ -38,7 +41,7 @@ def command(archive: str, deep: bool, against: str | None, as_json: bool, quiet:
         now.advice = "arzstream verify without --against tells whether it is the archive that changed"
     began = time.monotonic()
     with progress_bar(quiet) as progress:
-        report = verify(archive, deep=deep, against=against, progress=progress)
+        report = verify(archive, deep=deep, against=against, progress=progress, parents=parents)
     seconds = time.monotonic() - began
     if as_json:
         print_json({"good": True, **report.as_dict(), "seconds": seconds})

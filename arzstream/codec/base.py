@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from arzstream.codec.dtypes import DType
@@ -17,8 +18,8 @@ class ChunkContext:
     dtype: DType
     rows: int
     cols: int
-    references: tuple[memoryview, ...] = ()
-    """Decoded bytes of the same tile of the unit's references, in order."""
+    references: Sequence[memoryview] = ()
+    """Decoded bytes of the same tile of the unit's references, in order; one is decoded when it is looked at."""
     models: tuple[bytes, ...] = ()
     """Decoded MODEL payloads of the unit, in order."""
 

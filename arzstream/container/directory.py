@@ -198,7 +198,7 @@ def _unit_entry(item: Any, limits: Limits) -> UnitEntry:
         unit_digests(digests),
         *map(_number, (table, first, chunks, stored)),
     )
-    expected = 0 if entry.unit.duplicate_of is not None else entry.unit.chunk_count
+    expected = entry.unit.chunk_count if entry.unit.has_chunks else 0
     if entry.chunks != expected or len(entry.digests) != len(entry.unit.members):
         raise CorruptError(f"the index lists unit {number} with the wrong number of chunks or digests")
     if not entry.chunks and (entry.table or entry.first):

@@ -120,15 +120,17 @@ class Member:
 
 
 class ReferenceKind:
-    """``kind`` of a reference: a unit, or a parent's unit, to code against; or the unit that this one duplicates."""
+    """``kind`` of a reference: a unit, or a parent's tensors, to code against; the unit that this one duplicates; the
+    parent's tensors whose bytes these are."""
 
-    UNIT, PARENT, DUPLICATE = range(3)
+    UNIT, PARENT, DUPLICATE, INHERITED = range(4)
+    OF_PARENTS = frozenset({PARENT, INHERITED})
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """``count`` elements from ``start`` on of unit ``source`` (kind 0) or of the like-named tensor in parent
-    ``source`` (kind 1)."""
+    """``count`` elements from ``start`` on of unit ``source`` (kinds 0 and 2); or, of parent ``source``, the tensors of
+    file ``start``, files counted by path, that are called as those of this unit of ``count`` elements (1 and 3)."""
 
     kind: int
     source: int
@@ -193,6 +195,16 @@ class Unit:
     def duplicate_of(self) -> int | None:
         """The unit whose bytes these are, if this one is a duplicate."""
         return next((ref.source for ref in self.refs if ref.kind == ReferenceKind.DUPLICATE), None)
+
+    @property
+    def inherited(self) -> Reference | None:
+        """The reference to a parent whose bytes these are, if the unit has none of its own."""
+        return next((ref for ref in self.refs if ref.kind == ReferenceKind.INHERITED), None)
+
+    @property
+    def has_chunks(self) -> bool:
+        """False where the bytes are those of another unit or of a parent."""
+        return self.duplicate_of is None and self.inherited is None
 
     @property
     def chunks_across(self) -> int:
@@ -264,6 +276,10 @@ class Unit:
             raise CorruptError("a tensor reaches beyond the unit that holds it")
         if self.duplicate_of is not None and [(r.start, r.count) for r in self.refs] != [(0, self.elements)]:
             raise CorruptError("a duplicate refers to something else than the beginning of another unit")
+        if self.inherited is not None and len(self.refs) != 1:
+            raise CorruptError("a unit that is its parent's has other references, too")
+        if any(ref.count != self.elements for ref in self.refs if ref.kind in ReferenceKind.OF_PARENTS):
+            raise CorruptError("a reference to a parent is not as long as the unit")
         if self.part is not None:
             self._check_part(self.part)
 
@@ -289,7 +305,7 @@ def units_of_frame(value: Any, limits: Limits = DEFAULT_LIMITS) -> list[Unit]:
 
 def _reference(value: Any) -> Reference:
     kind, source, start, count = (_natural(n, "a reference") for n in _array(value, "a reference", 4))
-    if kind > ReferenceKind.DUPLICATE:
+    if kind > ReferenceKind.INHERITED:
         raise CorruptError("a reference is of an unknown kind")
     return Reference(kind, source, start, count)
 

@@ -173,7 +173,7 @@ class ArchiveState:
             unit = self.units.get(ordinal)
             if unit is None or len(digests) != len(unit.members):
                 raise CorruptError(f"a commit lists unit {ordinal} wrongly")
-            if unit.duplicate_of is None and len(self.chunks.get(ordinal, ())) != unit.chunk_count:
+            if unit.has_chunks and len(self.chunks.get(ordinal, ())) != unit.chunk_count:
                 raise CorruptError(f"a commit lists unit {ordinal}, of which chunks are missing")
             self.digests[ordinal] = digests
         self.commits += 1
@@ -195,7 +195,8 @@ class ArchiveState:
         needed: set[int] = set()
         ahead = [number]
         while ahead:
-            found = {ref.source for ref in self.units[ahead.pop()].refs if ref.kind != ReferenceKind.PARENT} - needed
+            refs = self.units[ahead.pop()].refs
+            found = {ref.source for ref in refs if ref.kind not in ReferenceKind.OF_PARENTS} - needed
             needed |= found
             ahead += found
         return needed
@@ -241,21 +242,21 @@ def check_references(number: int, unit: Unit, units: Mapping[int, Unit], models:
     if any(model >= models for model in unit.models):
         raise CorruptError(f"unit {number} uses a model that is not there")
     for ref in unit.refs:
-        if ref.kind == ReferenceKind.PARENT:
+        if ref.kind in ReferenceKind.OF_PARENTS:
             if ref.source >= parents:
                 raise CorruptError(f"unit {number} refers to a parent that is not there")
             continue
         source = units.get(ref.source)
         if source is None or ref.source >= number or ref.start + ref.count > source.elements:
             raise CorruptError(f"unit {number} refers to a unit, or elements of one, that is not there before it")
-        if unit.duplicate_of is not None and (source.duplicate_of is not None or source.dtype != unit.dtype):
+        if unit.duplicate_of is not None and (not source.has_chunks or source.dtype != unit.dtype):
             raise CorruptError(f"unit {number} duplicates a unit that it cannot duplicate")
 
 
 def check_chunk(ordinal: int, unit: Unit, chunk: int, entry: ChunkEntry) -> None:
     """A chunk's place and length against the unit's grid; raises CorruptError."""
-    if unit.duplicate_of is not None:
-        raise CorruptError(f"unit {ordinal} is a duplicate and has a chunk all the same")
+    if not unit.has_chunks:
+        raise CorruptError(f"unit {ordinal} is a duplicate, or its parent's, and has a chunk all the same")
     if chunk >= unit.chunk_count:
         raise CorruptError(f"unit {ordinal} has {unit.chunk_count} chunks, but there is one numbered {chunk}")
     if entry.decoded != unit.tile(chunk).elements * unit.type.itemsize:

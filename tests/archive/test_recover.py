@@ -241,7 +241,7 @@ def referring(tmp_path: Path) -> tuple[bytes, dict[str, bytes]]:
     uses: list[dict[str, Any]] = [
         {},
         {"models": (models[1],)},
-        {"refs": (Reference(1, parent, 0, 4),)},
+        {"refs": (Reference(1, parent, 0, 100),)},
         {"refs": (Reference(0, 0, 0, 3),)},
         {"refs": (Reference(0, 3, 0, 2), Reference(0, 1, 0, 2))},
         {"refs": (Reference(2, 0, 0, 100),)},

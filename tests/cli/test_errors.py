@@ -34,8 +34,9 @@ from .conftest import Arz
         ),
         (["pack", "x", "-o", "y", "--profile", "quick"], "'quick' is not one of 'fast', 'balanced', 'max'"),
         (["pack", "x", "-o", "y", "--jobs", "0"], "0 is not in the range 1<=x<=1024"),
-        (["pack", "x", "-o", "y", "--parent", "z"], "no such option: --parent"),
-        (["diff", "a", "b"], "no such verb: 'diff'"),
+        (["pack", "x", "-o", "y", "--max-chain", "-1"], "-1 is not in the range x>=0"),
+        (["rebase", "a"], "rebase: give either --parent ARCHIVE or --alone"),
+        (["prune", "a"], "no such verb: 'prune'"),
     ],
 )
 def test_wrong_usage_is_2(arz: Arz, arguments: list[str], says: str) -> None:

@@ -69,6 +69,7 @@ def test_pack_options_reach_the_library(arz: Arz, monkeypatch: pytest.MonkeyPatc
     arz("pack", "a", "-o", "c", "--force")
     usual = {"progress": None, "jobs": None, "profile": "balanced"}
     usual |= {"tensor_parallel": 1, "reproducible": False, "force": False}
+    usual |= {"parent": None, "parents": (), "max_chain": 8}
     chosen = {"profile": "fast", "jobs": 3, "tensor_parallel": 4, "reproducible": True}
     assert asked == [(("a", "b"), "c", {**usual, **chosen}), (("a",), "c", {**usual, "force": True})]
 
@@ -363,4 +364,4 @@ def test_the_shell_can_complete_verbs() -> None:
     done = process.arzstream(
         env={"_ARZSTREAM_COMPLETE": "bash_complete", "COMP_WORDS": "arzstream re", "COMP_CWORD": "1"}
     )
-    assert done.stdout.split() == ["plain,recover"]
+    assert done.stdout.split() == ["plain,rebase", "plain,recover"]

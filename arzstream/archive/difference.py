@@ -1,0 +1,149 @@
+"""What changed between two archives: per tensor, how many elements and by how much."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from arzstream.archive.ancestry import SearchPath
+from arzstream.archive.catalog import TensorPlace
+from arzstream.archive.reader import Archive
+from arzstream.archive.reader import open as open_archive
+from arzstream.archive.tensors import load
+from arzstream.codec.dtypes import DType
+from arzstream.container.records import FileRecord
+
+__all__ = ["Difference", "TensorDifference", "diff"]
+
+BLOCK_ELEMENTS = 1 << 20
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorDifference:
+    """``what`` is ``unchanged``, ``changed``, ``added``, ``removed``, or ``another`` for another dtype or shape."""
+
+    name: str
+    what: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    changed: float | None = None
+    """The share of elements whose bits changed; None where they cannot be compared one by one."""
+    relative: float | None = None
+    """Root mean square of the change ÷ that of the first archive's values, finite pairs only; None if it has none."""
+    largest: float | None = None
+    """The largest change of a value, finite pairs only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Tensors in the order of the second archive, removed ones last; ``files`` maps paths to ``changed``, ``added`` or
+    ``removed``, and leaves out those that are the same."""
+
+    a: str
+    b: str
+    tensors: list[TensorDifference]
+    files: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    parents: SearchPath = None,
+    progress: Progress | None = None,
+) -> Difference:
+    """Compare two archives, whether one was coded against the other or not. Tensors with equal digests are not decoded.
+
+    Raises what opening and reading them raises.
+    """
+    with open_archive(a, parents=parents) as first, open_archive(b, parents=parents) as second:
+        held, found = first.catalog.tensors, []
+        total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
+        for name, place in second.catalog.tensors.items():
+            found.append(_tensor(first, second, held.get(name), place))
+            done += place.nbytes
+            if progress is not None:
+                progress(done, total, "comparing")
+        gone = [place for name, place in held.items() if name not in second.catalog.tensors]
+        found += [_described(place, "removed") for place in gone]
+        return Difference(first.name, second.name, found, _files(first.catalog.files, second.catalog.files))
+
+
+def _described(place: TensorPlace, what: str) -> TensorDifference:
+    return TensorDifference(place.name, what, place.dtype, place.shape, place.nbytes)
+
+
+def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: TensorPlace) -> TensorDifference:
+    if old is None:
+        return _described(new, "added")
+    if (old.dtype, old.shape) != (new.dtype, new.shape):
+        return _described(new, "another")
+    if old.digest == new.digest:
+        return dataclasses.replace(_described(new, "unchanged"), changed=0.0, relative=0.0, largest=0.0)
+    kind = new.entry.unit.type
+    count, elements, change, scale, largest, numbers = 0, 0, 0.0, 0.0, 0.0, False
+    for x, y in zip(_blocks(first, old), _blocks(second, new), strict=True):
+        count += int(np.count_nonzero((x != y).any(axis=1)))
+        elements += len(x)
+        before, after = _values(x, kind), _values(y, kind)
+        if before is None or after is None:
+            continue
+        finite = np.isfinite(before) & np.isfinite(after)
+        before, after = before[finite], after[finite]
+        with np.errstate(over="ignore"):
+            moved = after - before
+            change, scale = change + float(moved @ moved), scale + float(before @ before)
+        largest, numbers = max(largest, float(np.abs(moved).max(initial=0.0))), True
+    return dataclasses.replace(
+        _described(new, "changed"),
+        changed=count / elements,
+        relative=math.sqrt(change / scale) if numbers and scale else None,
+        largest=largest if numbers else None,
+    )
+
+
+def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
+    """The tensor's elements in row-major order as rows of bytes, some at a time."""
+    member, itemsize = place.member, place.entry.unit.type.itemsize
+    if member.strides is not None:
+        array = load(archive.decoder, place).numpy()
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, itemsize)
+        yield from (data[start : start + BLOCK_ELEMENTS] for start in range(0, len(data), BLOCK_ELEMENTS))
+        return
+    for start in range(member.start, member.end, BLOCK_ELEMENTS):
+        end = min(start + BLOCK_ELEMENTS, member.end)
+        data = np.frombuffer(archive.decoder.unit_bytes(place.entry.number, start * itemsize, end * itemsize), np.uint8)
+        yield data.reshape(-1, itemsize)
+
+
+def _values(rows: np.ndarray, kind: DType) -> np.ndarray | None:
+    """The elements as float64, complex ones as two; None for a type that holds no numbers we know."""
+    flat = np.ascontiguousarray(rows).reshape(-1)
+    if kind.name == "BF16":
+        return (flat.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if kind.name.startswith("F8_"):
+        return None
+    if kind.components == 2:
+        return flat.view(f"<f{kind.itemsize // 2}").astype(np.float64)
+    return flat.view(np.dtype(kind.numpy)).astype(np.float64)
+
+
+def _files(first: dict[str, FileRecord], second: dict[str, FileRecord]) -> dict[str, str]:
+    found = {}
+    for path in sorted(first.keys() | second.keys()):
+        old, new = first.get(path), second.get(path)
+        if old is None or new is None:
+            found[path] = "added" if old is None else "removed"
+        elif (old.kind, old.sha256, old.target) != (new.kind, new.sha256, new.target):
+            found[path] = "changed"
+    return found

@@ -1,0 +1,284 @@
+"""The tiles that chunks are coded against: of other units in the archive, and of its parents; ARZ-1 sections 5.1, 6."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, overload
+
+import numpy as np
+
+from arzstream.container.directory import Directory, UnitEntry
+from arzstream.container.records import Member, Piece, Reference, Unit
+from arzstream.errors import CorruptError, LimitError
+
+__all__ = [
+    "Match",
+    "ParentTensors",
+    "References",
+    "TensorAt",
+    "Tensors",
+    "TileCache",
+    "covers",
+    "fill",
+    "matches",
+    "rectangle_into",
+]
+
+Span = tuple[int, int]
+KEPT_TILES, KEPT_BYTES = 8, 64 << 20
+"""Reference tiles that a thread keeps: a child's second reference is its parent's first, so a chain of archives with
+two references each is decoded link by link and not twice as often with every link."""
+MOST_TILES = 4096
+"""Reference tiles that one chunk may need in all."""
+
+
+class TensorDecoder(Protocol):
+    """What is needed of a :class:`arzstream.archive.decoding.Decoder`."""
+
+    directory: Directory
+
+    def unit_into(self, number: int, start: int, end: int, out: np.ndarray) -> list[Callable[[], None]]: ...
+
+    def tasks(self, number: int, rows: Span, cols: Span, out: np.ndarray) -> Iterator[Callable[[], None]]: ...
+
+
+class Holder(Protocol):
+    """An open parent."""
+
+    @property
+    def tensors(self) -> Tensors: ...
+
+    @property
+    def decoder(self) -> TensorDecoder: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+class References(Sequence[memoryview]):
+    """Tiles that are decoded when a codec looks at them: most chunks of a parent's child need none, or only one."""
+
+    def __init__(self, count: int, tile: Callable[[int], memoryview]) -> None:
+        self._tiles: list[memoryview | None] = [None] * count
+        self._tile = tile
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[memoryview]: ...
+
+    def __getitem__(self, index: int | slice) -> memoryview | Sequence[memoryview]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        place = range(len(self._tiles))[index]
+        tile = self._tiles[place]
+        if tile is None:
+            tile = self._tiles[place] = self._tile(place)
+        return tile
+
+
+class TileCache(threading.local):
+    """The reference tiles that a thread used last, and how deep in references to references it is."""
+
+    def __init__(self, depth: int) -> None:
+        self._most = depth
+        self._depth = self._count = self._bytes = 0
+        self._kept: collections.OrderedDict[object, np.ndarray] = collections.OrderedDict()
+
+    def get(self, key: object, nbytes: int, make: Callable[[np.ndarray], None]) -> memoryview:
+        """The tile ``key`` of ``nbytes`` bytes; ``make`` fills it. Raises LimitError before it takes for ever."""
+        tile = self._kept.get(key)
+        if tile is not None:
+            self._kept.move_to_end(key)
+            return tile.data.toreadonly()
+        tile = np.empty(nbytes, np.uint8)
+        with self.deeper():
+            make(tile)
+        self._kept[key] = tile
+        self._bytes += nbytes
+        while len(self._kept) > 2 and (len(self._kept) > KEPT_TILES or self._bytes > KEPT_BYTES):
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+        return tile.data.toreadonly()
+
+    @contextlib.contextmanager
+    def deeper(self) -> Iterator[None]:
+        """One step from a chunk to what it refers to."""
+        if self._depth >= self._most:
+            raise LimitError(f"references lead through more than {self._most} others")
+        self._count = 1 if self._depth == 0 else self._count + 1
+        if self._count > MOST_TILES:
+            raise LimitError(f"one chunk refers to more than {MOST_TILES} tiles in all")
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def clear(self) -> None:
+        """Let go of what this thread keeps."""
+        self._kept.clear()
+        self._bytes = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorAt:
+    """A tensor of a file: the unit that holds it, which member it is there, and its BLAKE3."""
+
+    entry: UnitEntry
+    member: Member
+    digest: bytes
+
+
+class Tensors:
+    """The tensors of an archive by file, files counted by path, and by name. Names that a file has twice are none."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.files = [record for _, record in sorted(directory.files, key=lambda item: item[1].path)]
+        self._directory = directory
+        self._found: dict[int, dict[str, TensorAt]] = {}
+
+    def file(self, number: int) -> Mapping[str, TensorAt]:
+        """The tensors of a file; none if there is no such file."""
+        found = self._found.get(number)
+        if found is None:
+            found = self._found[number] = self._of(number) if number < len(self.files) else {}
+        return found
+
+    def _of(self, number: int) -> dict[str, TensorAt]:
+        units = dict.fromkeys(piece.unit for piece in self.files[number].recipe if isinstance(piece, Piece))
+        counted: collections.Counter[str] = collections.Counter()
+        found: dict[str, TensorAt] = {}
+        for entry in (self._directory.by_number[unit] for unit in units):
+            for member, digest in zip(entry.unit.members, entry.digests, strict=True):
+                if member.name is not None:
+                    counted[member.name] += 1
+                    found[member.name] = TensorAt(entry, member, digest)
+        return {name: tensor for name, tensor in found.items() if counted[name] == 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """``count`` elements of a unit from ``start`` on have a counterpart: elements from ``at`` on of ``entry``."""
+
+    start: int
+    entry: UnitEntry
+    at: int
+    count: int
+    same: bool
+    """Are the bytes of this member those of its counterpart, by their BLAKE3? Known for units that are coded."""
+
+
+def matches(unit: Unit, tensors: Mapping[str, TensorAt], digests: Sequence[bytes] = ()) -> list[Match]:
+    """The members of ``unit`` that ``tensors`` have, in dtype and shape, or in all dimensions but the first."""
+    found = []
+    for index, member in enumerate(unit.members):
+        tensor = tensors.get(member.name) if member.name is not None else None
+        if tensor is None or tensor.entry.unit.dtype != unit.dtype or tensor.member.strides != member.strides:
+            continue
+        theirs = tensor.member
+        if member.shape != theirs.shape:
+            rows = len(member.shape) == len(theirs.shape) > 0 and member.shape[1:] == theirs.shape[1:]
+            if member.strides is not None or not rows:
+                continue
+        count = min(member.end - member.start, theirs.end - theirs.start)
+        if count > 0:
+            same = member.shape == theirs.shape and bool(digests) and digests[index] == tensor.digest
+            found.append(Match(member.start, tensor.entry, theirs.start, count, same))
+    return found
+
+
+def covers(unit: Unit, found: Sequence[Match]) -> bool:
+    """Has every element of ``unit`` a counterpart with the same bytes?"""
+    reached = 0
+    for match in sorted((match for match in found if match.same), key=lambda match: match.start):
+        if match.start > reached:
+            break
+        reached = max(reached, match.start + match.count)
+    return reached >= unit.elements
+
+
+class ParentTensors:
+    """What the parents of one archive have for its units. ``find`` opens a parent by number."""
+
+    def __init__(self, find: Callable[[int], Holder], tiles: TileCache) -> None:
+        self._find, self.tiles = find, tiles
+
+    def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        """The bytes that a parent has where ``chunk`` of ``unit`` is; 0 where it has nothing."""
+        holder, where = self._find(ref.source), unit.tile(chunk)
+        rows, cols = (where.row0, where.row1), (where.col0, where.col1)
+        found = matches(unit, holder.tensors.file(ref.start))
+
+        def make(tile: np.ndarray) -> None:
+            tile[...] = 0
+            fill(holder.decoder, unit, found, rows, cols, tile)
+
+        key = (holder.content, ref.start, unit.dtype, unit.shape, unit.members, rows, cols)
+        return self.tiles.get(key, where.elements * unit.type.itemsize, make)
+
+    def inherit(self, entry: UnitEntry, rows: Span, cols: Span, out: np.ndarray) -> None:
+        """Decode rows × columns of a unit whose bytes are a parent's into ``out``: uint8, one-dimensional."""
+        ref = entry.unit.inherited
+        assert ref is not None
+        holder = self._find(ref.source)
+        found = matches(entry.unit, holder.tensors.file(ref.start), entry.digests)
+        if not covers(entry.unit, found):
+            raise CorruptError(f"{holder.name} does not hold the bytes that it should have (BLAKE3)")
+        with self.tiles.deeper():
+            fill(holder.decoder, entry.unit, [match for match in found if match.same], rows, cols, out)
+
+
+def fill(decoder: TensorDecoder, unit: Unit, found: Sequence[Match], rows: Span, cols: Span, out: np.ndarray) -> None:
+    """The counterparts of rows × columns of ``unit``, into ``out``: uint8, one-dimensional."""
+    columns, itemsize = unit.shape[1], unit.type.itemsize
+    width = cols[1] - cols[0]
+    for match in found:
+        if match.start == 0 and match.count % columns == 0:
+            last = min(rows[1], match.count // columns)
+            part = out[: max(0, last - rows[0]) * width * itemsize]
+            rectangle_into(decoder, match.entry.number, match.at, columns, (rows[0], last), cols, part)
+            continue
+        together = rows[1] - rows[0] if width == columns else 1
+        for row in range(rows[0], rows[1], together):
+            first = row * columns + cols[0]
+            low = max(first, match.start)
+            high = min(first + (together - 1) * columns + width, match.start + match.count)
+            if low < high:
+                at = (row - rows[0]) * width + low - first
+                part, start = out[at * itemsize : (at + high - low) * itemsize], match.at + low - match.start
+                _run(decoder.unit_into(match.entry.number, start * itemsize, (start + high - low) * itemsize, part))
+
+
+def rectangle_into(
+    decoder: TensorDecoder, number: int, at: int, columns: int, rows: Span, cols: Span, out: np.ndarray
+) -> None:
+    """Elements of unit ``number`` from ``at`` on, seen as rows of ``columns``: rows × columns of that into ``out``."""
+    if rows[0] >= rows[1] or cols[0] >= cols[1]:
+        return
+    unit = decoder.directory.by_number[number].unit
+    itemsize, height, width = unit.type.itemsize, rows[1] - rows[0], cols[1] - cols[0]
+    if width < columns and height > 1 and at == 0 and unit.shape[1] == columns:
+        _run(decoder.tasks(number, rows, cols, out.reshape(height, -1)))
+        return
+    together = height if width == columns else 1
+    for row in range(rows[0], rows[1], together):
+        start, count = at + row * columns + cols[0], together * width
+        part = out[(row - rows[0]) * width * itemsize :][: count * itemsize]
+        _run(decoder.unit_into(number, start * itemsize, (start + count) * itemsize, part))
+
+
+def _run(tasks: Sequence[Callable[[], None]] | Iterator[Callable[[], None]]) -> None:
+    """In this thread: it may be one that another decoder's caller waits for."""
+    for task in tasks:
+        task()

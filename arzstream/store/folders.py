@@ -1,0 +1,60 @@
+"""Which archives lie in a folder, local or behind a URL: where a parent may be looked for."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any
+
+from arzstream.store.ranges import is_url
+
+__all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "same_place"]
+
+SUFFIX = ".arz"
+MOST = 10_000
+"""Archives of one folder that are looked at."""
+
+
+def is_archive_name(place: str) -> bool:
+    """Is this the name of an archive, not of a folder?"""
+    return place.endswith(SUFFIX)
+
+
+def folder_of(place: str) -> str:
+    """The folder that holds the file at ``place``, a path or a URL."""
+    return place.rpartition("/")[0] if is_url(place) else os.path.dirname(os.path.abspath(place))
+
+
+def beside(folder: str, name: str) -> str:
+    """The place of ``name`` in ``folder``."""
+    return posixpath.join(folder, name) if is_url(folder) else os.path.join(folder, *name.split("/"))
+
+
+def same_place(one: str, other: str) -> bool:
+    """Do two local names mean one file? URLs are compared as they are written."""
+    if is_url(one) or is_url(other):
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def archives_in(folder: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+    """The archives in ``folder`` itself, by name; none if it cannot be listed. Parents lie there, or elsewhere."""
+    if is_url(folder) and not folder.startswith("file://"):
+        return _behind(folder, storage_options)
+    path = folder.removeprefix("file://")
+    try:
+        names = sorted(name for name in os.listdir(path) if is_archive_name(name))
+    except OSError:
+        return []
+    return [os.path.join(path, name) for name in names[:MOST]]
+
+
+def _behind(folder: str, storage_options: dict[str, Any] | None) -> list[str]:
+    import fsspec.core
+
+    try:
+        files, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
+        found = sorted(posixpath.basename(str(name).rstrip("/")) for name in files.ls(path, detail=False))
+    except Exception:  # noqa: BLE001  (many stores cannot list; whatever the reason, nothing is found there)
+        return []
+    return [beside(folder, name) for name in found if is_archive_name(name)][:MOST]
