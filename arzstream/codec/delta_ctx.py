@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_classes import MAX_CLASSES, Folding, fold, map_moves, unfold_moves
+from arzstream.codec.delta_classes import MAX_CLASSES, fold, map_moves, unfold_moves
 from arzstream.codec.float_ctx import row_length
 from arzstream.codec.scales import COLUMN_SAMPLE, log2_eighths, rice_parameters
 from arzstream.errors import CorruptError
@@ -46,6 +46,9 @@ DAMP = 5
 """Scales of rows and columns are at most so many octaves below their mean: what hardly changed has no scale."""
 MAX_SCALE = 127
 SAMPLE = 1 << 12
+"""Elements whose exponents are looked at."""
+CHOICE_SAMPLE = 1 << 15
+"""Elements by which it is chosen how cells are made, about."""
 
 
 # ---- scales of changes
@@ -101,19 +104,13 @@ def _measure(fields: U16, row_len: int, columns: bool) -> list[_Scales]:
 # ---- choosing
 
 
-@dataclasses.dataclass
-class _Choice:
-    """Cells, what became of them, and what that takes."""
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How cells are made, and what that took on a sample."""
 
     scales: _Scales
     cells: delta.Cells
-    folding: Folding
-    symbols: U8
-    found: U16
-
-    @property
-    def bits(self) -> int:
-        return self.folding.bits + self.scales.bits
+    bits: int
 
 
 def _exponents(parent: U8, kind: delta.Elements) -> I64:
@@ -124,24 +121,40 @@ def _exponents(parent: U8, kind: delta.Elements) -> I64:
     return exponents
 
 
-def _try(data: U8, parent: U8, kind: delta.Elements, row_len: int, scales: _Scales, most: int) -> _Choice:
-    """Cells under ``scales``, with or without exponents."""
-    exponents = _exponents(parent, kind)
+def _cells(exponents: I64, kind: delta.Elements, row_len: int, scales: _Scales) -> delta.Cells:
+    """Cells that have the mean element in their middle."""
     total = 4 * int(exponents.sum()) // len(exponents)
     for side in (scales.rows, scales.cols):
         total -= int(side.sum(dtype=np.int64)) // max(1, len(side))
     base = min(max(MIDDLE + total, -4096), 4095)
     n = EXPONENTS if kind.exponent_bits else 1
     first = max(0, int(np.sort(exponents)[-1 - len(exponents) // 1024]) + 1 - n)
-    cells = delta.Cells(row_len, scales.rows, scales.cols, base, first, n)
-    symbols, found, counts = delta.delta_count(data, parent, kind, TOP_BITS, cells)
-    choice = _Choice(scales, cells, fold(counts, most), symbols, found)
-    if n > 1:
-        plain = fold(counts.reshape(n, delta.SCALES, 256).sum(axis=0, dtype=np.uint32), most)
-        if plain.bits <= choice.folding.bits:
+    return delta.Cells(row_len, scales.rows, scales.cols, base, first, n)
+
+
+def _choose(data: U8, parent: U8, kind: delta.Elements, row_len: int, ways: list[_Scales], most: int) -> _Way:
+    """The way with the fewest bits, by evenly spaced rows: which scales, and whether with exponents."""
+    exponents = _exponents(parent, kind)
+    row_bytes = row_len * kind.itemsize
+    whole, step = len(data) // row_bytes, max(1, len(data) // kind.itemsize // CHOICE_SAMPLE)
+    times = 1
+    if step > 1 and whole >= 4 * step:
+        rows = np.arange(0, whole, step)
+        data, parent = (x[: whole * row_bytes].reshape(whole, row_bytes)[rows].reshape(-1) for x in (data, parent))
+        times = step
+    else:
+        rows = np.arange(-(-len(data) // row_bytes))
+    tried = []
+    for scales in ways:
+        cells = _cells(exponents, kind, row_len, scales)
+        some = dataclasses.replace(cells, rows=scales.rows[rows] if len(scales.rows) else scales.rows)
+        counts = delta.delta_count(data, parent, kind, TOP_BITS, some)[2] * np.uint32(times)
+        tried.append(_Way(scales, cells, scales.bits + fold(counts, most).bits))
+        if cells.exponents > 1:
+            plain = counts.reshape(-1, delta.SCALES, 256).sum(axis=0, dtype=np.uint32)
             cells = dataclasses.replace(cells, first=0, exponents=1)
-            choice = _Choice(scales, cells, plain, symbols, found & np.uint16(delta.SCALES - 1))
-    return choice
+            tried.append(_Way(scales, cells, scales.bits + fold(plain, most).bits))
+    return min(tried, key=lambda way: way.bits)
 
 
 def _normalised(counts: I64) -> U16:
@@ -166,21 +179,21 @@ def encode_delta(data: memoryview, ctx: ChunkContext) -> bytes | None:
     kind = _elements(ctx)
     if kind is None or not len(data) or not ctx.references:
         return None
-    if data == ctx.references[0]:
-        return b"\0"
     elements, parent = np.frombuffer(data, np.uint8), np.frombuffer(ctx.references[0], np.uint8)
+    if np.array_equal(elements, parent):
+        return b"\0"
     fields = delta.delta_fields(elements, parent, kind)
     row_len, columns = row_length(len(fields), ctx)
     most = MAX_GROUPS if len(ctx.references) > 1 else MAX_CLASSES
-    tried = [_try(elements, parent, kind, row_len, s, most) for s in _measure(fields, row_len, columns)]
-    choice = min(tried, key=lambda c: c.bits)
-    groups, folding, classes, refs, step_base = choice.folding.classes, choice.folding, _NONE, 1, 0
-    found = choice.found
+    way = _choose(elements, parent, kind, row_len, _measure(fields, row_len, columns), most)
+    symbols, found, counts = delta.delta_count(elements, parent, kind, TOP_BITS, way.cells)
+    folding = fold(counts, most)
+    groups, n_groups, classes, refs, step_base = folding.classes, len(folding.counts), _NONE, 1, 0
     if len(ctx.references) > 1:
         grandparent = np.frombuffer(ctx.references[1], np.uint8)
-        step_base = min(max(3 + (choice.cells.base + choice.scales.unit >> 2), -128), 127)
-        n, cells = len(folding.counts), choice.found.copy()
-        counts = delta.delta_steps(parent, grandparent, kind, step_base, groups, n, choice.symbols, cells)
+        step_base = min(max(3 + (way.cells.base + way.scales.unit >> 2), -128), 127)
+        cells = found.copy()
+        counts = delta.delta_steps(parent, grandparent, kind, step_base, groups, n_groups, symbols, cells)
         folded = fold(counts)
         if folded.bits + rice_parameters(map_moves(groups))[2] < folding.bits:
             folding, classes, found, refs = folded, folded.classes, cells, 2
@@ -188,17 +201,16 @@ def encode_delta(data: memoryview, ctx: ChunkContext) -> bytes | None:
             step_base = 0
     of_elements = (classes if refs > 1 else groups)[found]
     freqs = _normalised(folding.counts)
-    streams, symbol_bytes = context.rans_ctx_encode(choice.symbols, of_elements, 1 << LOG_SEGMENT, freqs)
+    streams, symbol_bytes = context.rans_ctx_encode(symbols, of_elements, 1 << LOG_SEGMENT, freqs)
     octaves = np.maximum((np.arange(256) >> 1 >> TOP_BITS) - 1, 0)
     raw_bits = int(folding.counts.sum(axis=0) @ octaves)
-    raw, raw_bytes = delta.delta_raw(elements, parent, choice.symbols, kind, TOP_BITS, LOG_SEGMENT, raw_bits)
+    raw, raw_bytes = delta.delta_raw(elements, parent, symbols, kind, TOP_BITS, LOG_SEGMENT, raw_bits)
     none = np.empty((0, 256), np.uint16)
-    scales = context.ctx_model_encode(_with_rice(choice.scales.rows), _with_rice(choice.scales.cols), none, 0, 1, 0)
+    scales = context.ctx_model_encode(_with_rice(way.scales.rows), _with_rice(way.scales.cols), none, 0, 1, 0)
     maps = (_with_rice(map_moves(groups)), _with_rice(map_moves(classes) if refs > 1 else _NONE))
     model = context.ctx_model_encode(*maps, freqs, TOP_BITS, 2, 1)
-    sides = _ROWS * bool(len(choice.scales.rows)) | _COLS * bool(len(choice.scales.cols))
-    cells_of = choice.cells
-    n_groups = len(choice.folding.counts)
+    sides = _ROWS * bool(len(way.scales.rows)) | _COLS * bool(len(way.scales.cols))
+    cells_of = way.cells
     head = _HEADER.pack(
         *(refs, TOP_BITS, LOG_SEGMENT, sides, cells_of.base, cells_of.first, cells_of.exponents, step_base),
         *(n_groups, len(freqs), 0, row_len, len(scales), len(model)),

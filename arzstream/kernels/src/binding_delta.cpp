@@ -67,10 +67,13 @@ void delta_steps(In<uint8_t> parent, In<uint8_t> grandparent, unsigned itemsize,
                  Out<uint32_t> counts) {
   const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, parent.size(), grandparent.size());
   need(step_base >= -128 && step_base < 128, "steps out of range");
-  need(symbols.size() == chunk.count && cells.size() == chunk.count && counts.size() % (256 * kStepCells) == 0,
+  need(symbols.size() == chunk.count && cells.size() == chunk.count && counts.size() % (256 * kStepCells) == 0 &&
+           counts.size() <= 256 * 64 * kStepCells,
        "symbols do not fit");
   all_below(groups, counts.size() / (256 * kStepCells));
-  for (size_t i = 0; i < cells.size(); ++i) need(cells.data()[i] < groups.size(), "a cell out of range");
+  uint16_t highest = 0;
+  for (size_t i = 0; i < chunk.count; ++i) highest = cells.data()[i] > highest ? cells.data()[i] : highest;
+  need(chunk.count == 0 || highest < groups.size(), "a cell out of range");
   const DeltaSteps job{chunk.type, parent.data(), grandparent.data(), chunk.count, step_base, groups.data()};
   nb::gil_scoped_release unlocked;
   active().delta_steps(job, symbols.data(), cells.data(), counts.data(), counts.size());
