@@ -746,7 +746,7 @@ def decode_quant_blocks(payload: bytes, length: int) -> bytes:
             for symbol_count, size in zip(of_part, stream_sizes, strict=True):
                 need(size <= len(payload) - at, "a quant_blocks payload is too short")
                 here = classes[len(symbols) : len(symbols) + symbol_count]
-                symbols += read_symbols(payload[at : at + size], here, tables)
+                symbols += read_symbols(payload[at : at + size], here, tables, lanes=32, word=16, precision=12)
                 at += size
         for i, bytes_of in enumerate(records):
             bytes_of[part.at : part.at + part.length] = bytes(symbols[i * part.length : (i + 1) * part.length])
@@ -923,8 +923,10 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
 
 
 def decode_elements(codec: int, payload: bytes, length: int, dtype: str, references: Sequence[bytes] = ()) -> bytes:
-    """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged; ``references`` are the decoded
-    bytes of the same tile of the unit's references."""
+    """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged.
+
+    ``references``: decoded bytes of the same tile of the unit's references.
+    """
     if codec == RAW:
         need(len(payload) == length, "a raw payload has another length than its decoded bytes")
         return payload

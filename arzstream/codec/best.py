@@ -184,7 +184,8 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
 def _alone_share(data: memoryview, ctx: ChunkContext, wish: Profile) -> float:
     """What share of ``data`` would about be left without references, by a sample without rows."""
     some = _sample(data, PIECE)
-    alone = _encode_alone(some, dataclasses.replace(ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=()), wish)
+    row = dataclasses.replace(ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=())
+    alone = _encode_alone(some, row, wish)
     return len(alone[1]) / len(some)
 
 

@@ -32,7 +32,7 @@ _ENTRIES = 1 << tables.ENTROPY_BITS
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """A class for each cell, how often each symbol occurs in each class (shape (classes, 256)), and what symbols, tables
+    """A class for each cell; how often each symbol occurs in each class, shape (classes, 256); and what symbols, tables
     and map take, in bits."""
 
     classes: U8
@@ -64,8 +64,9 @@ def _weighted(counts: I64) -> I64:
 
 def _costs(groups: I64) -> I64:
     """What coding each group with a table of its own takes, the table included; in bits · COST_UNIT."""
-    ideal = _weighted(groups.sum(axis=1)) - _weighted(groups).sum(axis=1)
-    return ideal + (TABLE_BITS + ENTRY_BITS * np.count_nonzero(groups, axis=1)) * tables.COST_UNIT
+    ideal: I64 = _weighted(groups.sum(axis=1)) - _weighted(groups).sum(axis=1)
+    own: I64 = (TABLE_BITS + ENTRY_BITS * np.count_nonzero(groups, axis=1)) * tables.COST_UNIT
+    return ideal + own
 
 
 def _merge(groups: I64, most: int) -> tuple[I64, I64, NDArray[np.intp]]:

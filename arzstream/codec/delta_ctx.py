@@ -252,7 +252,7 @@ class DeltaCtx:
         count, odd = divmod(len(out), kind.itemsize)
         _require(not odd and count > 0, "a wrong length")
         parent = _reference(ctx, 0, len(out))
-        if payload == b"\0":
+        if bytes(payload[:2]) == b"\0":
             out[:] = ctx.references[0]
             return
         _require(len(payload) >= _HEADER.size, "a wrong length")

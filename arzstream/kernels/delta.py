@@ -136,4 +136,5 @@ def delta_decode(
         raise CorruptError("a delta_ctx chunk has a symbol that does not exist; the chunk is damaged")
     settings = (*kind.arguments, top, log_segment, *cells.arguments, step_base)
     model = (groups, classes, np.ascontiguousarray(freqs).reshape(-1))
-    check(kernels().delta_decode(payload, parent, grandparent, *settings, *model, *places, symbol_bytes, raw_bytes, out))
+    streams = (*places, symbol_bytes, raw_bytes)
+    check(kernels().delta_decode(payload, parent, grandparent, *settings, *model, *streams, out))

@@ -48,23 +48,24 @@ def _ordered(data: U8, kind: _Type) -> I64:
 def _signed(values: I64, kind: _Type) -> I64:
     """Modulo 2^width, as a signed number."""
     half = 1 << (kind.width - 1)
-    return (values + half & (2 * half - 1)) - half
+    wrapped: I64 = (values + half & (2 * half - 1)) - half
+    return wrapped
 
 
 def _bit_lengths(values: I64) -> I64:
     """Bits without leading zeros; exact below 2^53."""
-    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    lengths: I64 = np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    return lengths
 
 
 def _exponents(data: U8, kind: _Type) -> I64:
     """Exponent fields, at least 1: an element's last place is worth 2 to this power, but for a constant."""
     values = data.view(f"<u{kind.itemsize}").astype(np.int64)
-    return np.maximum(values >> kind.mantissa_bits & (1 << kind.exponent_bits) - 1, 1)
+    exponents: I64 = np.maximum(values >> kind.mantissa_bits & (1 << kind.exponent_bits) - 1, 1)
+    return exponents
 
 
-def delta_fields(
-    data: U8, parent: U8, itemsize: int, exponent_bits: int, mantissa_bits: int, fields: U16
-) -> None:
+def delta_fields(data: U8, parent: U8, itemsize: int, exponent_bits: int, mantissa_bits: int, fields: U16) -> None:
     """Sizes of changes as small floats: exponent and FIELD_TOP bits; 0 where nothing changed."""
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
     size = np.abs(_signed(_ordered(data, kind) - _ordered(parent, kind), kind))
@@ -155,7 +156,8 @@ def _tokens(size: I64, top: int) -> I64:
 
 def _raw_bits(symbols: U8, top: int) -> I64:
     """How many raw bits belong to each symbol."""
-    return np.maximum((symbols.astype(np.int64) >> 1 >> top) - 1, 0)
+    bits: I64 = np.maximum((symbols.astype(np.int64) >> 1 >> top) - 1, 0)
+    return bits
 
 
 def delta_raw(

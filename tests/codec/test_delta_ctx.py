@@ -1,5 +1,5 @@
-"""Codec delta_ctx: exact whatever the references are, the same on every path and in the reference decoder, close to what
-the changes weigh, safe with hostile payloads."""
+"""Codec delta_ctx: exact whatever the references are, the same on every path and in the reference decoder, close to
+what the changes weigh, safe with hostile payloads."""
 
 from __future__ import annotations
 
@@ -124,8 +124,12 @@ def test_changes_of_half_of_all_numbers_in_four_bytes(name: str) -> None:
         check((parent ^ np.uint32(change)).tobytes(), context_of(name, 1, 5000, parent), oracle=False)
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from(["BF16", "F32", "F16", "I8"]), st.integers(1, 2), st.data())
-def test_changes_of_any_size_in_any_shape(rows: int, cols: int, name: str, references: int, data: st.DataObject) -> None:
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from(["BF16", "F32", "F16", "I8"]), st.integers(1, 2), st.data()
+)
+def test_changes_of_any_size_in_any_shape(
+    rows: int, cols: int, name: str, references: int, data: st.DataObject
+) -> None:
     kind = {"BF16": "<u2", "F32": "<u4", "F16": "<u2", "I8": "u1"}[name]
     rng = np.random.default_rng(rows * cols)
     bits = data.draw(st.integers(0, 8 * np.dtype(kind).itemsize - 1))
@@ -201,7 +205,7 @@ def test_hostile_payloads_are_refused_or_decode_to_something_alike_everywhere(
     ctx = context_of("BF16", 40, 70, *made[1::-1][:references])
     payload = check(made[2].tobytes(), ctx, oracle=False)
     rng = np.random.default_rng(2)
-    cases = [payload[:k] for k in [*range(0, 30), len(payload) // 2, len(payload) - 1]]
+    cases = [payload[:k] for k in [*range(30), len(payload) // 2, len(payload) - 1]]
     cases.append(payload + b"\0")
     for at in [*range(24), *rng.integers(24, len(payload), 150).tolist()]:
         bad = bytearray(payload)
