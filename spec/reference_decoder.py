@@ -20,7 +20,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -145,8 +145,8 @@ METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT, VOLUME}
 NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT, VOLUME}
 KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
-KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED}
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX = 0, 1, 3, 4, 5, 6, 7, 8
+KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX}
 
 ITEM_SIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
@@ -529,17 +529,21 @@ def read_escapes(stream: bytes, count: int, seconds: bytes, exponent_bits: int) 
 
 
 class Bits:
-    """The model stream of float_ctx, the lowest bit of each byte first."""
+    """A stream of bits, the lowest of each byte first; what float_ctx and others write with them."""
 
     def __init__(self, data: bytes) -> None:
         self.digits = [byte >> j & 1 for byte in data for j in range(8)]
         self.at = 0
 
     def number(self, bits: int) -> int:
-        need(self.at + bits <= len(self.digits), "the model stream of float_ctx is too short")
+        need(self.at + bits <= len(self.digits), "a stream of bits is too short")
         taken = self.digits[self.at : self.at + bits]
         self.at += bits
         return sum(bit << j for j, bit in enumerate(taken))
+
+    def end(self) -> None:
+        rest = self.digits[self.at :]
+        need(len(rest) < 8 and not any(rest), "a stream of bits goes on after its end")
 
     def rice(self, k: int, plain: int) -> int:
         q = 0
@@ -597,8 +601,7 @@ def decode_float_ctx(payload: bytes, length: int, dtype: str) -> bytes:
     need(max(rows, default=0) + max(cols, default=0) <= 255, "float_ctx has scales that are too large")
     step, classes = 2 if mode == 2 else 1, 1 << log_classes
     tables = [bits.table(top, step, base) for _ in range(classes)]
-    rest = bits.digits[bits.at :]
-    need(len(rest) < 8 and not any(rest), "the model stream of float_ctx goes on after its end")
+    bits.end()
     need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a float_ctx payload is not zero")
     at += -at % 8
 
@@ -833,8 +836,111 @@ def stored_or_coded(stream: bytes, length: int) -> bytes:
     return decode_quant_blocks(stream, length)
 
 
-def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> bytes:
-    """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged."""
+def ordered(value: int, width: int, is_float: bool) -> int:
+    """The integer of an element whose order is the numbers', modulo 2^width; doing it twice undoes it."""
+    return value ^ ((1 << (width - 1)) - 1) if is_float and value >> (width - 1) else value
+
+
+def read_map(bits: Bits, count: int, limit: int) -> list[int]:
+    """A map of cells: each entry as its difference to the one before."""
+    entries, entry = [], 0
+    for move in bits.scales(count):
+        entry = (entry + move - 128) % 256
+        entries.append(entry)
+    need(max(entries) < limit, "delta_ctx has an entry of a map that is out of range")
+    return entries
+
+
+def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[bytes]) -> bytes:
+    """Codec 8. ``references``: decoded bytes of the same tile of the unit's references."""
+    is_float = dtype in FLOAT_FIELDS
+    size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype] if is_float else (ITEM_SIZE[dtype], 0, 0)
+    need(size <= 4, f"delta_ctx does not apply to {dtype}")
+    width, n = 8 * size, length // size
+    need(n > 0, "delta_ctx does not apply to no elements")
+    need(len(references) > 0 and all(len(reference) == length for reference in references), "delta_ctx has no parent")
+    if payload == b"\0":
+        return references[0]
+    need(len(payload) >= 24, "a delta_ctx payload is too short")
+    used, top, log_segment, sides, base, first_exponent, exponents, step_base, n_groups, n_classes, zero = (
+        struct.unpack_from("<4Bh2Bb3B", payload)
+    )
+    row, scales_size, model_size = struct.unpack_from("<III", payload, 12)
+    need(1 <= used <= 2 and used <= len(references), "delta_ctx uses references that are not there")
+    limit = (width - top + 1) << (top + 1)
+    need(top <= 4 and limit <= 256, f"delta_ctx has {top} leading bits")
+    need(10 <= log_segment <= 24, f"delta_ctx has segments of 2^{log_segment}")
+    need(sides <= 3 and -4096 <= base <= 4095 and 1 <= exponents <= 16, "delta_ctx has an impossible header")
+    need(1 <= n_groups <= 64 and 1 <= n_classes <= 64, "delta_ctx has too many groups or classes, or none")
+    need(used == 2 or (n_groups == n_classes and step_base == 0), "delta_ctx has steps without a grandparent")
+    need(zero == 0 and row >= 1, "delta_ctx has an impossible header")
+
+    at = 24 + scales_size + model_size
+    need(len(payload) >= at, "the models of delta_ctx are too long")
+    bits = Bits(payload[24 : 24 + scales_size])
+    rows = bits.scales((n + row - 1) // row) if sides & 1 else []
+    cols = bits.scales(min(row, n)) if sides & 2 else []
+    need(max(rows, default=0) + max(cols, default=0) <= 255, "delta_ctx has scales that are too large")
+    bits.end()
+    bits = Bits(payload[24 + scales_size : at])
+    groups = read_map(bits, 64 * exponents, n_groups)
+    classes = read_map(bits, 16 * n_groups, n_classes) if used == 2 else []
+    tables = [bits.table(top, 2, 1) for _ in range(n_classes)]
+    bits.end()
+    need(not any(table[0] or any(table[limit:]) for table in tables), "delta_ctx has a symbol that does not exist")
+    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a delta_ctx payload is not zero")
+    at += -at % 8
+
+    firsts = range(0, n, 1 << log_segment)
+    need(len(payload) >= at + 8 * len(firsts), "a delta_ctx payload is too short")
+    sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(firsts))]
+    symbols_at = at + 8 * len(firsts)
+    raw_at = symbols_at + sum(symbols_size for symbols_size, _ in sizes)
+    need(raw_at + sum(raw_size for _, raw_size in sizes) == len(payload), "the streams of delta_ctx do not fill it")
+
+    values = [[int.from_bytes(r[i * size : (i + 1) * size], "little") for i in range(n)] for r in references[:used]]
+    out = bytearray()
+    for first, (symbols_size, raw_size) in zip(firsts, sizes, strict=True):
+        elements = range(first, min(n, first + (1 << log_segment)))
+        classes_of = []
+        for i in elements:
+            p = values[0][i]
+            e = max(p >> mantissa_bits & ((1 << exponent_bits) - 1), 1)
+            scale = (rows[i // row] if rows else 0) + (cols[i % row] if cols else 0) + base - 4 * e
+            c = max(0, min(scale, 63))
+            k = groups[64 * max(0, min(e - first_exponent, exponents - 1)) + c]
+            if used == 2:
+                u = ordered(p, width, is_float) - ordered(values[1][i], width, is_float)
+                u = (u + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
+                h = 0
+                if u:
+                    h = max(1, min(abs(u).bit_length() - c // 4 + step_base, 7))
+                    h += 7 * ((u < 0) != (is_float and p >> (width - 1) == 1))
+                k = classes[16 * k + h]
+            classes_of.append(k)
+        stream = payload[symbols_at : symbols_at + symbols_size]
+        symbols = read_symbols(stream, classes_of, tables, lanes=32, word=16, precision=12)
+        raw = Bits(payload[raw_at : raw_at + raw_size])
+        for i, y in zip(elements, symbols, strict=True):
+            p, change = values[0][i], 0
+            if y >= 2:
+                token = y // 2
+                r = max(0, (token >> top) - 1)
+                change = ((token - (r << top)) << r) + raw.number(r)
+                if (y % 2 == 1) != (is_float and p >> (width - 1) == 1):
+                    change = -change
+            v = ordered((ordered(p, width, is_float) + change) % (1 << width), width, is_float)
+            out += v.to_bytes(size, "little")
+        raw.end()
+        symbols_at, raw_at = symbols_at + symbols_size, raw_at + raw_size
+    return bytes(out)
+
+
+def decode_elements(codec: int, payload: bytes, length: int, dtype: str, references: Sequence[bytes] = ()) -> bytes:
+    """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged.
+
+    ``references``: decoded bytes of the same tile of the unit's references.
+    """
     if codec == RAW:
         need(len(payload) == length, "a raw payload has another length than its decoded bytes")
         return payload
@@ -849,6 +955,8 @@ def decode_elements(codec: int, payload: bytes, length: int, dtype: str) -> byte
         return decode_quant_blocks(payload, length)
     if codec == DEQUANTISED:
         return decode_dequantised(payload, length, dtype)
+    if codec == DELTA_CTX:
+        return decode_delta(payload, length, dtype, references)
     return decode_float_fast(payload, length, dtype)
 
 

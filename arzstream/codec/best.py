@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.delta_ctx import encode_delta
 from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
@@ -45,6 +46,8 @@ class Profile:
     fast_from: int = NEVER
     """Elements from which floats are coded with ``float_fast`` where it suits them. Smaller chunks are a small part of
     any model that takes time to load."""
+    delta_gain: float = 0.0
+    """How much smaller ``delta_ctx`` must be than what needs no reference, which also decodes faster and alone."""
     least_from: int = NEVER
     """Elements from which ``float_ctx`` makes its least effort; it then decodes hardly faster, but encodes so."""
 
@@ -63,18 +66,21 @@ PROFILES = {
         blocks_gain=0.03,
         simpler_below=1 << 15,
         fast_from=1 << 17,
+        delta_gain=0.1,
         least_from=1 << 20,
     ),
     "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED = 0, 1, 3, 4, 5, 6, 7
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX = 0, 1, 3, 4, 5, 6, 7, 8
 PIECE, SAMPLE_MIN_PIECES, SAMPLE_PIECES = 2048, 16, 1 << 17
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and one for each 2^17 bytes of a large chunk."""
 FAST_PIECE, FAST_GAIN = 512, 0.03
 """The same and ``zstd_gain`` where ``float_fast`` was chosen for its speed: zstd decodes ten times more slowly."""
 FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
+CLEARLY = 0.9
+"""A payload below this share of what a sample says that other codecs take needs no comparison with them."""
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
 RAW_GAIN = 0.99
@@ -165,6 +171,26 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     const = get(CONST).encode(data, ctx)
     if const is not None:
         return CONST, const
+    changes = encode_delta(data, ctx) if ctx.references else None
+    if changes is None:
+        return _encode_alone(data, ctx, wish)
+    limit = len(changes) / (1 - wish.delta_gain)
+    if limit < CLEARLY * _alone_share(data, ctx, wish) * len(data):
+        return DELTA_CTX, changes
+    alone_id, alone = _encode_alone(data, ctx, wish)
+    return (DELTA_CTX, changes) if limit < len(alone) else (alone_id, alone)
+
+
+def _alone_share(data: memoryview, ctx: ChunkContext, wish: Profile) -> float:
+    """What share of ``data`` would about be left without references, by a sample without rows."""
+    some = _sample(data, PIECE)
+    row = dataclasses.replace(ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=())
+    alone = _encode_alone(some, row, wish)
+    return len(alone[1]) / len(some)
+
+
+def _encode_alone(data: memoryview, ctx: ChunkContext, wish: Profile) -> tuple[int, bytes | memoryview]:
+    """The same without references, for what is not one value."""
     best: bytes | memoryview | None = None
     best_id, limit, piece = RAW, float(len(data)), PIECE
     if ctx.dtype.float_bits:

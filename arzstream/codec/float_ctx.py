@@ -22,7 +22,7 @@ from arzstream.codec.scales import Scales, measure_scales, rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import context
 
-__all__ = ["EFFORTS", "Effort", "FloatCtx", "encode_ctx"]
+__all__ = ["EFFORTS", "Effort", "FloatCtx", "encode_ctx", "row_length"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -109,7 +109,7 @@ def _choose_cut(values: NDArray[np.unsignedinteger], float_bits: tuple[int, int]
     return context.Cut(exponent_bits, mantissa_bits, dropped, top, sign)
 
 
-def _row_length(count: int, ctx: ChunkContext) -> tuple[int, bool]:
+def row_length(count: int, ctx: ChunkContext) -> tuple[int, bool]:
     """(length of rows, whether its columns mean anything)."""
     cols = ctx.cols * ctx.dtype.components
     if cols >= MIN_ROW and count >= 2 * cols:
@@ -221,7 +221,7 @@ def encode_ctx(data: memoryview, ctx: ChunkContext, effort: Effort) -> bytes | N
     elements = np.frombuffer(data, np.uint8)
     cut = _choose_cut(elements.view(f"<u{(1 + sum(float_bits)) // 8}"), float_bits)
     high, raw = context.split_high(elements, cut, effort.log_segment)
-    row_len, columns = _row_length(len(high), ctx)
+    row_len, columns = row_length(len(high), ctx)
     sample = _Sample.of(high, row_len, effort.sample)
     setting, rows, cols = _Setting(False, False, 0), _NONE, _NONE
     if effort.log_classes:

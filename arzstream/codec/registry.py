@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arzstream.codec.base import Codec
 from arzstream.codec.const import Const
+from arzstream.codec.delta_ctx import DeltaCtx
 from arzstream.codec.dequantised import Dequantised
 from arzstream.codec.float_ctx import FloatCtx
 from arzstream.codec.float_fast import FloatFast
@@ -40,5 +41,5 @@ def name_of(codec_id: int) -> str:
     return codec.name if codec else f"codec-{codec_id}"
 
 
-for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx(), QuantBlocks(), Dequantised()):
+for _codec in (Raw(), Const(), Zstd(), FloatFast(), FloatCtx(), QuantBlocks(), Dequantised(), DeltaCtx()):
     register(_codec)

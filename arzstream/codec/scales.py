@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arzstream.kernels import context
 
-__all__ = ["LOG_UNIT", "Scales", "log2_eighths", "measure_scales", "rice_lengths", "rice_parameters"]
+__all__ = ["COLUMN_SAMPLE", "LOG_UNIT", "Scales", "log2_eighths", "measure_scales", "rice_lengths", "rice_parameters"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]

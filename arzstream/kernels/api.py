@@ -57,6 +57,7 @@ _CAUSES = {
     3: "bits that must be zero are not",
     4: "a stream does not fit",
     5: "scales or frequency tables do not decode",
+    6: "a stream of raw bits does not end as it must",
 }
 _backend: Any = None
 _native_error: str | None = None

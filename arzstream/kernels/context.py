@@ -215,9 +215,10 @@ def ctx_model_encode(
 ) -> bytes:
     """The model stream of codec 5. ``rows`` and ``cols``: (scales, centre, Rice parameter), empty where there are none.
 
-    ``freqs``: shape (classes, 256).
+    ``freqs``: shape (classes, 256); there may be no classes.
     """
-    return bytes(kernels().ctx_model_encode(*rows, *cols, _flat(freqs), top, step, base))
+    tables = _flat(freqs) if len(freqs) else np.empty(0, np.uint16)
+    return bytes(kernels().ctx_model_encode(*rows, *cols, tables, top, step, base))
 
 
 def ctx_model_decode(

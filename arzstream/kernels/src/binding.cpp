@@ -179,5 +179,6 @@ NB_MODULE(_native, m) {
   m.def("float_fast_encode", &float_fast_encode);
   m.def("float_fast_decode", &float_fast_decode);
   bind_context(m);
+  bind_delta(m);
   bind_records(m);
 }

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <memory>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -28,7 +29,22 @@ inline size_t segments(size_t count, unsigned log_segment) { return arz::ceil_di
 // The kernels in use.
 const arz::Kernels& active();
 
+// Memory for tables, aligned to a cache line.
+class Scratch {
+ public:
+  explicit Scratch(size_t size) : memory_(new uint32_t[size + 16]) {
+    const auto at = reinterpret_cast<uintptr_t>(memory_.get());
+    begin_ = memory_.get() + (-at & 63) / sizeof(uint32_t);
+  }
+  uint32_t* get() { return begin_; }
+
+ private:
+  std::unique_ptr<uint32_t[]> memory_;
+  uint32_t* begin_;
+};
+
 void bind_context(nb::module_& m);
+void bind_delta(nb::module_& m);
 void bind_records(nb::module_& m);
 
 }  // namespace arz_python

@@ -1,5 +1,4 @@
 // Python's view of the kernels of context-switched coding; see binding.cpp.
-#include <memory>
 #include <vector>
 
 #include "binding.h"
@@ -8,20 +7,6 @@ namespace arz_python {
 namespace {
 
 using namespace arz;
-
-// Memory for tables, aligned to a cache line.
-class Scratch {
- public:
-  explicit Scratch(size_t size) : memory_(new uint32_t[size + 16]) {
-    const auto at = reinterpret_cast<uintptr_t>(memory_.get());
-    begin_ = memory_.get() + (-at & 63) / sizeof(uint32_t);
-  }
-  uint32_t* get() { return begin_; }
-
- private:
-  std::unique_ptr<uint32_t[]> memory_;
-  uint32_t* begin_;
-};
 
 Cut cut_of(unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits, unsigned dropped, unsigned top,
            unsigned sign_mode, unsigned log_segment) {
@@ -171,7 +156,8 @@ int rans_ctx_decode(In<uint8_t> streams, In<uint32_t> stream_bytes, size_t per_s
 
 nb::bytes ctx_model_encode(In<uint8_t> rows, unsigned row_centre, unsigned row_k, In<uint8_t> cols, unsigned col_centre,
                            unsigned col_k, In<uint16_t> freqs, unsigned top, unsigned step, int base) {
-  const size_t n = tables_of(freqs);
+  const size_t n = freqs.size() / 256;
+  need(freqs.size() % 256 == 0 && n <= 64, "tables do not fit");
   need((step == 1 || step == 2) && top <= 15 && row_centre <= 255 && col_centre <= 255 && row_k <= 7 && col_k <= 7,
        "a model out of range");
   const ContextModel model{rows.size(), cols.size(), n, top, step, base, row_centre, row_k, col_centre, col_k};

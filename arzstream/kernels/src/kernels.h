@@ -22,6 +22,7 @@ enum Status : int {
   kBadPadding = 3,   // bits that must be zero are not
   kBadBounds = 4,    // the arguments do not fit the buffers: a fault of the caller
   kBadModel = 5,     // scales or frequency tables do not decode
+  kBadRaw = 6,       // a stream of raw bits is too short, too long, or has ones behind its end
 };
 
 // Entry k of the alphabet stands for the byte values[k] and has frequency freqs[k]; intervals follow in order of k.
@@ -136,6 +137,61 @@ struct FloatCtxDecode {
   uint8_t* out;                 // count elements
 };
 
+// ---- differences to references
+
+constexpr size_t kScaleCells = 64, kStepCells = 16;
+
+// Which cell an element is in: spec/registry.md, section 8.
+struct DeltaCells {
+  int32_t base;
+  unsigned first, exponents;
+};
+
+// type: no exponent bits for integers.
+struct DeltaCount {
+  Floats type;
+  const uint8_t *data, *parent;
+  size_t count;
+  Scales scales;
+  DeltaCells cells;
+  unsigned top;
+};
+
+struct DeltaSteps {
+  Floats type;
+  const uint8_t *parent, *grandparent;
+  size_t count;
+  int32_t step_base;
+  const uint8_t* groups;        // of each cell
+};
+
+struct DeltaRaw {
+  Floats type;
+  const uint8_t *data, *parent;
+  size_t count;
+  unsigned top, log_segment;
+};
+
+struct DeltaDecode {
+  Floats type;
+  const uint8_t *parent, *grandparent;
+  size_t count;
+  Scales scales;
+  DeltaCells cells;
+  int32_t step_base;
+  const uint8_t* groups;        // of each cell
+  const uint8_t* classes;       // of each group and step; null without a grandparent, when groups are classes
+  unsigned top, log_segment;
+  const uint16_t* freqs;        // 256 for each class, none for symbols that do not exist
+  size_t n_classes;
+  uint32_t* scratch;            // kSlots for each class
+  const uint8_t* payload;
+  size_t payload_size;
+  size_t symbols_at, raw_at;
+  const uint32_t *symbol_bytes, *raw_bytes;  // per segment
+  uint8_t* out;
+};
+
 // ---- records
 
 // Offsets of fields in a record, or -1: spec/registry.md, section 6.
@@ -207,6 +263,12 @@ struct Kernels {
                          const uint8_t* classes, const uint16_t* freqs, size_t n_classes, uint32_t* scratch,
                          size_t count, uint8_t* symbols);
   int (*float_ctx_decode)(const FloatCtxDecode&);
+
+  void (*delta_fields)(const Floats&, const uint8_t* data, const uint8_t* parent, size_t count, uint16_t* fields);
+  void (*delta_count)(const DeltaCount&, uint8_t* symbols, uint16_t* cells, uint32_t* counts);
+  void (*delta_steps)(const DeltaSteps&, const uint8_t* symbols, uint16_t* cells, uint32_t* counts, size_t n_counts);
+  size_t (*delta_raw)(const DeltaRaw&, const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
+  int (*delta_decode)(const DeltaDecode&);
 
   // `length` bytes of each of `count` records of `record` bytes; `data` is where they begin in the first
   void (*take_part)(const uint8_t* data, size_t count, size_t record, size_t length, uint8_t* out);

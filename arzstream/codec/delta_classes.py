@@ -1,0 +1,118 @@
+"""Which classes a chunk's changes are coded under: cells that the decoder can compute, folded into few tables.
+
+A cell is what is known of an element before its change is: the expected size of the change, the parent's exponent, the
+change before. Cells with like distributions share a table; how many tables there are is decided by what they cost. This
+is the seam at which a learned model takes over: whatever gives each cell a class, the payload carries the map.
+All in integers, so that every machine decides alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arzstream.codec import tables
+from arzstream.codec.scales import rice_parameters
+
+__all__ = ["MAX_CLASSES", "Folding", "fold", "map_moves", "unfold_moves"]
+
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+
+MAX_CLASSES = 64
+TABLE_BITS, ENTRY_BITS = 32, 3
+"""What a table takes in the model stream, about, and each symbol in it."""
+MIDDLE = 128
+"""How no difference between neighbours in a map is written."""
+_ENTRIES = 1 << tables.ENTROPY_BITS
+
+
+@dataclasses.dataclass(frozen=True)
+class Folding:
+    """A class for each cell; how often each symbol occurs in each class, shape (classes, 256); and what symbols, tables
+    and map take, in bits."""
+
+    classes: U8
+    counts: I64
+    bits: int
+
+
+def map_moves(classes: U8) -> U8:
+    """A map as differences between neighbours, as the model stream has it."""
+    return (np.diff(classes.astype(np.int16), prepend=np.int16(0)) + MIDDLE).astype(np.uint8)
+
+
+def unfold_moves(moves: U8) -> U8:
+    """Undo :func:`map_moves`; modulo 256."""
+    return np.cumsum(moves - np.uint8(MIDDLE), dtype=np.uint8)
+
+
+def _weighted(counts: I64) -> I64:
+    """COST_UNIT · c · log2(c) of each count, closely."""
+    log = tables.weighted_log()
+    if int(counts.max()) < _ENTRIES:
+        return log[counts]
+    shift = np.maximum(np.frexp(counts.astype(np.float64))[1].astype(np.int64) - tables.ENTROPY_BITS, 0)
+    small = counts >> shift
+    per = log[small] // np.maximum(small, 1) + shift * tables.COST_UNIT
+    result: I64 = np.where(shift > 0, counts * per, log[np.minimum(counts, _ENTRIES - 1)])
+    return result
+
+
+def _costs(groups: I64) -> I64:
+    """What coding each group with a table of its own takes, the table included; in bits · COST_UNIT."""
+    ideal: I64 = _weighted(groups.sum(axis=1)) - _weighted(groups).sum(axis=1)
+    own: I64 = (TABLE_BITS + ENTRY_BITS * np.count_nonzero(groups, axis=1)) * tables.COST_UNIT
+    return ideal + own
+
+
+def _merge(groups: I64, most: int) -> tuple[I64, I64, NDArray[np.intp]]:
+    """(groups, their costs, the first of each) after neighbours were merged while that saves bits, or there are more
+    than ``most``."""
+    starts, own = np.arange(len(groups)), _costs(groups)
+    none = np.array([np.iinfo(np.int64).min])
+    while len(groups) > 1:
+        merged = groups[:-1] + groups[1:]
+        joint = _costs(merged)
+        gain = own[:-1] + own[1:] - joint
+        around = np.concatenate([none, gain, none])
+        # Pairs that gain more than both their neighbours; of equals the first.
+        take = (gain >= around[2:]) & (gain > around[:-2])
+        if len(groups) <= most:
+            take &= gain > 0
+        at = np.flatnonzero(take)
+        if not len(at):
+            break
+        groups[at], own[at] = merged[at], joint[at]
+        keep = np.ones(len(groups), np.bool_)
+        keep[at + 1] = False
+        groups, own, starts = groups[keep], own[keep], starts[keep]
+    return groups, own, starts
+
+
+def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
+    """Classes for cells with ``counts`` of each symbol, shape (cells, 256), not all zero; up to ``most`` of them.
+
+    Cells are put in the order of their mean token, and neighbours in it merged as long as that saves bits.
+    """
+    occurs = counts.any(axis=1)
+    used = np.flatnonzero(occurs)
+    window = np.flatnonzero(counts[used].any(axis=0))
+    first, end = int(window[0]), int(window[-1]) + 1
+    groups = counts[used, first:end].astype(np.int64)
+    mean = (groups @ (np.arange(first, end) >> 1) << 16) // groups.sum(axis=1)
+    order = np.argsort(mean, kind="stable")
+    groups, own, starts = _merge(groups[order], most)
+    of_used = np.empty(len(used), np.uint8)
+    of_used[order] = np.searchsorted(starts, np.arange(len(used)), side="right") - 1
+    # Cells that do not occur are like the one before them, which takes the fewest bits.
+    before = np.maximum.accumulate(np.where(occurs, np.arange(len(counts)), used[0]))
+    classes = np.zeros(len(counts), np.uint8)
+    classes[used] = of_used
+    classes = classes[before]
+    total = np.zeros((len(groups), 256), np.int64)
+    total[:, first:end] = groups
+    return Folding(classes, total, int(own.sum()) // tables.COST_UNIT + rice_parameters(map_moves(classes))[2])

@@ -1,0 +1,258 @@
+"""Codec delta_ctx: exact whatever the references are, the same on every path and in the reference decoder, close to
+what the changes weigh, safe with hostile payloads."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arzstream.codec import delta_ctx
+from arzstream.codec.base import ChunkContext
+from arzstream.codec.best import DELTA_CTX, PROFILES, encode_best
+from arzstream.codec.delta_classes import MAX_CLASSES, fold, map_moves, unfold_moves
+from arzstream.codec.delta_ctx import DeltaCtx, encode_delta
+from arzstream.codec.dtypes import DTYPES, DType
+from arzstream.errors import CorruptError
+from arzstream.kernels import api
+
+PATHS = [*api.cpu_features(), "numpy"]
+CODEC = DeltaCtx()
+SMALL = [d for d in DTYPES.values() if d.itemsize // d.components <= 4]
+
+
+def _reference_decoder() -> Any:
+    path = Path(__file__).resolve().parents[2] / "spec" / "reference_decoder.py"
+    spec = importlib.util.spec_from_file_location("reference_decoder_of_delta", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ORACLE = _reference_decoder()
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several segments in a few thousand elements."""
+    monkeypatch.setattr(delta_ctx, "LOG_SEGMENT", 10)
+
+
+def decode(payload: bytes, length: int, ctx: ChunkContext) -> bytes:
+    out = bytearray(length)
+    CODEC.decode(memoryview(payload), memoryview(out), ctx)
+    return bytes(out)
+
+
+def check(data: bytes, ctx: ChunkContext, oracle: bool = True) -> bytes:
+    """Encode and decode on every path; returns the payload, which is the same on all."""
+    payloads = []
+    for path in PATHS:
+        api.set_backend(path)
+        payloads.append(encode_delta(memoryview(data), ctx))
+    payload = payloads[0]
+    assert payload is not None and all(other == payload for other in payloads)
+    for path in PATHS:
+        api.set_backend(path)
+        assert decode(payload, len(data), ctx) == data, path
+    if oracle:
+        references = [bytes(r) for r in ctx.references]
+        assert ORACLE.decode_delta(payload, len(data), ctx.dtype.name, references) == data
+    return payload
+
+
+def context_of(dtype: str, rows: int, cols: int, *references: np.ndarray) -> ChunkContext:
+    return ChunkContext(DTYPES[dtype], rows, cols, tuple(memoryview(r.tobytes()) for r in references))
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Rounded to nearest, ties to even."""
+    bits = values.astype("<f4").view("<u4")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def run(rows: int, cols: int, rate: float, steps: int = 3, spread: float = 0.7) -> list[np.ndarray]:
+    """fp32 weights of a matrix at ``steps`` times, whose rows and columns move at rates of their own, with momentum."""
+    rng = np.random.default_rng(rows * cols)
+    scale = rate * np.exp(rng.normal(0, spread, (rows, 1)) + rng.normal(0, spread, cols))
+    weights, speed = rng.standard_normal((rows, cols)) * 0.02, rng.standard_normal((rows, cols))
+    made = []
+    for _ in range(steps):
+        made.append(weights.astype(np.float32))
+        speed = 0.7 * speed + 0.7 * rng.standard_normal((rows, cols))
+        weights = weights + scale * speed
+    return made
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("count", [1, 31, 1024, 1025, 4200])
+@pytest.mark.parametrize("references", [1, 2])
+def test_every_type_with_references_of_nothing_in_common(
+    dtype: DType, count: int, references: int, short_segments: None
+) -> None:
+    rng = np.random.default_rng(count)
+    data, *others = (rng.integers(0, 256, count * dtype.itemsize, np.uint8) for _ in range(1 + references))
+    check(data.tobytes(), context_of(dtype.name, 1, count, *others))
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16", "U16", "I16"])
+def test_all_65536_patterns_after_each_other(name: str) -> None:
+    """NaN payloads, infinities, subnormals and both zeros among them; changes of every size, the largest included."""
+    rng = np.random.default_rng(0)
+    values = np.arange(65536, dtype="<u2")
+    check(rng.permutation(values).tobytes(), context_of(name, 256, 256, values), oracle=False)
+    check((values ^ 0x8000).tobytes(), context_of(name, 64, 1024, values, rng.permutation(values)), oracle=False)
+    check((values + 1).tobytes(), context_of(name, 64, 1024, values, values - 1), oracle=False)
+
+
+@pytest.mark.parametrize("name", ["F32", "I32"])
+def test_changes_of_half_of_all_numbers_in_four_bytes(name: str) -> None:
+    rng = np.random.default_rng(0)
+    parent = rng.integers(0, 1 << 32, 5000, np.uint64).astype("<u4")
+    for change in (1 << 31, (1 << 31) - 1, (1 << 31) + 1, (1 << 32) - 1):
+        data = (parent + np.uint32(change)).astype("<u4")
+        check(data.tobytes(), context_of(name, 1, 5000, parent, data), oracle=False)
+        check((parent ^ np.uint32(change)).tobytes(), context_of(name, 1, 5000, parent), oracle=False)
+
+
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from(["BF16", "F32", "F16", "I8"]), st.integers(1, 2), st.data()
+)
+def test_changes_of_any_size_in_any_shape(
+    rows: int, cols: int, name: str, references: int, data: st.DataObject
+) -> None:
+    kind = {"BF16": "<u2", "F32": "<u4", "F16": "<u2", "I8": "u1"}[name]
+    rng = np.random.default_rng(rows * cols)
+    bits = data.draw(st.integers(0, 8 * np.dtype(kind).itemsize - 1))
+    share = data.draw(st.sampled_from([0.01, 0.3, 1.0]))
+    made = [rng.integers(0, 1 << 8 * np.dtype(kind).itemsize, rows * cols, np.uint64).astype(kind)]
+    for _ in range(references):
+        change = rng.integers(0, 1 << bits, rows * cols, np.uint64) * (rng.random(rows * cols) < share)
+        made.append((made[-1] + change.astype(kind)).astype(kind))
+    check(made[-1].tobytes(), context_of(name, rows, cols, *made[-2::-1]), oracle=rows * cols < 500)
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_a_run_is_decoded_by_the_reference_decoder(references: int, short_segments: None) -> None:
+    made = [bf16(w) for w in run(40, 120, 1e-3)]
+    payload = check(made[2].tobytes(), context_of("BF16", 40, 120, *made[1::-1][:references]))
+    assert payload[0] == references
+
+
+def test_what_did_not_change_takes_a_byte() -> None:
+    data = bf16(run(30, 40, 1e-3)[0])
+    assert check(data.tobytes(), context_of("BF16", 30, 40, data)) == b"\0"
+    assert check(data.tobytes(), context_of("BF16", 30, 40, data, data + 1)) == b"\0"
+
+
+def test_what_hardly_changed_takes_what_the_changes_weigh() -> None:
+    """A hundredth and a thousandth of the weights, one unit up or down, anywhere."""
+    rng = np.random.default_rng(1)
+    parent = bf16(run(512, 1024, 1e-3)[0])
+    for share in (0.01, 0.001):
+        changed = rng.random(parent.shape) < share
+        data = parent + np.where(changed, rng.choice([1, -1], parent.shape), 0).astype("<u2")
+        payload = check(data.tobytes(), context_of("BF16", 512, 1024, parent), oracle=False)
+        ideal = -share * math.log2(share) - (1 - share) * math.log2(1 - share) + share
+        assert 8 * len(payload) / parent.size < 1.06 * ideal + 0.002
+
+
+def test_scales_and_steps_pay() -> None:
+    """Rows and columns that move differently, and momentum: below what the distribution of all changes gives."""
+    made = [bf16(w) for w in run(400, 500, 2e-4)]
+    of_one = check(made[2].tobytes(), context_of("BF16", 400, 500, made[1]), oracle=False)
+    of_two = check(made[2].tobytes(), context_of("BF16", 400, 500, made[1], made[0]), oracle=False)
+    signed = made[2].astype(np.int64) - made[1]
+    counts = np.unique(np.where(made[1] >> 15, -signed, signed), return_counts=True)[1]
+    entropy = float(-(counts / counts.sum()) @ np.log2(counts / counts.sum()))
+    assert of_one[3] == 3 and of_one[0] == 1 and of_two[0] == 2
+    assert 8 * len(of_one) / made[0].size < 0.9 * entropy
+    assert len(of_two) < 0.97 * len(of_one)
+
+
+def test_it_does_not_apply_without_references_or_to_eight_bytes() -> None:
+    assert encode_delta(memoryview(bytes(16)), ChunkContext(DTYPES["BF16"], 2, 4)) is None
+    assert encode_delta(memoryview(b""), context_of("BF16", 0, 4, np.empty(0, "<u2"))) is None
+    parent = np.arange(8.0)
+    for name in ("F64", "I64", "C128"):
+        assert encode_delta(memoryview(parent.tobytes()), context_of(name, 1, 8, parent)) is None
+        with pytest.raises(CorruptError):
+            decode(b"\0", 64, context_of(name, 1, 8, parent))
+
+
+def test_missing_or_wrong_references_are_refused() -> None:
+    made = [bf16(w) for w in run(40, 120, 1e-3)]
+    payload = check(made[2].tobytes(), context_of("BF16", 40, 120, made[1], made[0]), oracle=False)
+    for references in ([], [made[1]], [made[1][:20], made[0]], [made[1], made[0][:20]]):
+        with pytest.raises(CorruptError, match="reference"):
+            decode(payload, made[2].nbytes, context_of("BF16", 40, 120, *references))
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_hostile_payloads_are_refused_or_decode_to_something_alike_everywhere(
+    references: int, short_segments: None
+) -> None:
+    made = [bf16(w) for w in run(40, 70, 1e-3)]
+    ctx = context_of("BF16", 40, 70, *made[1::-1][:references])
+    payload = check(made[2].tobytes(), ctx, oracle=False)
+    rng = np.random.default_rng(2)
+    cases = [payload[:k] for k in [*range(30), len(payload) // 2, len(payload) - 1]]
+    cases.append(payload + b"\0")
+    for at in [*range(24), *rng.integers(24, len(payload), 150).tolist()]:
+        bad = bytearray(payload)
+        bad[at] ^= 1 << int(rng.integers(8))
+        cases.append(bytes(bad))
+    for bad in cases:
+        results = set()
+        for path in PATHS:
+            api.set_backend(path)
+            try:
+                results.add(decode(bad, made[2].nbytes, ctx))
+            except CorruptError:
+                results.add(None)
+        assert len(results) == 1
+        try:
+            oracle = ORACLE.decode_delta(bad, made[2].nbytes, "BF16", [bytes(r) for r in ctx.references])
+        except ORACLE.ArchiveError:
+            oracle = None
+        assert results == {oracle}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_best_is_never_larger_than_without_references(profile: str) -> None:
+    rng = np.random.default_rng(3)
+    made = [bf16(w) for w in run(100, 120, 2e-4)]
+    noise = rng.integers(0, 65536, made[0].shape).astype("<u2")
+    for parent, expected in ((made[1], True), (noise, False), (made[2] ^ 1, True)):
+        ctx = context_of("BF16", 100, 120, parent)
+        codec, payload = encode_best(memoryview(made[2].tobytes()), ctx, profile)
+        alone = encode_best(memoryview(made[2].tobytes()), ChunkContext(ctx.dtype, 100, 120), profile)[1]
+        assert (codec == DELTA_CTX) == expected
+        assert len(payload) <= len(alone)
+
+
+def test_cells_are_folded_into_as_many_classes_as_pay() -> None:
+    rng = np.random.default_rng(4)
+    counts = np.zeros((200, 256), np.uint32)
+    for cell in range(200):
+        if cell % 3:
+            tokens = 2 * np.minimum(rng.geometric(0.5 if cell < 100 else 0.05, 3000), 100)
+            counts[cell] = np.bincount(tokens, minlength=256)
+    folded = fold(counts)
+    assert len(folded.counts) == 2 and np.array_equal(folded.counts.sum(axis=0), counts.sum(axis=0))
+    assert len(set(folded.classes[:100])) == len(set(folded.classes[100:])) == 1
+    many = np.zeros((1000, 256), np.uint32)
+    many[np.arange(1000), np.arange(1000) // 4] = 1 << 20
+    assert len(fold(many).counts) <= MAX_CLASSES
+    assert len(fold(many, 5).counts) <= 5
+    moves = map_moves(folded.classes)
+    assert np.array_equal(unfold_moves(moves), folded.classes)
