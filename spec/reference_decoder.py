@@ -1611,9 +1611,17 @@ class Decoder:
             return None
         self.budget.charge(2 * unit.size, f"unit {unit.number}")
         out, item = bytearray(unit.size), ITEM_SIZE[unit.dtype]
+        against: list[bytes] = []
+        if any(frame.codec == DELTA_CTX for frame in unit.chunks.values()):
+            for reference in unit.raw["refs"]:
+                data = self.reference(unit, reference)
+                if data is None:
+                    return None
+                against.append(data)
         for k, frame in unit.chunks.items():
+            tiles = [self.tile(unit, k, data) for data in against if len(data) == unit.size]
             try:
-                data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype)
+                data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype, tiles)
             except Corrupt as error:
                 raise Corrupt(f"chunk {k} of unit {unit.number}: {error}") from None
             need(len(data) == frame.decoded_length, f"chunk {k} of unit {unit.number}: decodes to another length")
@@ -1626,6 +1634,13 @@ class Decoder:
                 at = ((row + i) * unit.columns + column) * item
                 out[at : at + columns * item] = data[i * columns * item : (i + 1) * columns * item]
         return bytes(out)
+
+    def tile(self, unit: Unit, chunk: int, data: bytes) -> bytes:
+        """Section 6: what of ``data``, which is as large as the unit, is where the chunk is."""
+        row, rows, column, columns = unit.tile(chunk)
+        item = ITEM_SIZE[unit.dtype]
+        starts = [(r * unit.columns + column) * item for r in range(row, row + rows)]
+        return b"".join(data[at : at + columns * item] for at in starts)
 
     def member(self, unit: Unit, member: list[Any]) -> bytes:
         """The elements of a member in row-major order."""
