@@ -169,6 +169,23 @@ def _normalised(counts: I64) -> U16:
     return freqs
 
 
+@dataclasses.dataclass(frozen=True)
+class _Coded:
+    """Tables, the model stream with them and the maps, and the bits that it and the symbols take."""
+
+    freqs: U16
+    model: bytes
+    bits: int
+
+    @classmethod
+    def of(cls, counts: I64, groups: U8, classes: U8) -> _Coded:
+        freqs = _normalised(counts)
+        maps = (_with_rice(map_moves(groups)), _with_rice(map_moves(classes) if len(classes) else classes))
+        model = context.ctx_model_encode(*maps, freqs, TOP_BITS, 2, 1)
+        symbols = sum(tables.cost(c, f) for c, f in zip(counts, freqs, strict=True)) // tables.COST_UNIT
+        return cls(freqs, model, symbols + 8 * len(model))
+
+
 # ---- encoding
 
 
@@ -192,27 +209,27 @@ def encode_delta(data: memoryview, ctx: ChunkContext) -> bytes | None:
     symbols, found, counts = delta.delta_count(elements, parent, kind, TOP_BITS, way.cells)
     folding = fold(counts, most)
     groups, n_groups, classes, refs, step_base = folding.classes, len(folding.counts), _NONE, 1, 0
+    coded = _Coded.of(folding.counts, groups, _NONE)
     if len(ctx.references) > 1:
         grandparent = np.frombuffer(ctx.references[1], np.uint8)
         step_base = min(max(3 + (way.cells.base + way.scales.unit >> 2), -128), 127)
         cells = found.copy()
         counts = delta.delta_steps(parent, grandparent, kind, step_base, groups, n_groups, symbols, cells)
         folded = fold(counts, kinds=np.tile(_DIRECTIONS, n_groups))
-        if folded.bits + rice_parameters(map_moves(groups))[2] < folding.bits:
-            folding, classes, found, refs = folded, folded.classes, cells, 2
+        with_steps = _Coded.of(folded.counts, groups, folded.classes)
+        if with_steps.bits < coded.bits:
+            coded, classes, found, refs = with_steps, folded.classes, cells, 2
         else:
             step_base = 0
-    log_segment = LOG_SEGMENT if 4 * folding.bits > len(symbols) else LOG_SEGMENT + SPARSE
+    freqs, model = coded.freqs, coded.model
+    log_segment = LOG_SEGMENT if 4 * coded.bits > len(symbols) else LOG_SEGMENT + SPARSE
     of_elements = (classes if refs > 1 else groups)[found]
-    freqs = _normalised(folding.counts)
     streams, symbol_bytes = context.rans_ctx_encode(symbols, of_elements, 1 << log_segment, freqs)
     octaves = np.maximum((np.arange(256) >> 1 >> TOP_BITS) - 1, 0)
     raw_bits = int(folding.counts.sum(axis=0) @ octaves)
     raw, raw_bytes = delta.delta_raw(elements, parent, symbols, kind, TOP_BITS, log_segment, raw_bits)
     none = np.empty((0, 256), np.uint16)
     scales = context.ctx_model_encode(_with_rice(way.scales.rows), _with_rice(way.scales.cols), none, 0, 1, 0)
-    maps = (_with_rice(map_moves(groups)), _with_rice(map_moves(classes) if refs > 1 else _NONE))
-    model = context.ctx_model_encode(*maps, freqs, TOP_BITS, 2, 1)
     sides = _ROWS * bool(len(way.scales.rows)) | _COLS * bool(len(way.scales.cols))
     cells_of = way.cells
     head = _HEADER.pack(

@@ -89,7 +89,7 @@ def run(rows: int, cols: int, rate: float, steps: int = 3, spread: float = 0.7) 
     made = []
     for _ in range(steps):
         made.append(weights.astype(np.float32))
-        speed = 0.7 * speed + 0.7 * rng.standard_normal((rows, cols))
+        speed = 0.95 * speed + 0.3 * rng.standard_normal((rows, cols))
         weights = weights + scale * speed
     return made
 
