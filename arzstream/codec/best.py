@@ -175,17 +175,17 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     if changes is None:
         return _encode_alone(data, ctx, wish)
     limit = len(changes) / (1 - wish.delta_gain)
-    if limit < CLEARLY * _alone_share(data, ctx, wish) * len(data):
+    if limit < CLEARLY * _alone_share(data, ctx) * len(data):
         return DELTA_CTX, changes
     alone_id, alone = _encode_alone(data, ctx, wish)
     return (DELTA_CTX, changes) if limit < len(alone) else (alone_id, alone)
 
 
-def _alone_share(data: memoryview, ctx: ChunkContext, wish: Profile) -> float:
+def _alone_share(data: memoryview, ctx: ChunkContext) -> float:
     """What share of ``data`` would about be left without references, by a sample without rows."""
     some = _sample(data, PIECE)
     row = dataclasses.replace(ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=())
-    alone = _encode_alone(some, row, wish)
+    alone = _encode_alone(some, row, PROFILES["fast"])
     return len(alone[1]) / len(some)
 
 

@@ -23,8 +23,11 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 MAX_CLASSES = 64
-TABLE_BITS, ENTRY_BITS = 32, 3
+TABLE_BITS, ENTRY_BITS = 32, 8
 """What a table takes in the model stream, about, and each symbol in it."""
+PIECES = 160
+"""Pieces that cells are cut into before these are merged, about."""
+MEAN_UNIT = 1 << 16
 MIDDLE = 128
 """How no difference between neighbours in a map is written."""
 _ENTRIES = 1 << tables.ENTROPY_BITS
@@ -93,21 +96,28 @@ def _merge(groups: I64, most: int) -> tuple[I64, I64, NDArray[np.intp]]:
     return groups, own, starts
 
 
-def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
+def fold(counts: U32, most: int = MAX_CLASSES, kinds: U8 | None = None) -> Folding:
     """Classes for cells with ``counts`` of each symbol, shape (cells, 256), not all zero; up to ``most`` of them.
 
-    Cells are put in the order of their mean token, and neighbours in it merged as long as that saves bits.
+    Cells are put in the order of their mean token, where there are ``kinds`` of cells those of each by themselves, and
+    neighbours in it merged as long as that saves bits.
     """
-    occurs = counts.any(axis=1)
+    occurs = counts.max(axis=1) > 0
     used = np.flatnonzero(occurs)
-    window = np.flatnonzero(counts[used].any(axis=0))
+    found = counts[used]
+    window = np.flatnonzero(found.max(axis=0))
     first, end = int(window[0]), int(window[-1]) + 1
-    groups = counts[used, first:end].astype(np.int64)
-    mean = (groups @ (np.arange(first, end) >> 1) << 16) // groups.sum(axis=1)
-    order = np.argsort(mean, kind="stable")
-    groups, own, starts = _merge(groups[order], most)
+    found = found[:, first:end]
+    weight = found.sum(axis=1, dtype=np.int64)
+    mean = (found @ (np.arange(first, end, dtype=np.uint32) >> 1)).astype(np.int64) * MEAN_UNIT // weight
+    order = np.argsort(mean, kind="stable") if kinds is None else np.lexsort((mean, kinds[used]))
+    # Pieces of about the same weight are what is merged: there may be a thousand cells.
+    before = np.cumsum(weight[order]) - weight[order]
+    piece = before * PIECES // int(weight.sum())
+    edges = np.flatnonzero(np.diff(piece, prepend=-1))
+    groups, own, starts = _merge(np.add.reduceat(found[order], edges, axis=0, dtype=np.int64), most)
     of_used = np.empty(len(used), np.uint8)
-    of_used[order] = np.searchsorted(starts, np.arange(len(used)), side="right") - 1
+    of_used[order] = np.searchsorted(edges[starts], np.arange(len(used)), side="right") - 1
     # Cells that do not occur are like the one before them, which takes the fewest bits.
     before = np.maximum.accumulate(np.where(occurs, np.arange(len(counts)), used[0]))
     classes = np.zeros(len(counts), np.uint8)

@@ -35,7 +35,8 @@ _FIELD = context.Cut(9, 2, 0, 2, context.SIGN_NONE)
 """Of what ``delta_fields`` gives: exponents of parents plus bits of changes, and two bits of mantissa."""
 TOP_BITS = 2
 """Bits below the leading one in a token."""
-LOG_SEGMENT = 19
+LOG_SEGMENT, SPARSE = 18, 2
+"""log2 of the elements of a segment, which takes 128 bytes; and how much more where hardly anything changed."""
 MAX_GROUPS = 32
 """Groups of cells of scales that the step before is then combined with."""
 EXPONENTS = 16
@@ -45,6 +46,8 @@ MIDDLE = 28
 DAMP = 5
 """Scales of rows and columns are at most so many octaves below their mean: what hardly changed has no scale."""
 MAX_SCALE = 127
+_DIRECTIONS = np.repeat(np.array([1, 2, 0], np.uint8), [1, 7, 8])
+"""Of each step: none before, away from zero, towards it."""
 SAMPLE = 1 << 12
 """Elements whose exponents are looked at."""
 CHOICE_SAMPLE = 1 << 15
@@ -166,6 +169,23 @@ def _normalised(counts: I64) -> U16:
     return freqs
 
 
+@dataclasses.dataclass(frozen=True)
+class _Coded:
+    """Tables, the model stream with them and the maps, and the bits that it and the symbols take."""
+
+    freqs: U16
+    model: bytes
+    bits: int
+
+    @classmethod
+    def of(cls, counts: I64, groups: U8, classes: U8) -> _Coded:
+        freqs = _normalised(counts)
+        maps = (_with_rice(map_moves(groups)), _with_rice(map_moves(classes) if len(classes) else classes))
+        model = context.ctx_model_encode(*maps, freqs, TOP_BITS, 2, 1)
+        symbols = sum(tables.cost(c, f) for c, f in zip(counts, freqs, strict=True)) // tables.COST_UNIT
+        return cls(freqs, model, symbols + 8 * len(model))
+
+
 # ---- encoding
 
 
@@ -189,30 +209,31 @@ def encode_delta(data: memoryview, ctx: ChunkContext) -> bytes | None:
     symbols, found, counts = delta.delta_count(elements, parent, kind, TOP_BITS, way.cells)
     folding = fold(counts, most)
     groups, n_groups, classes, refs, step_base = folding.classes, len(folding.counts), _NONE, 1, 0
+    coded = _Coded.of(folding.counts, groups, _NONE)
     if len(ctx.references) > 1:
         grandparent = np.frombuffer(ctx.references[1], np.uint8)
         step_base = min(max(3 + (way.cells.base + way.scales.unit >> 2), -128), 127)
         cells = found.copy()
         counts = delta.delta_steps(parent, grandparent, kind, step_base, groups, n_groups, symbols, cells)
-        folded = fold(counts)
-        if folded.bits + rice_parameters(map_moves(groups))[2] < folding.bits:
-            folding, classes, found, refs = folded, folded.classes, cells, 2
+        folded = fold(counts, kinds=np.tile(_DIRECTIONS, n_groups))
+        with_steps = _Coded.of(folded.counts, groups, folded.classes)
+        if with_steps.bits < coded.bits:
+            coded, classes, found, refs = with_steps, folded.classes, cells, 2
         else:
             step_base = 0
+    freqs, model = coded.freqs, coded.model
+    log_segment = LOG_SEGMENT if 4 * coded.bits > len(symbols) else LOG_SEGMENT + SPARSE
     of_elements = (classes if refs > 1 else groups)[found]
-    freqs = _normalised(folding.counts)
-    streams, symbol_bytes = context.rans_ctx_encode(symbols, of_elements, 1 << LOG_SEGMENT, freqs)
+    streams, symbol_bytes = context.rans_ctx_encode(symbols, of_elements, 1 << log_segment, freqs)
     octaves = np.maximum((np.arange(256) >> 1 >> TOP_BITS) - 1, 0)
     raw_bits = int(folding.counts.sum(axis=0) @ octaves)
-    raw, raw_bytes = delta.delta_raw(elements, parent, symbols, kind, TOP_BITS, LOG_SEGMENT, raw_bits)
+    raw, raw_bytes = delta.delta_raw(elements, parent, symbols, kind, TOP_BITS, log_segment, raw_bits)
     none = np.empty((0, 256), np.uint16)
     scales = context.ctx_model_encode(_with_rice(way.scales.rows), _with_rice(way.scales.cols), none, 0, 1, 0)
-    maps = (_with_rice(map_moves(groups)), _with_rice(map_moves(classes) if refs > 1 else _NONE))
-    model = context.ctx_model_encode(*maps, freqs, TOP_BITS, 2, 1)
     sides = _ROWS * bool(len(way.scales.rows)) | _COLS * bool(len(way.scales.cols))
     cells_of = way.cells
     head = _HEADER.pack(
-        *(refs, TOP_BITS, LOG_SEGMENT, sides, cells_of.base, cells_of.first, cells_of.exponents, step_base),
+        *(refs, TOP_BITS, log_segment, sides, cells_of.base, cells_of.first, cells_of.exponents, step_base),
         *(n_groups, len(freqs), 0, row_len, len(scales), len(model)),
     )
     segments = np.stack([symbol_bytes, raw_bytes], axis=1).astype("<u4")
