@@ -166,6 +166,9 @@ def test_an_embedding_with_more_or_fewer_rows_refers_to_those_in_common(step: St
     same(child, model(2, **{"embed.weight": changed}))
     with arzstream.open(child) as opened, arzstream.open(alone) as parent:
         entry = opened.catalog.find("embed.weight").entry
+        (tile,) = opened.decoder.references(entry.unit, 0)
+        old = model(1)["embed.weight"][:common].view(torch.uint8).numpy().tobytes()
+        assert bytes(tile) == old + bytes((rows - common) * 128)  # 0 where the parent has nothing
         assert entry.stored < 0.5 * parent.catalog.find("embed.weight").entry.stored
 
 
