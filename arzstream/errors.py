@@ -55,7 +55,14 @@ class UnsupportedError(ArzError):
 
 
 class MissingParentError(UnsupportedError):
-    """An archive that this one was coded against cannot be found."""
+    """An archive that this one was coded against cannot be found.
+
+    ``elsewhere`` says the same of the archive that lacks its parent, for the message of one that needs that archive.
+    """
+
+    def __init__(self, message: str, *, elsewhere: str = "") -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
 
 
 class StorageError(ArzError):

@@ -91,6 +91,10 @@ class Ancestry:
         """Open the archive at ``place`` itself. Raises CorruptError if it is not sealed, and what opening raises."""
         with self._lock:
             found = self._opened(place)
+            itself = next((p for p in found.directory.parents if p.digest == found.content), None)
+            if itself is not None:  # it holds what its parent holds, so that one will do
+                found.close()
+                return self.find(itself, place)
             known = self._open.setdefault(found.content, found)
             if known is not found:
                 found.close()
@@ -128,7 +132,7 @@ class Ancestry:
             found = self._try(place, parent.digest)
             if found is not None:
                 return found
-            if self._contents.get(place):
+            if self._contents.get(place, parent.digest) != parent.digest:
                 another.append(place)
         raise MissingParentError(self._missing(parent, child, another))
 
@@ -154,7 +158,8 @@ class Ancestry:
         except ArzError:  # it is not there, or no archive that is whole
             return None
         self._contents[place] = found.content
-        if found.content == digest:
+        # One that holds what its own parent holds has another archive of that content behind it: that is the one.
+        if found.content == digest and all(parent.digest != digest for parent in found.directory.parents):
             return found
         found.close()
         return None

@@ -103,6 +103,10 @@ class Decoder:
     def _raise_named(error: ArzError, name: str, what: str) -> NoReturn:
         if str(error).startswith(name):
             raise error
+        if isinstance(error, MissingParentError):  # from however many archives away, the last one is what to know
+            said = error.elsewhere or str(error)
+            elsewhere = error.elsewhere or f"{name} {said.removeprefix('it ')}"
+            raise MissingParentError(f"{name}: {what}: {said}", elsewhere=elsewhere) from error
         raise type(error)(f"{name}: {what}: {error}") from error
 
     def references(self, unit: Unit, chunk: int) -> Sequence[memoryview]:

@@ -69,12 +69,20 @@ class Lineage:
     """The archives that one is coded against, nearest first. Encoding threads share it."""
 
     def __init__(self, ancestors: Sequence[tuple[Ancestor, Parent]], ancestry: Ancestry) -> None:
+        self._ancestry = ancestry
         self._sources = [_Sources(a, record, _files_by_tensor(a.tensors)) for a, record in ancestors]
         self._parents = ParentTensors(lambda number: self._sources[number].ancestor, ancestry.tiles)
 
     @property
     def parent(self) -> Ancestor:
         return self._sources[0].ancestor
+
+    def twin(self, content: bytes) -> str | None:
+        """The place of an archive further behind than the parent that holds the same as ours. Coded against others that
+        need it, ours would be found in its place some day, and need itself; coded against it, it needs nothing else."""
+        if content == self.parent.content:
+            return None
+        return next((a.place for a in self._ancestry.opened() if a.content == content), None)
 
     def references(self, path: bytes, unit: Unit) -> tuple[Reference, ...]:
         """What ``unit``, of the file ``path``, may be coded against: nothing, the parent, or the grandparent, too."""

@@ -78,13 +78,31 @@ def pack(
         )
         if os.fspath(dest) == "-":
             return work.run(local.PipeSink(), None)
-        return _to_file(work, entries, os.fspath(dest), force)
+        try:
+            return _to_file(work, entries, os.fspath(dest), force)
+        except _TwinFound as found:
+            twin = found.place
+    return pack(
+        sources, dest, parent=twin, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
+        tensor_parallel=tensor_parallel, force=force, memory_bytes=memory_bytes, parents=parents, max_chain=max_chain,
+    )  # fmt: skip
+
+
+class _TwinFound(Exception):
+    """What was packed is in an archive further behind already."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
 
 
 def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) -> PackSummary:
     check_free(dest, replace=force)
     with new_archive(dest, replace=force) as (sink, reader):
         summary = work.run(sink, reader)
+        twin = work.lineage.twin(bytes.fromhex(summary.content)) if work.lineage is not None else None
+        if twin is not None:
+            raise _TwinFound(twin)
         files = [entry.where for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
         sink.set_mode(local.permissions_at_most([os.stat(file) for file in files]))
     return dataclasses.replace(summary, archive=dest)

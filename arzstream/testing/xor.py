@@ -4,6 +4,7 @@ private use, so that nobody exchanges what it wrote."""
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,21 +20,22 @@ class Xor:
     id, name = 0x8001, "xor-test"
 
     def encode(self, data: memoryview, ctx: ChunkContext) -> bytes:
-        return zlib.compress(self._mixed(np.frombuffer(data, np.uint8), ctx).tobytes(), 1)
+        return zlib.compress(self._mixed(np.frombuffer(data, np.uint8), ctx.references).tobytes(), 1)
 
     def decode(self, payload: memoryview, out: memoryview, ctx: ChunkContext) -> None:
+        references = list(ctx.references)  # before the payload: they must not be read into its memory
         try:
             data = np.frombuffer(zlib.decompress(payload), np.uint8)
         except zlib.error as error:
             raise CorruptError(f"no deflate stream: {error}") from None
         if len(data) != len(out):
             raise CorruptError("another length")
-        out[:] = self._mixed(data, ctx).data
+        out[:] = self._mixed(data, references).data
 
     @staticmethod
-    def _mixed(data: np.ndarray, ctx: ChunkContext) -> np.ndarray:
+    def _mixed(data: np.ndarray, references: Sequence[memoryview]) -> np.ndarray:
         mixed: np.ndarray = data.copy()
-        for reference in ctx.references:
+        for reference in references:
             assert len(reference) == len(data) and reference.readonly
             mixed ^= np.frombuffer(reference, np.uint8)
         return mixed

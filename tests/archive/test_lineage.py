@@ -166,6 +166,9 @@ def test_an_embedding_with_more_or_fewer_rows_refers_to_those_in_common(step: St
     same(child, model(2, **{"embed.weight": changed}))
     with arzstream.open(child) as opened, arzstream.open(alone) as parent:
         entry = opened.catalog.find("embed.weight").entry
+        (tile,) = opened.decoder.references(entry.unit, 0)
+        old = model(1)["embed.weight"][:common].view(torch.uint8).numpy().tobytes()
+        assert bytes(tile) == old + bytes((rows - common) * 128)  # 0 where the parent has nothing
         assert entry.stored < 0.5 * parent.catalog.find("embed.weight").entry.stored
 
 
@@ -298,6 +301,38 @@ def test_parents_are_opened_only_when_a_tensor_needs_them(step: Step) -> None:
         parent.with_suffix(".gone").rename(parent)
         assert torch.equal(opened.get_tensor("frozen.w"), model(2)["frozen.w"])  # brought while it is open
     arzstream.verify(child)
+
+
+def test_a_parent_that_is_missing_far_back_is_named_with_the_archive_that_lacks_it(step: Step) -> None:
+    archives = [step(number) for number in range(4)]
+    archives[0].unlink()
+    with arzstream.open(archives[3]) as opened, pytest.raises(arzstream.MissingParentError) as caught:
+        opened.get_tensor("frozen.w")
+    wanted = f"{archives[3]}: tensor 'frozen.w': {archives[1]} was coded against 'step-0.arz' (content "
+    assert str(caught.value).startswith(wanted) and str(caught.value).count("tensor") == 1
+
+
+def test_checkpoints_that_hold_the_same_need_the_first_of_them_and_never_themselves(step: Step) -> None:
+    archives = [step(number, model(1)) for number in range(3)]
+    for archive in archives:
+        same(archive, model(1))
+    assert all(archive.stat().st_size < 8192 for archive in archives[1:])
+    archives[1].unlink()
+    same(archives[2], model(1))
+    same(step(3, model(3), parent=archives[2]), model(3))
+    content = arzstream.open(archives[0]).content_digest() or ""
+    archives[0].unlink()
+    with pytest.raises(arzstream.MissingParentError, match=content[:12]):
+        same(archives[2], model(1))
+
+
+def test_a_checkpoint_that_came_back_to_an_earlier_one_is_coded_against_that(step: Step) -> None:
+    seeds = [1, 2, 3, 1, 2, 3, 1]
+    archives = [step(number, model(seed)) for number, seed in enumerate(seeds)]
+    for archive, seed in zip(archives, seeds, strict=True):
+        same(archive, model(seed))
+    assert [hint for hint, _ in arzstream.open(archives[3]).parents()] == ["step-0.arz"]
+    assert archives[3].stat().st_size < 8192
 
 
 def test_parents_are_found_by_content_whatever_they_are_called(step: Step, tmp_path: Path) -> None:
