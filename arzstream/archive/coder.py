@@ -10,8 +10,9 @@ from concurrent.futures import Future, wait
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Scratch
-from arzstream.archive.pipeline import MemberDigests, Pipeline, context
+from arzstream.archive.pipeline import MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
+from arzstream.archive.references import context
 from arzstream.codec import registry
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import Member, Reference, ReferenceKind

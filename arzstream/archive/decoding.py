@@ -14,8 +14,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from arzstream.archive.memory import Results, Scratch
-from arzstream.archive.pipeline import context
-from arzstream.archive.references import ParentTensors, References, TileCache, rectangle_into
+from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from arzstream.archive.plan import Buffer, Planned, ReadAt
-from arzstream.codec.base import ChunkContext
+from arzstream.archive.references import context
 from arzstream.codec.best import encode_best
 from arzstream.container.records import Member, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
 
-__all__ = ["MemberDigests", "Pipeline", "context", "gathered"]
+__all__ = ["MemberDigests", "Pipeline", "gathered"]
 
 GATHER_BYTES = 16 << 20
 
@@ -26,12 +26,6 @@ class _Encoded(NamedTuple):
     xxh3: int
     codec: int
     payload: bytes | memoryview
-
-
-def context(unit: Unit, chunk: int, references: Sequence[memoryview] = ()) -> ChunkContext:
-    """What a codec may know of a chunk."""
-    tile = unit.tile(chunk)
-    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references)
 
 
 class Pipeline:

@@ -11,6 +11,7 @@ from typing import Protocol, overload
 
 import numpy as np
 
+from arzstream.codec.base import ChunkContext
 from arzstream.container.directory import Directory, UnitEntry
 from arzstream.container.records import Member, Piece, Reference, Unit
 from arzstream.errors import CorruptError, LimitError
@@ -22,6 +23,7 @@ __all__ = [
     "TensorAt",
     "Tensors",
     "TileCache",
+    "context",
     "covers",
     "fill",
     "matches",
@@ -34,6 +36,12 @@ KEPT_TILES, KEPT_BYTES = 8, 64 << 20
 two references each is decoded link by link and not twice as often with every link."""
 MOST_TILES = 4096
 """Reference tiles that one chunk may need in all."""
+
+
+def context(unit: Unit, chunk: int, references: Sequence[memoryview] = ()) -> ChunkContext:
+    """What a codec may know of a chunk."""
+    tile = unit.tile(chunk)
+    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references)
 
 
 class TensorDecoder(Protocol):

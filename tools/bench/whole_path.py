@@ -89,7 +89,7 @@ class Kernels:
 
     def __init__(self, path: Path, threads: int) -> None:
         import arzstream
-        from arzstream.archive.pipeline import context
+        from arzstream.archive.references import context
         from arzstream.container.layout import HEADER_BYTES
 
         self._tasks: list[list[tuple[int, bytes, int, int, Any, int]]] = []
