@@ -46,9 +46,9 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = _arguments()
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if len(args.checkpoints) < 2:
         parser.error("a checkpoint and its parent are needed, at least")
     models = [name for name in args.models.split(",") if name]

@@ -74,6 +74,7 @@ class Run:
     """The tensors that all checkpoints have in one shape and float type, and why others are left out."""
 
     titles: tuple[str, ...]
+    """Names of the checkpoints, the newest first."""
     matrices: tuple[Matrix, ...]
     left_out: tuple[str, ...]
 
@@ -127,4 +128,4 @@ def load(paths: list[Path], only: str = "*") -> Run:
         else:
             rows = new.shape[0] if new.dim() > 1 else 1
             matrices.append(Matrix(name, dtype, rows, new.numel() // rows, values))
-    return Run(tuple(p.name for p in paths), tuple(matrices), tuple(left_out))
+    return Run(tuple(p.name for p in reversed(paths)), tuple(matrices), tuple(left_out))

@@ -23,7 +23,7 @@ class Options:
 
     samples: int = 1_000_000
     """Weights to learn from; a third as many are scored."""
-    steps: int = 2500
+    steps: int = 2000
     """Steps of training of each network, of 2048 weights each."""
     hidden: tuple[int, ...] = (48, 48)
     """Hidden layers of the teacher."""

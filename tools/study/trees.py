@@ -28,9 +28,6 @@ BINS = 64
 """Values of a quantised input."""
 LEAST = 100
 """Sampled weights in a leaf, at least."""
-CHANCE = 1.0
-"""Bits that the best of many splits saves by chance, for each token that occurs: half the chi-squared statistic of one
-split would be 0.7."""
 LOOKS = 100_000
 """Sampled weights by which the questions of an oblivious tree are chosen, at most."""
 
@@ -127,6 +124,8 @@ def _best_split(inputs: U8, tokens: I64, alphabet: int, entropy: _Entropy) -> tu
 
 def grow(bins: Bins, alphabet: int, leaves: int) -> Tree:
     """Split what saves the most bits, until there are ``leaves`` of them or no split saves more than chance does."""
+    # A split of noise saves about 0.7 bits for each token there is (half of chi squared), the best of many some more.
+    by_chance = 2 * np.log2(bins.inputs.shape[1] * BINS)
     entropy = _Entropy(len(bins.tokens))
     tree = Tree([0], [0], [0], [], [np.bincount(bins.tokens, minlength=alphabet)])
     members = {0: np.arange(len(bins.tokens))}
@@ -135,7 +134,7 @@ def grow(bins: Bins, alphabet: int, leaves: int) -> Tree:
     def look(node: int) -> None:
         at = members[node]
         saved, feature, threshold = _best_split(bins.inputs[at], bins.tokens[at], alphabet, entropy)
-        if saved > CHANCE * np.count_nonzero(tree.counts[node]):
+        if saved > by_chance + np.count_nonzero(tree.counts[node]):
             heapq.heappush(heap, (-saved, node, feature, threshold))
 
     look(0)
