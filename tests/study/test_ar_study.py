@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.ar_study import main
+from tools.study import training_run
 from tools.study.checkpoints import load
 from tools.study.report import MODELS, Options, Study, ablation, table
 
@@ -72,3 +73,11 @@ def test_wrong_arguments_are_named(arguments: list[str], problem: str, capsys: p
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert problem in capsys.readouterr().err
+
+
+def test_a_run_to_study_can_be_trained(tmp_path: Path) -> None:
+    small = ["--layers", "1", "--width", "64", "--batch", "1", "--steps", "20", "--keep", "10"]
+    training_run.main([str(tmp_path), *small])
+    run = load([tmp_path / f"{name}.safetensors" for name in ("step-0010", "step-0020", "slow-3", "slow-4")])
+    slow, _, fast = (sum(int((m.words(k) != m.words(k + 1)).sum()) for m in run.matrices) for k in range(3))
+    assert fast > run.weights / 2 and 0 < slow < run.weights / 20

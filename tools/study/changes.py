@@ -16,6 +16,7 @@ from tools.study.checkpoints import Matrix
 
 __all__ = [
     "CAUSAL",
+    "FREE",
     "INPUTS",
     "MORE",
     "TOP",
@@ -49,9 +50,11 @@ INPUTS = (
 """What the reference model is given: see :func:`inputs`."""
 CAUSAL = ("above", "size above", "column's drift", "column's size")
 """What a decoder that goes row by row knows in addition: changes in the rows above."""
+FREE = ("scale before", "exponent", "step 1", "step 2", "agree", "mantissa", "sign", "magnitude")
+"""What the references tell without a word in the archive: scales are those of the change before."""
 MORE = (
     *("step 3", "agree 3", "velocity", "activity", "neighbours before", "neighbours' size before"),
-    *("row's drift before", "column's drift before", "tensor"),
+    *("row's drift before", "column's drift before", "tensor", "scale before"),
 )
 """What might help as well, and is known."""
 
@@ -165,6 +168,8 @@ def inputs(m: Matrix, now: Scales, names: tuple[str, ...]) -> F32:
         "scale": lambda: scale - ulp,
         "row": lambda: now.rows[:, None] - ulp,
         "column": lambda: now.cols + now.rows.mean() - ulp,
+        "scale before": lambda: (before.rows[:, None] + before.cols - ulp) * (len(m.values) > 2),
+        "exponent": lambda: ulp - np.median(ulp),
         "step 1": lambda: log_size(step[0]),
         "step 2": lambda: log_size(step[1]),
         "agree": lambda: np.sign(step[0] * step[1]),

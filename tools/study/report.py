@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tools.study import baselines, neural, sequences, trees
-from tools.study.changes import CAUSAL, INPUTS, MORE
+from tools.study.changes import CAUSAL, FREE, INPUTS, MORE
 from tools.study.checkpoints import Run
 from tools.study.neural import Teacher
 from tools.study.sample import Sample, draw
@@ -70,6 +70,11 @@ def _above(s: Study) -> Result:
     return s.teach(INPUTS + CAUSAL).result(s.run, s.sample, title)
 
 
+def _free(s: Study) -> Result:
+    title = f"MLP {_widths(s.options.hidden)} without scales, which the change before has"
+    return dataclasses.replace(s.teach(FREE).result(s.run, s.sample, title), scales=0.0)
+
+
 def _students(s: Study) -> list[Result]:
     o = s.options
     return neural.students(s.run, s.sample, s.teacher, [(16, 16), (32, 32)], o.student_classes, o.steps, o.seed)
@@ -98,6 +103,7 @@ MODELS: dict[str, Callable[[Study], Result | list[Result]]] = {
     "linear": lambda s: neural.linear(s.run, s.sample, INPUTS, s.options.steps, s.options.seed),
     "mlp": _teacher,
     "above": _above,
+    "free": _free,
     "clusters": lambda s: neural.clusters(s.run, s.sample, s.teacher, s.options.classes, s.options.seed),
     "student": _students,
     "tree": _trees,

@@ -93,7 +93,11 @@ def _windows(m: Matrix, now: changes.Scales, count: int, names: tuple[str, ...],
     return [*(array[places] for array in whole), held[rows]]
 
 
-def draw(run: Run, weights: int, seed: int, names: tuple[str, ...] = changes.INPUTS + changes.CAUSAL) -> Sample:
+DRAWN = tuple(dict.fromkeys(changes.INPUTS + changes.CAUSAL + changes.FREE))
+"""Inputs that a sample holds."""
+
+
+def draw(run: Run, weights: int, seed: int, names: tuple[str, ...] = DRAWN) -> Sample:
     """About ``weights`` to learn from and a third as many to score, from the matrices in proportion to their size."""
     rng = np.random.default_rng(seed)
     usable = {m.name for m in run.matrices if m.rows > 1 and m.cols >= WINDOW}
