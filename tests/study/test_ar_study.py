@@ -27,7 +27,18 @@ def test_every_model_has_its_lines_and_the_same_bits_each_time(checkpoints: list
     first = lines(checkpoints, list(MODELS))
     assert lines(checkpoints, list(MODELS)) == first
     titles = " / ".join(cells[0] for cells in first)
-    for word in ("alone", "XOR", "order 0", "exponent", "scale", "change before", "linear", "teacher", "rows above"):
+    for word in (
+        "alone",
+        "XOR",
+        "order 0",
+        "exponent",
+        "scale",
+        "change before",
+        "linear",
+        "teacher",
+        "rows above",
+        "no scales are sent",
+    ):
         assert word in titles
     for word in ("classes", "student 16-16", "student 32-32", "tree", "oblivious", "GRU", "Transformer", "codec"):
         assert word in titles

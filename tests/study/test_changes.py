@@ -54,6 +54,8 @@ def test_ordered_integers_have_the_order_of_the_numbers() -> None:
     values = torch.tensor([[-3e38, -2.0, -1e-40, 0.0, 1e-40, 1.0, 3e38]]).bfloat16()
     ordered = Matrix("x", DTYPES["BF16"], 1, 7, (values,)).ordered(0)
     assert (np.diff(ordered[0]) > 0).all()
+    around_zero = torch.tensor([[-0.0, 0.0]]).bfloat16()
+    assert Matrix("x", DTYPES["BF16"], 1, 2, (around_zero,)).ordered(0).tolist() == [[-1, 0]]
 
 
 def test_inputs_know_nothing_of_their_own_row_or_what_is_below(checkpoints: list[Path]) -> None:

@@ -70,9 +70,12 @@ def _above(s: Study) -> Result:
     return s.teach(INPUTS + CAUSAL).result(s.run, s.sample, title)
 
 
-def _free(s: Study) -> Result:
-    title = f"MLP {_widths(s.options.hidden)} without scales, which the change before has"
-    return dataclasses.replace(s.teach(FREE).result(s.run, s.sample, title), scales=0.0)
+def _free(s: Study) -> list[Result]:
+    o = s.options
+    network = s.teach(FREE).result(s.run, s.sample, f"MLP {_widths(o.hidden)}")
+    tree = trees.grown(s.run, s.sample, FREE, o.leaves[-1:], (o.student_classes,), o.seed)[-1]
+    results = (network, tree)
+    return [dataclasses.replace(r, title=f"{r.title}; no scales are sent", scales=0.0) for r in results]
 
 
 def _students(s: Study) -> list[Result]:
