@@ -84,7 +84,7 @@ def _students(s: Study) -> list[Result]:
 
 
 def _trees(s: Study) -> list[Result]:
-    return trees.grown(s.run, s.sample, INPUTS, s.options.leaves, s.options.classes[1:], s.options.seed)
+    return trees.grown(s.run, s.sample, INPUTS, s.options.leaves, s.options.classes[-2:], s.options.seed)
 
 
 def _oblivious(s: Study) -> list[Result]:
