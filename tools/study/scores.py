@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from arzstream.codec.tables import normalise_all
 from arzstream.kernels import context
 from tools.study.changes import TOP, raw_bits
-from tools.study.sample import Sample
 
-__all__ = ["Result", "Tables", "count", "kl_clusters", "of_classes", "smoothed"]
+__all__ = ["Result", "Tables", "count", "kl_clusters", "smoothed"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -84,15 +83,6 @@ def table_bytes(counts: I64) -> int:
         len(context.ctx_model_encode(nothing, nothing, normalise_all(used[k : k + 64]), TOP, 2, 1))
         for k in range(0, len(used), 64)
     )
-
-
-def of_classes(sample: Sample, classes: I64, n: int, tokens: I64) -> tuple[float, int]:
-    """(bits per weight held out, bytes of tables) where each weight is coded with the table of its class.
-
-    ``classes`` and ``tokens`` have the shape (windows, WINDOW).
-    """
-    tables = Tables.learned(sample.learned(classes), sample.learned(tokens), n, sample.alphabet)
-    return tables.bits(sample.scored(classes), sample.scored(tokens)), tables.bytes
 
 
 def kl_clusters(p: F64, weights: F64, k: int, seed: int, rounds: int = 25) -> F64:
