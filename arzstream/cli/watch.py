@@ -26,7 +26,7 @@ __all__ = ["command"]
 @click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source. [5]")
 @click.option("--quiet-time", type=float, metavar="S", help="Seconds without a change that make a checkpoint complete.")
 @click.option("--grace", type=float, metavar="S", help="Seconds to complete what is nearly done when stopped. [10]")
-@click.option("--parent", metavar="ARCHIVE", help="Code what has nothing before it in its run against this: a base model.")
+@click.option("--parent", metavar="ARCHIVE", help="A base model, for what has nothing before it in its run.")
 @click.option("--max-chain", type=int, metavar="N", help="With N archives behind the last, one is coded alone. [8]")
 @click.option("--no-parents", is_flag=True, default=None, help="Code each checkpoint alone.")
 @keep_options

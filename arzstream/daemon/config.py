@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from arzstream.archive.lineage import MAX_CHAIN
 from arzstream.errors import StorageError, UnsupportedError
 from arzstream.limits import DEFAULT_LIMITS
 
@@ -43,7 +42,7 @@ class Settings:
     """Seconds that a checkpoint about to be published gets to finish when the daemon is told to stop."""
     parent: str = ""
     """An archive that checkpoints are coded against where their own run has none: a base model's."""
-    max_chain: int = MAX_CHAIN
+    max_chain: int = 8
     """Archives that may stand behind one, each coded against the next; then one is written that stands alone."""
     no_parents: bool = False
     """Code each checkpoint alone."""

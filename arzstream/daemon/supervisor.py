@@ -18,7 +18,7 @@ from arzstream.daemon.memory import Memory
 from arzstream.daemon.orders import Orders
 from arzstream.daemon.roster import Roster
 from arzstream.daemon.settle import Clock, enable_leases
-from arzstream.daemon.states import Reason, State
+from arzstream.daemon.states import DONE, Reason, State
 from arzstream.daemon.steer import Steering
 from arzstream.daemon.track import Track
 from arzstream.daemon.watch import Hint, Hints
@@ -88,11 +88,13 @@ class Supervisor:
         done = [entry for entry in entries if entry.state is State.PUBLISHED]
         blocked = [entry for entry in entries if entry.state is State.BLOCKED]
         gone = sum(entry.state is State.GONE for entry in entries)
+        retired = sum(entry.state is State.RETIRED for entry in entries)
         return {
             "published": len(done),
-            "waiting": len(entries) - len(done) - len(blocked) - gone,
+            "waiting": len(entries) - len(done) - len(blocked) - gone - retired,
             "blocked": len(blocked),
             "gone": gone,
+            "retired": retired,
             "bytes_in": sum(entry.bytes_in for entry in done),
             "bytes_out": sum(entry.bytes_out for entry in done),
             "problems": [entry.reason for entry in blocked] + ([self._problem] if self._problem else []),
@@ -137,6 +139,8 @@ class Supervisor:
 
     def _take_over(self, entry: Entry) -> None:
         """An entry of an earlier life: what was under way begins anew, what was published must still be there."""
+        if entry.state is State.RETIRED:
+            return
         if entry.state is State.PUBLISHED:
             if os.path.lexists(os.path.join(self.dest, entry.archive)):
                 return
@@ -207,14 +211,14 @@ class Supervisor:
 
     def _decide(self, track: Track, now: tuple[float, float]) -> None:
         if track.unreadable is not None and not track.frozen:
-            if track.entry.state not in (State.BLOCKED, State.PUBLISHED):
+            if track.entry.state not in (State.BLOCKED, *DONE):
                 self._steering.block(track, track.unreadable)
         elif (track.gone or track.deleted) and not track.frozen:
             if self._steering.vanished(track):
                 self._roster.drop(track)
         else:
             self._steering.decide(track, now)
-        if track.entry.state is State.PUBLISHED and not track.frozen:
+        if track.entry.state in DONE and not track.frozen:
             self._roster.drop(track)
 
     def _look_at_all(self, now: tuple[float, float]) -> None:
