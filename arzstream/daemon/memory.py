@@ -56,6 +56,13 @@ class Memory:
         self.archives.update({archive.name: archive for archive in marked})
         return True
 
+    def restore(self, archives: Iterable[Archive]) -> None:
+        """These stay, as they are given."""
+        staying = [dataclasses.replace(archive, retired=0.0) for archive in archives]
+        self.archives.update({archive.name: archive for archive in staying})
+        if staying:
+            self._try(lambda: self._journal.put_archives(staying))
+
     def removed(self, names: Iterable[str], entries: Iterable[Entry]) -> None:
         """Archives are gone, and this is what became of their checkpoints. Should it not be written, it is found out
         again: what is marked as retired and is not there, was removed."""

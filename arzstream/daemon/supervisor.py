@@ -14,8 +14,10 @@ from arzstream.daemon import log, publish
 from arzstream.daemon.config import Settings, SettingsError
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import FOLDER, Entry, Journal
+from arzstream.daemon.keeper import Keeper
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.orders import Orders
+from arzstream.daemon.prune import settle_retired
 from arzstream.daemon.roster import Roster
 from arzstream.daemon.settle import Clock, enable_leases
 from arzstream.daemon.states import DONE, Reason, State
@@ -59,6 +61,7 @@ class Supervisor:
         self._memory: Memory
         self._roster: Roster
         self._steering: Steering
+        self._keeper: Keeper
 
     # ------------------------------------------------------------------------------------ life
 
@@ -129,6 +132,8 @@ class Supervisor:
         self._entries = self._memory.entries
         self._roster = Roster(self.source, self.dest, self._memory, self._clock)
         self._steering = Steering(self.source, self.dest, self._roster.census, self._shared, self._memory)
+        self._keeper = Keeper(self.dest, self._shared, self._memory)
+        settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
         self._hints.start()
@@ -165,6 +170,7 @@ class Supervisor:
                 self._memory.changed(track.entry)
             track.close()
         self._steering.close()
+        self._keeper.close()
         self._memory.set_meta(running=False)
         self._beat()
         self._memory.flush(force=True)
@@ -204,9 +210,10 @@ class Supervisor:
             for track in sorted(self._roster.tracks.values(), key=_urgency):
                 self._decide(track, now)
             self._memory.flush()
+            self._keeper.look(self._steering.published)
             if monotonic >= self._next_beat:
                 self._beat()
-            if self._once and self._nothing_left(monotonic):
+            if self._once and self._nothing_left(monotonic) and not self._keeper.busy(self._steering.published):
                 return
 
     def _decide(self, track: Track, now: tuple[float, float]) -> None:
