@@ -193,3 +193,27 @@ def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path):
             journal.put(Entry(b"%d" % number, waiting="x" * 200))
     assert journal.entries()
     journal.close()
+
+
+def test_a_journal_of_the_version_before_is_read_and_brought_up_to_date(tmp_path):
+    entry = Entry(b"step-1", State.PUBLISHED, archive="step-1.arz", identity="x")
+    archive = Archive("step-1.arz", b"step-1", 8.0, 10, 7, "ab" * 32)
+    with Journal.open(str(tmp_path)) as journal:
+        journal.add_archive(archive, entry)
+    connection = sqlite3.connect(tmp_path / DATABASE)
+    for table, *added in (("checkpoints", "parent", "note"), ("archives", "retired")):
+        columns = [row[1:4] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] not in added]
+        defined = ", ".join(f"{name} {kind} {'NOT NULL' if required else ''}" for name, kind, required in columns)
+        connection.execute(f"CREATE TABLE old ({defined}, PRIMARY KEY ({columns[0][0]})) WITHOUT ROWID")
+        connection.execute(f"INSERT INTO old SELECT {', '.join(column[0] for column in columns)} FROM {table}")
+        connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"ALTER TABLE old RENAME TO {table}")
+    connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    connection.commit()
+    connection.close()
+    with Journal.read(str(tmp_path)) as journal:  # nobody but a daemon changes it
+        assert journal.entries() == {b"step-1": entry} and journal.archives() == {"step-1.arz": archive}
+    with Journal.open(str(tmp_path)) as journal:
+        entry.note = "noted"
+        journal.put(entry)
+        assert journal.entries() == {b"step-1": entry} and journal.archives() == {"step-1.arz": archive}
