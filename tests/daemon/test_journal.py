@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sqlite3
@@ -71,6 +72,23 @@ class JournalMachine(RuleBasedStateMachine):
         archive = Archive(entry.archive, path, 8.0, 10, 7, "ab" * 32, identity='{"a": 1}')
         self.archives[archive.name] = archive
         self.journal.add_archive(archive, entry)
+
+    @rule(removed=st.booleans(), which=st.integers(0, 9))
+    def retire(self, removed: bool, which: int) -> None:
+        """First what is to go is marked, then it is gone, with what became of its checkpoint; or it stays."""
+        if not self.archives:
+            return
+        archive = sorted(self.archives.values(), key=lambda a: a.name)[which % len(self.archives)]
+        self.archives[archive.name] = marked = dataclasses.replace(archive, retired=9.0)
+        self.journal.put_archives([marked])
+        if not removed:
+            return
+        del self.archives[archive.name]
+        entry = self.entries.get(archive.path)
+        if entry is not None and entry.state is State.PUBLISHED:
+            entry.move(State.RETIRED, now=9.0)
+            entry.archive = ""
+        self.journal.remove_archives([archive.name], [entry] if entry is not None else [])
 
     @rule(path=paths)
     def forget(self, path: bytes) -> None:
