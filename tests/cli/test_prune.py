@@ -12,6 +12,7 @@ import pytest
 
 import arzstream
 from arzstream.daemon import prune
+from arzstream.daemon.inventory import take
 from arzstream.daemon.journal import FOLDER, Archive, Entry, Journal
 from arzstream.daemon.lineages import recorded
 from arzstream.daemon.memory import Memory
@@ -133,6 +134,18 @@ def test_a_file_that_is_no_longer_the_archive_it_was_is_not_removed(arz: Arz, ru
     arzstream.pack(run.parent / "run" / "step-50", run / "run" / "step-10.arz", force=True)
     assert arz("prune", run, "--keep-last", "1", "--yes").code == 0
     assert 10 in there(run) and 60 in there(run)
+
+
+def test_what_was_replaced_since_it_was_looked_at_is_not_removed(run: Path) -> None:
+    with Journal.open(str(run)) as journal:
+        memory = Memory(journal)
+        before = take(str(run), memory.archives)
+        os.utime(run / "run" / "step-50.arz", ns=(1, 1))
+        names = [f"run/step-{step}.arz" for step in (60, 50, 40)]
+        gone = prune.remove(str(run), memory, before, names)
+        assert gone.names == names[:1] and gone.problem is None
+        assert "run/step-50.arz" in journal.archives() and not any(a.retired for a in journal.archives().values())
+    assert there(run) == list(STEPS[:-1])
 
 
 def test_mistakes_are_one_line(arz: Arz, run: Path, tmp_path: Path) -> None:

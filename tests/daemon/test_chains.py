@@ -207,6 +207,8 @@ def test_a_bad_parent_is_passed_over_and_named(running: Callable[..., Running], 
     assert entry.note in status.stdout.replace("\n    ", " ")
     same(archived(daemon, "step-50", model(50)), daemon.source / "step-50")
     assert parents(daemon.dest / "step-50.arz")[0] == "step-40.arz" and not daemon.entry("step-50").note
+    if harm == "damaged":  # it is not tried again
+        assert parents(archived(daemon, "step-35", model(30)))[0] == "step-20.arz" and not daemon.entry("step-35").note
 
 
 def test_a_parent_that_is_removed_while_the_child_is_coded_costs_nothing_but_time(
@@ -318,7 +320,7 @@ def test_an_archive_that_is_being_coded_against_is_not_removed(running: Callable
     path.write_bytes(whole[:-1000])
     in_use = daemon.supervisor._shared.in_use
     daemon.until(lambda: in_use.contents, "step 30 to be coded against step 10")
-    archived(daemon, "step-20", model(20, seed=5))
+    archived(daemon, "step-20", tensors.model(layers=3, width=128, vocabulary=256, seed=9))  # needs no other
     keeper = daemon.supervisor._keeper
     daemon.until(lambda: not keeper.busy(daemon.supervisor._steering.published), "retention")
     assert (daemon.dest / "step-10.arz").exists()
