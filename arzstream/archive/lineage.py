@@ -6,10 +6,12 @@ refers to those it has in common. Tensors that nothing changed cost a reference 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
 import posixpath
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +31,8 @@ __all__ = ["MAX_CHAIN", "Lineage", "ParentError", "open_lineage", "relative_hint
 
 MAX_CHAIN = 8
 """Archives that may stand behind one, each coded against the next; then one is written that stands alone."""
+KEPT_BYTES = 64 << 20
+"""Reference tiles of chunks that are coded and not proved."""
 FINGERPRINT = 4096
 """Elements of a unit that are compared with the parent's before all of them are hashed."""
 
@@ -76,6 +80,9 @@ class Lineage:
         self._ancestry = ancestry
         self._sources = [_Sources(a, record, _files_by_tensor(a.tensors)) for a, record in ancestors]
         self._parents = ParentTensors(lambda number: self._sources[number].ancestor, ancestry.tiles)
+        self._kept: collections.OrderedDict[object, memoryview] = collections.OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
 
     @property
     def parent(self) -> Ancestor:
@@ -115,10 +122,24 @@ class Lineage:
         return References(len(unit.refs), lambda index: self._tile(unit, chunk, unit.refs[index]))
 
     def _tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        """Each is asked for twice, when a chunk is coded and when it is proved: what is decoded is kept in between."""
+        key = (ref.source, ref.start, unit.dtype, unit.shape, unit.grid, unit.members, chunk)
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is not None:
+                self._kept_bytes -= kept.nbytes
+                return kept
         try:
-            return self._parents.tile(unit, chunk, ref)
+            tile = self._parents.tile(unit, chunk, ref)
         except ArzError as error:
             raise ParentError(str(error)) from error
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = tile
+                self._kept_bytes += tile.nbytes
+            while self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return tile
 
     def inherit(self, read: ReadAt, planned: Planned, ref: Reference) -> bool:
         """Are the bytes of ``planned`` the parent's? Then it has their digests, and needs ``ref`` and no chunks."""
