@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,13 +86,15 @@ def command(
 
 
 def _local(settings: Settings) -> Settings:
-    """Buckets are another matter."""
-    from arzstream.errors import UnsupportedError
+    """Buckets are another matter. A base model that is not there is a slip of the pen."""
+    from arzstream.errors import StorageError, UnsupportedError
     from arzstream.store.ranges import is_url
 
     for place in (settings.source, settings.dest):
         if is_url(place):
             raise UnsupportedError(f"{place}: this version watches and writes local folders only; name a folder")
+    if settings.parent and not is_url(settings.parent) and not os.path.exists(settings.parent):
+        raise StorageError(f"{settings.parent}: there is no such archive; name the one to code against (--parent)")
     return settings
 
 

@@ -6,6 +6,7 @@ Archives are not coded anew here: chains are bounded, so what a kept archive nee
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -36,7 +37,7 @@ class Keeper:
     def look(self, published: int) -> None:
         """One step, if there is one to take; ``published`` counts publications."""
         rules = Rules.of(self._shared.settings)
-        if not rules.any or self._memory.behind:
+        if not rules.any:
             return
         if self._future is None:
             if published != self._done:
@@ -69,8 +70,12 @@ class Keeper:
         self._future = None
         if published != self._asked:
             return  # something new may need what was to go: look again
-        self._inventory, found = future.result()
         self._done = published
+        try:
+            self._inventory, found = future.result()
+        except Exception:  # noqa: BLE001 (a mistake of ours must not stop the daemon, and must be seen)
+            log.event("internal-error", level=logging.ERROR, traceback=traceback.format_exc())
+            return
         for folder, reason in found.left_alone.items():
             if self._said.get(folder) != reason:
                 log.event("not-removed", level=logging.WARNING, folder=folder or ".", reason=reason)

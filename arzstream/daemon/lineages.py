@@ -16,7 +16,7 @@ from arzstream.daemon.publish import SUFFIX
 from arzstream.daemon.runs import candidates
 from arzstream.errors import ArzError
 from arzstream.formats.base import Layout
-from arzstream.store.ranges import LocalReader
+from arzstream.store.ranges import LocalReader, is_url
 
 __all__ = ["Lineages", "recorded"]
 
@@ -45,8 +45,8 @@ class Lineages:
             elif not places and not note:  # the likeliest of all is gone
                 shown = f" (content {archive.content[:SHOWN_DIGITS]}…)" if archive.content else ""
                 note = f"{archive.name}{shown} is missing"
-        base = os.path.abspath(settings.parent) if settings.parent else ""
-        return Choice(tuple(places), base, settings.max_chain, layouts, note)
+        base = settings.parent if is_url(settings.parent) else os.path.abspath(settings.parent or ".")
+        return Choice(tuple(places), base if settings.parent else "", settings.max_chain, layouts, note)
 
     def _strangers(self, path: bytes) -> list[Archive]:
         """Archives that lie where those of its run lie, and that the journal does not know: it may be new."""

@@ -50,35 +50,36 @@ NONE = Choice()
 
 class InUse:
     """Archives that are being coded against, which must not be removed, and those that turned out to be damaged.
-    Whoever opens or removes archives holds the lock. Thread-safe."""
+    Whoever opens or removes archives holds ``lock`` meanwhile. Thread-safe."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
+        self._guard = threading.Lock()
         self._users: dict[int, frozenset[bytes]] = {}
         self._damaged: set[tuple[int, int, int]] = set()
 
     def use(self, user: object, contents: frozenset[bytes]) -> None:
         """``user`` needs archives with these contents, and no others, from now on."""
-        with self.lock:
+        with self._guard:
             self._users[id(user)] = contents
 
     def let_go(self, user: object) -> None:
         """``user`` needs none any more."""
-        with self.lock:
+        with self._guard:
             self._users.pop(id(user), None)
 
     @property
     def contents(self) -> frozenset[bytes]:
-        with self.lock:
+        with self._guard:
             return frozenset().union(*self._users.values())
 
     def set_damaged(self, place: str) -> None:
         """Do not code against the archive at ``place`` again, as long as it is that file."""
-        with self.lock:
+        with self._guard:
             self._damaged.add(_identity(place))
 
     def is_damaged(self, place: str) -> bool:
-        with self.lock:
+        with self._guard:
             return bool(self._damaged) and _identity(place) in self._damaged
 
 

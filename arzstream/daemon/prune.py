@@ -113,8 +113,11 @@ def remove(
         result.problem = StorageError.from_os_error(error, "look at it", place)
     except StorageError as error:
         result.problem = error
-    for folder in {os.path.dirname(os.path.join(dest, name)) for name in result.names}:
-        local.sync_folder(folder)
+    try:
+        for folder in {os.path.dirname(os.path.join(dest, name)) for name in result.names}:
+            local.sync_folder(folder)
+    except StorageError as error:
+        result.problem = error
     _forget(memory, [memory.archives[name] for name in result.names])
     memory.restore([memory.archives[name] for name in wanted if name in memory.archives])
     return result
@@ -125,8 +128,9 @@ def _forget(memory: Memory, archives: Sequence[Archive]) -> None:
     entries: list[Entry] = []
     for archive in archives:
         entry = memory.entries.get(archive.path)
-        if entry is not None and entry.archive == archive.name and entry.state is State.PUBLISHED:
-            entry.move(State.RETIRED, waiting=RETIRED_WORDS)
+        if entry is not None and entry.archive == archive.name:
+            if entry.state is State.PUBLISHED:
+                entry.move(State.RETIRED, waiting=RETIRED_WORDS)
             entry.archive = ""
             entries.append(entry)
     if archives:

@@ -7,6 +7,7 @@ run, whatever it is called.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -19,11 +20,15 @@ from arzstream.codec.dtypes import DTYPES
 from arzstream.daemon.journal import Archive
 from arzstream.formats.base import Layout
 
-__all__ = ["before", "candidates", "family", "folder_of", "same_run", "share", "signature", "step_of"]
+__all__ = ["candidates", "family", "folder_of", "same_run", "share", "signature", "step_of"]
 
 ALIKE = 0.9
 """Share of the bytes of two checkpoints' tensors that must have the same name, dtype and shape in one run."""
 NUMBER = re.compile(rb"\d+")
+UNFINISHED = re.compile(
+    rb"^\.?tmp[._-]|(?:[._-]tmp|\.temp|\.part(?:ial)?|\.incomplete|\.orbax-checkpoint-tmp(?:-\d+)?)$", re.IGNORECASE
+)
+"""What a name has until its writer renames it."""
 
 Facts = Mapping[tuple[str, str, tuple[int, ...]], int]
 """(name, dtype, shape) of a tensor → its bytes."""
@@ -34,10 +39,11 @@ def folder_of(path: bytes) -> bytes:
     return os.path.dirname(path)
 
 
+@functools.lru_cache(1 << 14)
 def family(path: bytes) -> tuple[bytes, tuple[int, ...]]:
     """A checkpoint's name with its numbers taken out, and the numbers: ``epoch=1-step=20`` is (``epoch=#-step=#``,
     (1, 20))."""
-    name = os.path.basename(path)
+    name = UNFINISHED.sub(b"", os.path.basename(path))
     return NUMBER.sub(b"#", name), tuple(int(digits[:18]) for digits in NUMBER.findall(name))
 
 
@@ -45,12 +51,6 @@ def step_of(path: bytes) -> int | None:
     """The step that a checkpoint's name counts: its last number."""
     numbers = family(path)[1]
     return numbers[-1] if numbers else None
-
-
-def before(one: bytes, other: bytes) -> bool:
-    """Is ``one``, by its name, an earlier step of what may be ``other``'s run?"""
-    (name, numbers), (their_name, theirs) = family(one), family(other)
-    return folder_of(one) == folder_of(other) and name == their_name and numbers < theirs
 
 
 Known = TypeVar("Known", bound=Archive)

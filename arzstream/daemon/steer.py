@@ -15,7 +15,7 @@ from arzstream.daemon.handover import Changed, Failed, Published, Shared
 from arzstream.daemon.journal import Archive
 from arzstream.daemon.lineages import Lineages
 from arzstream.daemon.memory import Memory
-from arzstream.daemon.runs import before
+from arzstream.daemon.runs import family, folder_of
 from arzstream.daemon.scan import Item
 from arzstream.daemon.states import DONE, Problem, Reason, State, backoff, problem_of
 from arzstream.daemon.track import Track
@@ -28,6 +28,8 @@ OPEN_JOBS = 8
 """Checkpoints that are coded early at a time; more wait until they are complete."""
 FINISHING = 2
 """Checkpoints that are completed at a time."""
+Numbers = tuple[float, ...]
+NEVER: Numbers = (float("inf"),)
 PATIENCE = 15.0
 """Seconds for which a checkpoint waits for one before it that seems complete, and is not begun."""
 SHORT_QUIET = 0.5
@@ -47,7 +49,8 @@ class Steering:
         self._recognising: dict[bytes, tuple[str, Future[str]]] = {}
         self._recognised: dict[bytes, str] = {}
         self._free_when_blocked: dict[bytes, int] = {}
-        self._tracks: Mapping[bytes, Track] = {}
+        self._coming: dict[tuple[bytes, bytes], tuple[Numbers, Numbers]] = {}
+        """By folder and name: the first step whose archive is about to come, and the first that is on its way."""
         self.jobs = 0
         self.finishing = 0
         self.published = 0
@@ -56,7 +59,13 @@ class Steering:
 
     def count(self, tracks: Mapping[bytes, Track]) -> None:
         """Take stock of what is running; once per round, before the decisions."""
-        self._tracks = tracks
+        self._coming = {}
+        for track in tracks.values():
+            if track.coming:
+                name, numbers = family(track.path)
+                key, moving = (folder_of(track.path), name), track.frozen or track.queued
+                first, first_moving = self._coming.get(key, (NEVER, NEVER))
+                self._coming[key] = (min(first, numbers), min(first_moving, numbers) if moving else first_moving)
         jobs = [track.job for track in tracks.values() if track.job is not None]
         self.jobs, self.finishing = len(jobs), sum(job.finishing for job in jobs)
 
@@ -150,13 +159,14 @@ class Steering:
         """Is the checkpoint before it in its run about to be archived? Then it is coded against that."""
         if self._shared.settings.no_parents:
             return False
-        earlier = [other for other in self._tracks.values() if other is not track and before(other.path, track.path)]
-        if not any(other.coming for other in earlier):
+        folder, (name, numbers) = folder_of(track.path), family(track.path)
+        first, moving = self._coming.get((folder, name), (numbers, numbers))
+        if first >= numbers:
             track.waits_since = None
             return False
         if track.waits_since is None:
             track.waits_since = monotonic
-        return monotonic - track.waits_since < PATIENCE or any(other.frozen or other.queued for other in earlier)
+        return monotonic - track.waits_since < PATIENCE or moving < numbers
 
     def _follow(self, track: Track) -> None:
         """A job is finishing: show how far it is."""

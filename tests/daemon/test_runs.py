@@ -12,7 +12,7 @@ from arzstream.archive.references import Tensors
 from arzstream.container.directory import open_directory
 from arzstream.daemon.config import Settings
 from arzstream.daemon.journal import Archive
-from arzstream.daemon.runs import before, candidates, family, same_run, share, signature, step_of
+from arzstream.daemon.runs import candidates, family, same_run, share, signature, step_of
 from arzstream.formats.base import Layout
 from arzstream.formats.detect import parser_for
 from arzstream.store.ranges import LocalReader
@@ -28,18 +28,13 @@ from arzstream.testing import tensors
         (b"last.ckpt", b"last.ckpt", None),
         (b"exp7/last", b"last", None),
         (b"", b"", None),
+        (b"run/tmp-checkpoint-10", b"checkpoint-#", 10),
+        (b"step_5.orbax-checkpoint-tmp-17", b"step_#", 5),
         (b"step-" + b"9" * 5000, b"step-#", int("9" * 18)),
     ],
 )
 def test_names_have_a_family_and_a_step(path: bytes, name: bytes, step: int | None) -> None:
     assert family(path)[0] == name and step_of(path) == step
-
-
-def test_steps_come_before_others_of_their_folder_and_name_only() -> None:
-    assert before(b"run/step-9", b"run/step-10") and not before(b"run/step-10", b"run/step-9")
-    assert before(b"epoch=1-step=90", b"epoch=2-step=10")
-    assert not before(b"run-1/step-9", b"run-2/step-10")
-    assert not before(b"run/last", b"run/last") and not before(b"run/policy-9", b"run/critic-10")
 
 
 def named(path: str, published: float) -> Archive:
