@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ class Demo:
     rate: float
     pairs: int = 9
     timed: bool = True
+    alone: bool = False
+    """Code each checkpoint alone, for comparison."""
 
     def run(self) -> int:
         """Everything; the exit status."""
@@ -70,16 +73,17 @@ class Demo:
         say(f"training a GPT of {parameters / 1e6:.1f} M parameters on {len(trainer.text) / 1e6:.1f} MB of Python;")
         say(f"it saves to {source / name}, at {self.rate / 1e6:.0f} MB/s as shared storage would; arzstream watches\n")
         with tempfile.TemporaryDirectory(prefix=".unwatched-", dir=self.base) as aside:
-            with process.Daemon(source, dest) as daemon:
+            options = ("--no-parents",) if self.alone else ()
+            with process.Daemon(source, dest, *options) as daemon:
                 done = [self._one(trainer, daemon, name) for _ in range(self.checkpoints)]
             say("\npacking and verifying the last finished folder, for comparison")
-            last, before = done[-1].saved.folder, done[-2].archive
+            last, before = done[-1].saved.folder, None if self.alone else done[-2].archive
             packed = [pack_and_verify(last, Path(aside), before) for _ in range(3)]
             alone = pack_alone(last, Path(aside))
             checks = self._read_back(trainer, done[-1])
             say(f"saving {self.pairs} times with the daemon watching and {self.pairs} times without, at full speed")
-            pairs = full_speed(trainer, Path(aside), self.pairs)
-        checks += [chain(done, alone)]
+            pairs = full_speed(trainer, Path(aside), self.pairs, options)
+        checks += [] if self.alone else [chain(done, alone)]
         times = summary(done, statistics.median(packed), pairs, self.rate)
         checks += times if self.timed else []
         say(f"\nthe whole took {time.monotonic() - started:.0f} s; look at {source / name} and {dest / name}")
@@ -136,14 +140,14 @@ class Pair:
     wait: float
 
 
-def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
+def full_speed(trainer: Trainer, aside: Path, count: int, options: Sequence[str] = ()) -> list[Pair]:
     """``count`` pairs of saves, in random order within a pair; the daemon has nothing to do when a save begins.
 
     The other save goes to the same folder while the daemon is stopped (SIGSTOP), so that nothing else differs.
     """
     pairs, order = [], random.Random(0)
     (aside / "watched").mkdir()
-    with process.Daemon(aside / "watched", aside / "archive") as daemon:
+    with process.Daemon(aside / "watched", aside / "archive", *options) as daemon:
         daemon.until((aside / "archive" / process.JOURNAL).exists, "journal")
         for i in range(count):
             seconds = {True: 0.0, False: 0.0}
@@ -163,11 +167,12 @@ def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
     return pairs
 
 
-def pack_and_verify(folder: Path, aside: Path, parent: Path) -> float:
+def pack_and_verify(folder: Path, aside: Path, parent: Path | None) -> float:
     """Seconds that ``arzstream pack --parent`` and ``verify --deep`` take on a folder that is finished."""
     began, archive = time.monotonic(), aside / "finished.arz"
-    run("pack", folder, "-o", archive, "--parent", parent, "--force", "--quiet")
-    run("verify", "--deep", archive, "--parents", parent.parent, "--quiet")
+    against, beside = (("--parent", parent), ("--parents", parent.parent)) if parent is not None else ((), ())
+    run("pack", folder, "-o", archive, "--force", "--quiet", *against)
+    run("verify", "--deep", archive, "--quiet", *beside)
     return time.monotonic() - began
 
 
@@ -263,6 +268,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rate", type=float, default=125e6, help="speed of the storage saved to, bytes per second")
+    parser.add_argument("--alone", action="store_true", help="code each checkpoint alone, for comparison")
     parser.add_argument("--quick", action="store_true", help="a tiny model; times are printed, and prove nothing")
     args = parser.parse_args()
     if args.checkpoints < 2:
@@ -278,6 +284,7 @@ def main() -> int:
         args.rate,
         pairs=2 if args.quick else 9,
         timed=not args.quick,
+        alone=args.alone,
     ).run()
 
 
