@@ -76,7 +76,7 @@ def _checkpoint(entry: Any, dest: str) -> dict[str, Any]:
 
 def _missing(parent: str, dest: str) -> bool:
     """Is there a parent, and not where it was?"""
-    return bool(parent) and not os.path.lexists(os.path.join(dest, parent))
+    return bool(parent) and "://" not in parent and not os.path.lexists(os.path.join(dest, parent))
 
 
 def _archive(archive: Any, dest: str) -> dict[str, Any]:

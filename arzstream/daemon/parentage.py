@@ -95,6 +95,7 @@ class Parentage:
         self._candidates = list(choice.candidates)
         self._base = choice.base
         self._failures = 0
+        self._twins: set[str] = set()
         self._stack = contextlib.ExitStack()
 
     @property
@@ -188,10 +189,15 @@ class Parentage:
     def take_twin(self, content: bytes) -> bool:
         """Does an archive further behind hold just what ours does? Then that is the one to code against."""
         twin = self.lineage.twin(content) if self.lineage is not None else None
-        if twin is not None:
+        if twin is None:
+            return False
+        if twin in self._twins:  # it was tried, and could not be taken: then nothing that needs it may be, either
+            self._candidates, self._base = [], ""
+        else:
+            self._twins.add(twin)
             self._candidates.insert(0, twin)
-            self.judged = True
-        return twin is not None
+        self.judged = True
+        return True
 
     def check(self, reader: TailReader, dest: str) -> None:
         """Can the sealed archive behind ``reader`` be read at ``dest``, as things are now? Else MissingParentError."""

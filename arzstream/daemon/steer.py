@@ -287,8 +287,11 @@ class Steering:
         entry.parent, entry.note = self._lineages.name_of(outcome.parent), outcome.note
         self._move(track, State.VERIFYING)
         self._move(track, State.PUBLISHED)
+        # What is archived again because its archive is gone keeps its place in the order of the run.
+        again = (a for a in self._memory.archives.values() if (a.path, a.content) == (track.path, summary.content))
+        published = min((archive.published for archive in again), default=outcome.visible)
         archive = Archive(
-            outcome.name, track.path, outcome.visible, summary.bytes_in, summary.bytes_out, summary.content,
+            outcome.name, track.path, published, summary.bytes_in, summary.bytes_out, summary.content,
             entry.parent, entry.identity,
         )  # fmt: skip
         self.published += 1

@@ -28,7 +28,7 @@ __all__ = ["Track"]
 
 SMALL_BYTES = 8 << 20
 """Files that rules may want to read whole (indexes, states) are at most this long."""
-OPAQUE_BYTES = 1 << 20
+OPAQUE_BYTES = 64 << 20
 """Bytes after which files without known tensors are coded early."""
 ASK_AFTER = 0.1
 """Seconds without a change before the system is asked whether a file has a writer."""

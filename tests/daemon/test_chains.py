@@ -14,7 +14,7 @@ import pytest
 import arzstream
 from arzstream.daemon import draft, parentage
 from arzstream.daemon.journal import FOLDER, Journal
-from arzstream.testing import process, tensors, writers
+from arzstream.testing import process, tensors
 
 from .conftest import Running, temporaries
 
@@ -81,17 +81,32 @@ def test_checkpoints_of_a_run_make_chains_and_full_archives_on_schedule(watching
     assert known["run/checkpoint-40.arz"].parent == "" and known["run/checkpoint-40.arz"].content
 
 
+def landed(daemon: Running, name: str, weights: list[tensors.Tensor], *, parent: str) -> Path:
+    """Write all but the last bytes, wait until half of them are coded against ``parent``, and write the rest."""
+    (daemon.source / name).mkdir()
+    data, path = tensors.safetensors_bytes(weights), daemon.source / name / "model.safetensors"
+    (path.parent / "config.json").write_text("{}")
+    with path.open("wb") as file:
+        file.write(data[:-1000])
+        file.flush()
+
+        def half() -> bool:
+            entry = daemon.entry(name)
+            return entry is not None and entry.bytes_coded > 0.5 * len(data) and entry.parent == parent
+
+        daemon.until(half, "half of it to be coded")
+        file.write(data[-1000:])
+    archive = daemon.published(f"{name}.arz")
+    assert daemon.state(name, "published").early > 0.5
+    return archive
+
+
 def test_layers_are_coded_against_the_parent_while_they_land(watching: Callable[..., Running]) -> None:
     daemon = watching()
-    archived(daemon, "run/step-10", model(10))
-    (daemon.source / "run" / "step-20").mkdir()
-    (daemon.source / "run" / "step-20" / "config.json").write_text("{}")
-    weights, path = model(20), daemon.source / "run" / "step-20" / "model.safetensors"
-    writers.grow(path, weights, pace=writers.Pace(pause=0.02), log=writers.EventLog())
-    archive = daemon.published("run/step-20.arz")
-    entry = daemon.state("run/step-20", "published")
-    assert entry.early > 0.5 and entry.parent == "run/step-10.arz"
-    same(archive, daemon.source / "run" / "step-20")
+    archived(daemon, "step-10", model(10))
+    archive = landed(daemon, "step-20", model(20), parent="step-10.arz")
+    assert parents(archive) == ["step-10.arz"]
+    same(archive, daemon.source / "step-20")
 
 
 def test_a_different_model_beside_it_is_another_run(watching: Callable[..., Running]) -> None:
@@ -137,13 +152,9 @@ def test_that_it_saves_nothing_is_found_out_early(watching: Callable[..., Runnin
     monkeypatch.setattr(draft, "PROBE_BYTES", 100_000)
     daemon = watching()
     archived(daemon, "step-10", model(10))
-    (daemon.source / "step-20").mkdir()
     unrelated = tensors.model(layers=3, width=128, vocabulary=256, seed=9)
-    path = daemon.source / "step-20" / "model.safetensors"
-    writers.grow(path, unrelated, pace=writers.Pace(pause=0.03), log=writers.EventLog())
-    archive = daemon.published("step-20.arz")
-    entry = daemon.state("step-20", "published")
-    assert parents(archive) == [] and entry.early > 0.5
+    archive = landed(daemon, "step-20", unrelated, parent="")
+    assert parents(archive) == []
     same(archive, daemon.source / "step-20")
 
 
@@ -249,7 +260,8 @@ def test_a_parent_deleted_by_hand_is_asked_for_and_comes_back_at_the_next_start(
     with Running(source, dest, quiet_time=QUIET) as daemon:
         daemon.published("step-10.arz")
         daemon.state("step-10", "published")
-    for step in (10, 20, 30):
+        assert parents(archived(daemon, "step-40", model(40)))[0] == "step-30.arz"  # it is no newer than it was
+    for step in (10, 20, 30, 40):
         same(dest / f"step-{step}.arz", source / f"step-{step}")
 
 
@@ -338,3 +350,15 @@ def test_damaged_files_are_remembered_until_they_are_others(tmp_path: Path) -> N
     assert in_use.is_damaged(str(place)) and not in_use.is_damaged(str(tmp_path / "y.arz"))
     os.utime(place, ns=(1, 1))
     assert not in_use.is_damaged(str(place))
+
+
+def test_a_twin_that_cannot_be_taken_is_not_tried_for_ever() -> None:
+    class Lineage:
+        def twin(self, content: bytes) -> str | None:
+            return "far.arz" if content == b"same" else None
+
+    made = parentage.Parentage(parentage.Choice(("near.arz",), base="base.arz"), parentage.InUse())
+    made.lineage = Lineage()
+    assert not made.take_twin(b"other")
+    assert made.take_twin(b"same") and made._candidates == ["far.arz", "near.arz"]
+    assert made.take_twin(b"same") and made._candidates == [] and made._base == ""
