@@ -87,6 +87,7 @@ def _archive(archive: Any, dest: str) -> dict[str, Any]:
         "bytes_in": archive.bytes_in,
         "bytes_out": archive.bytes_out,
         "content": archive.content,
+        "missing": _missing(archive.name, dest),
         "parent": archive.parent,
         "parent_missing": _missing(archive.parent, dest),
     }

@@ -30,6 +30,7 @@ class Keeper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="arz-retain")
         self._future: Future[Planned] | None = None
         self._inventory: Inventory | None = None
+        self._rules = self._planned_by = Rules()
         self._asked = self._done = -1
         """Numbers of publications."""
         self._said: dict[str, str] = {}
@@ -37,11 +38,13 @@ class Keeper:
     def look(self, published: int) -> None:
         """One step, if there is one to take; ``published`` counts publications."""
         rules = Rules.of(self._shared.settings)
+        if rules != self._rules:
+            self._rules, self._done = rules, -1
         if not rules.any:
             return
         if self._future is None:
             if published != self._done:
-                self._asked = published
+                self._asked, self._planned_by = published, rules
                 self._future = self._thread.submit(self._plan(rules))
                 self._future.add_done_callback(lambda _: self._shared.wake())
         elif self._future.done() and self._shared.in_use.lock.acquire(blocking=False):
@@ -68,7 +71,7 @@ class Keeper:
 
     def _take(self, future: Future[Planned], published: int) -> None:
         self._future = None
-        if published != self._asked:
+        if published != self._asked or self._planned_by != self._rules:
             return  # something new may need what was to go: look again
         self._done = published
         try:

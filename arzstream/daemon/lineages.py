@@ -42,7 +42,7 @@ class Lineages:
                 continue
             if os.path.lexists(place):
                 places.append(place)
-            elif not places and not note:  # the likeliest of all is gone
+            elif archive.path != path and not places and not note:  # the likeliest of all is gone
                 shown = f" (content {archive.content[:SHOWN_DIGITS]}…)" if archive.content else ""
                 note = f"{archive.name}{shown} is missing"
         base = settings.parent if is_url(settings.parent) else os.path.abspath(settings.parent or ".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -259,7 +260,7 @@ def test_a_parent_deleted_by_hand_is_asked_for_and_comes_back_at_the_next_start(
     assert "needs step-10.arz, which is missing" in process.arzstream("status", dest).stdout
     with Running(source, dest, quiet_time=QUIET) as daemon:
         daemon.published("step-10.arz")
-        daemon.state("step-10", "published")
+        assert not daemon.state("step-10", "published").note
         assert parents(archived(daemon, "step-40", model(40)))[0] == "step-30.arz"  # it is no newer than it was
     for step in (10, 20, 30, 40):
         same(dest / f"step-{step}.arz", source / f"step-{step}")
@@ -321,6 +322,17 @@ def test_retention_removes_what_nothing_needs_and_nobody_makes_it_again(places: 
         daemon.published("step-10.arz")
     assert process.leftovers(dest, [p.name for p in dest.glob("*.arz")]) == []
     assert json.loads(process.arzstream("status", dest, "--json").stdout)["totals"]["states"]["retired"] >= 3
+
+
+def test_other_rules_are_applied_when_the_settings_are_read_again(watching: Callable[..., Running]) -> None:
+    daemon = watching(no_parents=True)
+    for step in (10, 20, 30):
+        archived(daemon, f"step-{step}", model(step))
+    shared = daemon.supervisor._shared
+    for last, left in ((2, ["step-20.arz", "step-30.arz"]), (1, ["step-30.arz"])):
+        shared.settings = dataclasses.replace(shared.settings, keep_last=last)
+        daemon.supervisor._hints.poke()
+        daemon.until(lambda left=left: sorted(p.name for p in daemon.dest.glob("*.arz")) == left, f"{left} to be left")
 
 
 def test_an_archive_that_is_being_coded_against_is_not_removed(watching: Callable[..., Running]) -> None:
