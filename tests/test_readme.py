@@ -69,7 +69,7 @@ def test_the_commands_run(repository: Path, folder: Path) -> None:
     text = next(block for block in blocks(repository, "") if block.startswith("arzstream pack"))
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line]
     shown = {verb for _, verb, *_ in commands}
-    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover", "bench", "diff"}
+    assert shown == {"pack", "ls", "verify", "cat", "unpack", "watch", "status", "recover", "bench", "diff", "prune"}
     for _, verb, *arguments in commands:
         if verb == "recover":
             whole = (folder / "step-2000.arz").read_bytes()

@@ -2,11 +2,14 @@
 
     python tools/kill_campaign.py                     200 checkpoints, a kill or more in each
     python tools/kill_campaign.py --syscalls          a kill at every system call that changes a file (needs strace)
+    python tools/kill_campaign.py --syscalls --prune  the same while archives are pruned
 
-Random kills: a writer lands a checkpoint of three shards, tensor by tensor; the daemon is killed with signal 9 at a
-random moment between the writer's start and a little after the usual end, and started again, and sometimes killed once
-more while it starts. Then the archive must become visible, decode to exactly the bytes of the source with every digest
-right, and no other file may lie in the destination. Exit status 1 if that fails once.
+Random kills: a writer lands a checkpoint of three shards, tensor by tensor, each some training after the one before,
+so that it is coded against that; the daemon is killed with signal 9 at a random moment between the writer's start and a
+little after the usual end, and started again, and sometimes killed once more while it starts. Then the archive must
+become visible, decode to exactly the bytes of the source with every digest right, and no other file may lie in the
+destination. Every twenty checkpoints they are pruned, with kills, too: whatever is left must decode, and what was to
+stay must be there. Exit status 1 if any of that fails once.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -35,6 +39,12 @@ CHANGING = (
 
 USUALLY_VISIBLE = 0.5
 """About how long after the last byte an archive becomes visible, seconds: kills come until then."""
+MAX_CHAIN = 4
+"""Archives behind one, at most."""
+KEEP = 3
+"""Archives that pruning leaves."""
+GENERATION = 20
+"""Checkpoints of one run."""
 SETTLED = 10.0
 """Seconds after publication in which whatever a kill left behind must be gone."""
 
@@ -98,8 +108,8 @@ def check_all(source: Path, dest: Path, names: Sequence[str], tally: Tally, sett
 
 def land(folder: Path, seed: int, seconds: float) -> threading.Thread:
     """Start to write a checkpoint of three shards that takes ``seconds``; the style of the writer goes with the
-    seed."""
-    weights = tensors.model(layers=6, width=64, vocabulary=256, seed=seed)
+    seed, and so does how far the weights are trained."""
+    weights = tensors.trained(tensors.model(layers=6, width=64, vocabulary=256), seed % GENERATION)
     pace = writers.Pace(rate=tensors.tensor_bytes(weights) / seconds, piece=1 << 14)
     style = ("grow", "fill", "renamed")[seed % 3]
     thread = threading.Thread(
@@ -109,22 +119,24 @@ def land(folder: Path, seed: int, seconds: float) -> threading.Thread:
     return thread
 
 
-def random_kills(base: Path, count: int, seed: int, tally: Tally, generation: int = 20) -> None:
-    """``count`` checkpoints, each with a kill or more, the daemon living on from one checkpoint to the next; new
-    folders every ``generation`` checkpoints."""
+def random_kills(base: Path, count: int, seed: int, tally: Tally) -> None:
+    """``count`` checkpoints, each with a kill or more, the daemon living on from one checkpoint to the next; pruned,
+    and new folders, every :data:`GENERATION` checkpoints."""
     rng, number = random.Random(seed), 0
     while number < count:
         source, dest = base / f"source-{number}", base / f"dest-{number}"
         source.mkdir()
-        with process.Daemon(source, dest) as daemon:
+        with process.Daemon(source, dest, "--max-chain", str(MAX_CHAIN)) as daemon:
             names = []
-            for _ in range(min(generation, count - number)):
+            for _ in range(min(GENERATION, count - number)):
                 name = f"step-{number:05}"
                 names.append(name)
                 if not _one(daemon, name, number, rng, tally):
                     break
                 number += 1
         check_all(source, dest, names, tally)
+        if not tally.wrong:
+            _prune(source, dest, names, rng, tally)
         if tally.wrong:
             return
         shutil.rmtree(source)
@@ -156,27 +168,108 @@ def _one(daemon: process.Daemon, name: str, number: int, rng: random.Random, tal
     return True
 
 
-def every_syscall(base: Path, tally: Tally, limit: int, stride: int) -> None:
-    """Kill ``watch --once`` at its Nth changing system call, N = 1, 1 + stride, …, until it gets through; each kind of
-    call is counted by itself, and strace counts by thread."""
-    source = base / "source"
-    writers.shards(
-        source / "step-1", tensors.model(layers=3, width=32, vocabulary=64), pace=writers.Pace(), log=writers.EventLog()
-    )
-    for calls in _kinds(base, source):
+def _prune(source: Path, dest: Path, names: Sequence[str], rng: random.Random, tally: Tally) -> None:
+    """Prune with a few kills, then to the end; what is left is right at every moment."""
+    argv = [*process.command(), "prune", str(dest), "--keep-last", str(KEEP), "--yes", "--quiet"]
+    for _ in range(3):
+        running = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            running.wait(rng.uniform(0.2, 0.8))
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            tally.kills += 1
+        left = [name for name in names if (dest / f"{name}.arz").exists()]
+        _check_left(source, dest, left, names, tally)
+    _pruned(source, dest, names, KEEP, tally)
+
+
+def _pruned(source: Path, dest: Path, names: Sequence[str], keep: int, tally: Tally) -> None:
+    """Prune undisturbed: what was to stay is there, and right, and the rest is gone."""
+    done = process.arzstream("prune", dest, "--keep-last", str(keep), "--yes")
+    if done.returncode:
+        tally.fail(f"prune ended with {done.returncode}: {done.stderr[-500:]}")
+    left = [name for name in names if (dest / f"{name}.arz").exists()]
+    if left != list(names[-keep:]):
+        tally.fail(f"pruning left {', '.join(left)}")
+    check_all(source, dest, left, tally, settled=0)
+
+
+def _check_left(source: Path, dest: Path, left: Sequence[str], names: Sequence[str], tally: Tally) -> None:
+    """After a kill: the last ones are there, and whatever is there decodes."""
+    if not set(names[-KEEP:]) <= set(left):
+        tally.fail(f"pruning removed one of {', '.join(names[-KEEP:])}")
+    with tempfile.TemporaryDirectory(prefix="arz-kill-") as scratch:
+        for name in left:
+            problem = check(source / name, dest / f"{name}.arz", Path(scratch) / "out")
+            if problem:
+                tally.fail(f"while pruning: {problem}")
+
+
+def every_syscall(base: Path, tally: Tally, limit: int, stride: int, prune: bool) -> None:
+    """Kill ``watch --once``, or ``prune``, at its Nth changing system call, N = 1, 1 + stride, …, until it gets
+    through; each kind of call is counted by itself, and strace counts by thread.
+
+    The destination holds an archive to code against; for pruning, two that were coded one after the other.
+    """
+    source, ready = base / "source", base / "ready"
+    names = ["step-1", "step-2"]
+    for number, name in enumerate(names):
+        weights = tensors.trained(tensors.model(layers=3, width=32, vocabulary=64), number)
+        if number == 0 or prune:
+            writers.shards(source / name, weights, pace=writers.Pace(), log=writers.EventLog())
+    _run(("watch", source, ready, "--once"))
+    if not prune:  # this one is archived against the first while it is killed
+        writers.shards(source / names[-1], weights, pace=writers.Pace(), log=writers.EventLog())
+    job = Killed(source, ready, names, prune)
+    for calls in _kinds(base, job):
         for n in range(1, limit, stride):
             dest = base / f"dest-{calls}-{n}"
-            if not _killed_at(source, dest, calls, n, tally):
+            if not job.at(dest, calls, n, tally):
                 break
             shutil.rmtree(dest, ignore_errors=True)
         print(f"  {calls}: up to the {n}th, {tally.kills} kills so far", flush=True)
 
 
-def _kinds(base: Path, source: Path) -> Iterator[str]:
+@dataclasses.dataclass
+class Killed:
+    """What is killed: archiving ``source`` into a copy of ``ready``, or pruning that copy."""
+
+    source: Path
+    ready: Path
+    names: Sequence[str]
+    prune: bool
+
+    def command(self, dest: Path) -> tuple[process.StrPath, ...]:
+        if not dest.exists():
+            shutil.copytree(self.ready, dest)
+        return ("prune", dest, "--keep-last", "1", "--yes") if self.prune else ("watch", self.source, dest, "--once")
+
+    def at(self, dest: Path, calls: str, n: int, tally: Tally) -> bool:
+        """Kill at the nth of ``calls``, start again, check; false if it was not killed, as it makes fewer such
+        calls."""
+        prefix = [*["strace", "-f", "-q", "-o", "/dev/null", "-e"], f"trace={calls}"]
+        status, output = _run(self.command(dest), [*prefix, "-e", f"inject={calls}:signal=KILL:when={n}"])
+        if status not in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            if status:
+                tally.fail(f"under strace it ended with {status}: {output[-500:]}")
+            return False
+        tally.kills += 1
+        if self.prune:
+            _pruned(self.source, dest, self.names, 1, tally)
+            return not tally.wrong
+        status, output = _run(self.command(dest))
+        if status:
+            tally.fail(f"after a kill at {calls} {n}: watch --once ended with {status}: {output[-500:]}")
+        else:
+            check_all(self.source, dest, self.names, tally, settled=0)
+        return not tally.wrong
+
+
+def _kinds(base: Path, job: Killed) -> Iterator[str]:
     """The changing system calls that one job makes."""
     trace = base / "trace"
-    prefix = ["strace", "-f", "-q", "-o", str(trace), "-e", f"trace={CHANGING},openat"]
-    _once(source, base / "dest-trace", prefix)
+    _run(job.command(base / "dest-trace"), ["strace", "-f", "-q", "-o", str(trace), "-e", f"trace={CHANGING},openat"])
     lines = trace.read_text(errors="replace").splitlines()
     seen = {line.split("(")[0].split()[-1] for line in lines if "(" in line}
     yield from sorted(seen & set(CHANGING.split(",")))
@@ -184,39 +277,10 @@ def _kinds(base: Path, source: Path) -> Iterator[str]:
         yield "openat"
 
 
-def _once(source: Path, dest: Path, prefix: Sequence[str] = ()) -> tuple[int, str]:
-    """``watch --once`` to its end; exit status (negative: killed by that signal) and output."""
-    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = process.arzstream("watch", source, dest, "--once", prefix=prefix, env=environment)
+def _run(arguments: Sequence[process.StrPath], prefix: Sequence[str] = ()) -> tuple[int, str]:
+    """A verb to its end; exit status (negative: killed by that signal) and output."""
+    done = process.arzstream(*arguments, prefix=prefix, env={"PYTHONDONTWRITEBYTECODE": "1"})
     return done.returncode, done.stdout + done.stderr
-
-
-def _killed_at(source: Path, dest: Path, calls: str, n: int, tally: Tally) -> bool:
-    """Kill at the nth of ``calls``, start again, check; false if it was not killed, as the job makes fewer such
-    calls."""
-    prefix = [
-        "strace",
-        "-f",
-        "-q",
-        "-o",
-        "/dev/null",
-        "-e",
-        f"trace={calls}",
-        "-e",
-        f"inject={calls}:signal=KILL:when={n}",
-    ]
-    status, output = _once(source, dest, prefix)
-    if status not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        if status:
-            tally.fail(f"watch --once under strace ended with {status}: {output[-500:]}")
-        return False
-    tally.kills += 1
-    status, output = _once(source, dest)
-    if status:
-        tally.fail(f"after a kill at {calls} {n}: watch --once ended with {status}: {output[-500:]}")
-    else:
-        check_all(source, dest, ["step-1"], tally, settled=0)
-    return not tally.wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=200, help="checkpoints, each with at least one kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--syscalls", action="store_true", help="kill at every changing system call instead")
+    parser.add_argument("--prune", action="store_true", help="with --syscalls: kill prune, not the daemon")
     parser.add_argument("--limit", type=int, default=10_000, help="with --syscalls: at most this many of each kind")
     parser.add_argument("--stride", type=int, default=1, help="with --syscalls: every STRIDEth call")
     args = parser.parse_args(argv)
@@ -232,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="arz-kill-") as base:
         if args.syscalls:
-            every_syscall(Path(base), tally, args.limit, args.stride)
+            every_syscall(Path(base), tally, args.limit, args.stride, args.prune)
         else:
             random_kills(Path(base), args.count, args.seed, tally)
     return tally.report("kills at system calls" if args.syscalls else "random kills")

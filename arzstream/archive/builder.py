@@ -27,7 +27,7 @@ from arzstream.archive.saving import MemorySource
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
-from arzstream.container.state import ChunkEntry
+from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
@@ -218,6 +218,11 @@ class CheckpointBuilder:
     def bytes_written(self) -> int:
         """Length of the archive so far."""
         return self._writer.offset
+
+    @property
+    def state(self) -> ArchiveState:
+        """What is written so far."""
+        return self._writer.state
 
     # -- settling ---------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ refers to those it has in common. Tensors that nothing changed cost a reference 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
 import posixpath
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,17 +22,23 @@ from arzstream.archive.plan import SMALL_BYTES, Planned, ReadAt
 from arzstream.archive.references import Match, ParentTensors, References, Tensors, covers, fill, matches
 from arzstream.container.records import Parent, Reference, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
-from arzstream.errors import StorageError
+from arzstream.errors import ArzError, CorruptError, StorageError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.store.folders import folder_of, same_place
 from arzstream.store.ranges import is_url
 
-__all__ = ["MAX_CHAIN", "Lineage", "open_lineage", "relative_hint"]
+__all__ = ["MAX_CHAIN", "Lineage", "ParentError", "open_lineage", "relative_hint"]
 
 MAX_CHAIN = 8
 """Archives that may stand behind one, each coded against the next; then one is written that stands alone."""
+KEPT_BYTES = 64 << 20
+"""Reference tiles of chunks that are coded and not proved."""
 FINGERPRINT = 4096
 """Elements of a unit that are compared with the parent's before all of them are hashed."""
+
+
+class ParentError(CorruptError):
+    """A parent that could be opened cannot be decoded; another one, or none, will do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +80,17 @@ class Lineage:
         self._ancestry = ancestry
         self._sources = [_Sources(a, record, _files_by_tensor(a.tensors)) for a, record in ancestors]
         self._parents = ParentTensors(lambda number: self._sources[number].ancestor, ancestry.tiles)
+        self._kept: collections.OrderedDict[object, memoryview] = collections.OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
 
     @property
     def parent(self) -> Ancestor:
         return self._sources[0].ancestor
+
+    def opened(self) -> list[Ancestor]:
+        """All archives that are needed to read what is coded against these."""
+        return self._ancestry.opened()
 
     def twin(self, content: bytes) -> str | None:
         """The place of an archive further behind than the parent that holds the same as ours. Coded against others that
@@ -104,7 +119,27 @@ class Lineage:
         """The tiles of the references of ``unit`` where ``chunk`` is."""
         if not any(ref.kind == ReferenceKind.PARENT for ref in unit.refs):
             return ()
-        return References(len(unit.refs), lambda index: self._parents.tile(unit, chunk, unit.refs[index]))
+        return References(len(unit.refs), lambda index: self._tile(unit, chunk, unit.refs[index]))
+
+    def _tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        """Each is asked for twice, when a chunk is coded and when it is proved: what is decoded is kept in between."""
+        key = (ref.source, ref.start, unit.dtype, unit.shape, unit.grid, unit.members, chunk)
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is not None:
+                self._kept_bytes -= kept.nbytes
+                return kept
+        try:
+            tile = self._parents.tile(unit, chunk, ref)
+        except ArzError as error:
+            raise ParentError(str(error)) from error
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = tile
+                self._kept_bytes += tile.nbytes
+            while self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return tile
 
     def inherit(self, read: ReadAt, planned: Planned, ref: Reference) -> bool:
         """Are the bytes of ``planned`` the parent's? Then it has their digests, and needs ``ref`` and no chunks."""
@@ -137,7 +172,10 @@ class Lineage:
         unit = planned.unit
         count = min(FINGERPRINT, unit.shape[1] if unit.shape[0] > 1 else unit.elements)
         theirs = np.empty(count * unit.type.itemsize, np.uint8)
-        fill(source.decoder, unit, found, (0, 1), (0, count), theirs)
+        try:
+            fill(source.decoder, unit, found, (0, 1), (0, count), theirs)
+        except ArzError as error:
+            raise ParentError(str(error)) from error
         return theirs.data == memoryview(planned.read(read, 0, len(theirs)))
 
 

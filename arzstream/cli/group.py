@@ -23,6 +23,7 @@ VERBS = {
     "recover": "Save what is intact in a damaged archive, and list what is not.",
     "bench": "Measure ratio and speed on your own files, beside memcpy and installed peers.",
     "watch": "Archive checkpoints while they are being written.",
+    "prune": "Apply retention to a daemon's archives, without breaking chains.",
     "status": "Say what the daemon has done, is doing, and is waiting for.",
     "doctor": "Say what this installation has and what it lacks.",
 }

@@ -9,7 +9,15 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-__all__ = ["archive_argument", "force_option", "json_option", "parents_option", "print_json", "quiet_option"]
+__all__ = [
+    "archive_argument",
+    "force_option",
+    "json_option",
+    "keep_options",
+    "parents_option",
+    "print_json",
+    "quiet_option",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -20,7 +28,20 @@ parents_option = click.option(
     "--parents", metavar="DIR-OR-URL", multiple=True,
     help="Where else to look for archives that this one was coded against; may be given again.",
 )  # fmt: skip
+_KEEP = (
+    click.option("--keep-last", type=int, metavar="N", help="Keep the last N archives of each run."),
+    click.option("--keep-every", type=int, metavar="K", help="Keep the steps that are a multiple of K."),
+    click.option("--keep-days", type=float, metavar="D", help="Keep what is younger than D days."),
+    click.option("--keep-full", is_flag=True, default=None, help="Keep archives that stand alone."),
+)
 force_option = click.option("--force", is_flag=True, help="Replace an archive of that name.")
+
+
+def keep_options(function: Function) -> Function:
+    """Which archives retention leaves alone."""
+    for option in reversed(_KEEP):
+        function = option(function)
+    return function
 
 
 def print_json(value: dict[str, Any], stream: TextIO | None = None) -> None:

@@ -36,12 +36,12 @@ def command(dest: str | None, config: str | None, as_json: bool) -> None:
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
     with Journal.read(place) as journal:
-        entries = [_checkpoint(entry) for entry in journal.entries().values()]
+        entries = [_checkpoint(entry, place) for entry in journal.entries().values()]
         result = {
             "dest": os.path.abspath(place),
             "daemon": _daemon(journal.meta()),
             "checkpoints": entries,
-            "archives": [_archive(archive) for archive in journal.archives().values()],
+            "archives": [_archive(archive, place) for archive in journal.archives().values()],
             "totals": _totals(entries),
         }
     if as_json:
@@ -50,7 +50,7 @@ def command(dest: str | None, config: str | None, as_json: bool) -> None:
         _show(result)
 
 
-def _checkpoint(entry: Any) -> dict[str, Any]:
+def _checkpoint(entry: Any, dest: str) -> dict[str, Any]:
     done = entry.state.value == "published"
     return {
         "path": os.fsdecode(entry.path),
@@ -68,10 +68,18 @@ def _checkpoint(entry: Any) -> dict[str, Any]:
         "attempts": entry.attempts,
         "retry": entry.retry or None,
         "archive": entry.archive,
+        "parent": entry.parent,
+        "parent_missing": done and _missing(entry.parent, dest),
+        "note": entry.note,
     }
 
 
-def _archive(archive: Any) -> dict[str, Any]:
+def _missing(parent: str, dest: str) -> bool:
+    """Is there a parent, and not where it was?"""
+    return bool(parent) and "://" not in parent and not os.path.lexists(os.path.join(dest, parent))
+
+
+def _archive(archive: Any, dest: str) -> dict[str, Any]:
     return {
         "name": archive.name,
         "path": os.fsdecode(archive.path),
@@ -79,6 +87,9 @@ def _archive(archive: Any) -> dict[str, Any]:
         "bytes_in": archive.bytes_in,
         "bytes_out": archive.bytes_out,
         "content": archive.content,
+        "missing": _missing(archive.name, dest),
+        "parent": archive.parent,
+        "parent_missing": _missing(archive.parent, dest),
     }
 
 
@@ -138,6 +149,7 @@ def _show(result: dict[str, Any]) -> None:
         Column("state"),
         *(Column(title, right=True) for title in ("done", "in", "out", "ratio", "latency")),
         Column("archive", give=True),
+        Column("coded against", give=True),
     ]
     rows = [Row(_cells(entry), _notes(entry)) for entry in result["checkpoints"]]
     for line in table(columns, rows, room()):
@@ -163,6 +175,7 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
         percent(entry["ratio"]),
         "" if entry["latency"] is None else duration(entry["latency"]),
         safe(entry["archive"]),
+        safe(entry["parent"]) or ("alone" if entry["archive"] else ""),
     )
 
 
@@ -174,8 +187,12 @@ def _notes(entry: dict[str, Any]) -> tuple[str, ...]:
         wait = max(0.0, (entry["retry"] or 0.0) - time.time())
         again = f"next try in {duration(wait)}" if wait else "next try at once"
         return (safe(f"{entry['reason']} ({entry['waiting']}; {again})"),)
-    return (
-        (safe(f"waits for {entry['waiting']}"),)
-        if entry["waiting"] and entry["state"] != "gone"
-        else ((safe(entry["waiting"]),) if entry["waiting"] else ())
-    )
+    notes = []
+    if entry["waiting"]:
+        plain = entry["state"] in ("gone", "retired")
+        notes.append(safe(entry["waiting"] if plain else f"waits for {entry['waiting']}"))
+    if entry["parent_missing"]:
+        notes.append(safe(f"needs {entry['parent']}, which is missing; bring it back"))
+    if entry["note"]:
+        notes.append(safe(entry["note"]))
+    return tuple(notes)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from arzstream.cli.options import json_option, print_json, quiet_option
+from arzstream.cli.options import json_option, keep_options, print_json, quiet_option
 
 if TYPE_CHECKING:
     from arzstream.daemon.config import Settings
@@ -26,6 +27,10 @@ __all__ = ["command"]
 @click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source. [5]")
 @click.option("--quiet-time", type=float, metavar="S", help="Seconds without a change that make a checkpoint complete.")
 @click.option("--grace", type=float, metavar="S", help="Seconds to complete what is nearly done when stopped. [10]")
+@click.option("--parent", metavar="ARCHIVE", help="A base model, for what has nothing before it in its run.")
+@click.option("--max-chain", type=int, metavar="N", help="With N archives behind the last, one is coded alone. [8]")
+@click.option("--no-parents", is_flag=True, default=None, help="Code each checkpoint alone.")
+@keep_options
 @click.option("--log", "log_level", metavar="LEVEL", help="debug, info, warning or error. [ARZ_LOG, info]")
 @quiet_option
 @json_option
@@ -45,11 +50,15 @@ def command(
     of state; arzstream status DEST shows the whole. SOURCE is ./checkpoints and DEST ./archive unless named here or in
     the settings.
 
+    A checkpoint is coded against the one before it in its run, and needs that archive from then on. All archives stay,
+    unless a --keep option says which; archives that a kept one needs stay, too.
+
     Signals: TERM ends it cleanly, HUP reads the settings again, USR1 pauses, USR2 goes on.
 
     \b
     arzstream watch runs/exp7 /archive/exp7
     arzstream watch runs/exp7 /archive/exp7 --once
+    arzstream watch runs/exp7 /archive/exp7 --keep-last 5 --keep-every 1000
     """
     from arzstream.daemon import log
     from arzstream.daemon.config import SettingsError, merged
@@ -77,13 +86,15 @@ def command(
 
 
 def _local(settings: Settings) -> Settings:
-    """Buckets are another matter."""
-    from arzstream.errors import UnsupportedError
+    """Buckets are another matter. A base model that is not there is a slip of the pen."""
+    from arzstream.errors import StorageError, UnsupportedError
     from arzstream.store.ranges import is_url
 
     for place in (settings.source, settings.dest):
         if is_url(place):
             raise UnsupportedError(f"{place}: this version watches and writes local folders only; name a folder")
+    if settings.parent and not is_url(settings.parent) and not os.path.exists(settings.parent):
+        raise StorageError(f"{settings.parent}: there is no such archive; name the one to code against (--parent)")
     return settings
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arzstream.errors import StorageError, UnsupportedError
+from arzstream.limits import DEFAULT_LIMITS
 
 __all__ = ["PRIORITIES", "PROFILES", "Settings", "SettingsError", "load", "merged"]
 
@@ -39,6 +40,20 @@ class Settings:
     """Seconds without a change before a checkpoint counts as complete; by default by how sure its end is."""
     grace: float = 10.0
     """Seconds that a checkpoint about to be published gets to finish when the daemon is told to stop."""
+    parent: str = ""
+    """An archive that checkpoints are coded against where their own run has none: a base model's."""
+    max_chain: int = 8
+    """Archives that may stand behind one, each coded against the next; then one is written that stands alone."""
+    no_parents: bool = False
+    """Code each checkpoint alone."""
+    keep_last: int = 0
+    """Of each run the last so many archives stay; 0: the rule does not apply. Without any rule, everything stays."""
+    keep_every: int = 0
+    """Archives of steps that are a multiple of this stay."""
+    keep_days: float = 0.0
+    """Archives that are younger stay."""
+    keep_full: bool = False
+    """Archives that stand alone stay."""
 
     def checked(self) -> Settings:
         """Itself, or :class:`SettingsError`."""
@@ -50,6 +65,12 @@ class Settings:
             raise SettingsError(f"jobs: {self.jobs} is not between 0 (one per core) and 1024")
         if self.memory < 32:
             raise SettingsError(f"memory: {self.memory} MiB is too little; give at least 32")
+        if not 0 <= self.max_chain <= DEFAULT_LIMITS.parent_depth - 1:
+            raise SettingsError(f"max-chain: {self.max_chain} is not between 0 and {DEFAULT_LIMITS.parent_depth - 1}")
+        for name in ("keep_last", "keep_every", "keep_days"):
+            value = getattr(self, name)
+            if not 0 <= value < 1e9:
+                raise SettingsError(f"{name.replace('_', '-')}: {value} is not a number from 0 on")
         for name in ("rescan", "quiet_time", "grace"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
@@ -75,6 +96,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "rescan": (int, float),
     "quiet_time": (int, float),
     "grace": (int, float),
+    "parent": (str,),
+    "max_chain": (int,),
+    "no_parents": (bool,),
+    "keep_last": (int,),
+    "keep_every": (int,),
+    "keep_days": (int, float),
+    "keep_full": (bool,),
 }
 
 
@@ -93,7 +121,7 @@ def load(path: str) -> dict[str, Any]:
         if name not in _FIELDS or "_" in key:
             known = ", ".join(sorted(field.replace("_", "-") for field in _FIELDS))
             raise SettingsError(f"{path}: {key!r} is not a setting; known are {known}")
-        if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+        if not isinstance(value, _KINDS[name]) or isinstance(value, bool) != (_KINDS[name] == (bool,)):
             raise SettingsError(f"{path}: {key}: {value!r} is not of the right kind")
         values[name] = value
     return values

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from arzstream.archive.summary import PackSummary
 from arzstream.daemon.config import Settings
+from arzstream.daemon.parentage import InUse
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError
 
@@ -38,6 +39,10 @@ class Published:
     last_write: float
     early: float
     """Fraction of the bytes that were coded when the last one was written."""
+    parent: str = ""
+    """Where the archive lies that it was coded against; empty if it stands alone."""
+    note: str = ""
+    """What was wrong with parents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Shared:
         self.settings = settings
         self.wake = wake
         self.landing = threading.BoundedSemaphore(2)
+        self.in_use = InUse()
         self.going = threading.Event()
         self.going.set()
 

@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from arzstream.daemon.states import NEXT, State
@@ -26,7 +26,13 @@ __all__ = ["FOLDER", "Archive", "Entry", "Journal", "StateError"]
 
 FOLDER = ".arzstream"
 NAME = "journal.db"
-VERSION = 1
+VERSION = 2
+_ADDED = (
+    "ALTER TABLE checkpoints ADD COLUMN parent TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE checkpoints ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE archives ADD COLUMN retired REAL NOT NULL DEFAULT 0",
+)
+"""What version 2 has more than version 1."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -47,7 +53,9 @@ CREATE TABLE checkpoints (
     early REAL NOT NULL,            -- fraction of the bytes coded before the last one was written
     latency REAL,                   -- seconds from the last byte written to the archive visible
     archive TEXT NOT NULL,          -- of the last publication, relative to the destination; else empty
-    identity TEXT NOT NULL          -- of the source as last published, JSON
+    identity TEXT NOT NULL,         -- of the source as last published, JSON
+    parent TEXT NOT NULL,           -- the archive that it is coded against; else empty
+    note TEXT NOT NULL              -- what was wrong with parents; else empty
 ) WITHOUT ROWID;
 CREATE TABLE archives (
     name TEXT PRIMARY KEY,          -- relative to the destination
@@ -57,7 +65,8 @@ CREATE TABLE archives (
     bytes_out INTEGER NOT NULL,
     content TEXT NOT NULL,          -- content digest, hexadecimal
     parent TEXT NOT NULL,           -- name of the archive it was coded against; else empty
-    identity TEXT NOT NULL
+    identity TEXT NOT NULL,
+    retired REAL NOT NULL           -- when its removal was decided; 0: it stays
 ) WITHOUT ROWID;
 """
 
@@ -87,6 +96,8 @@ class Entry:
     latency: float | None = None
     archive: str = ""
     identity: str = ""
+    parent: str = ""
+    note: str = ""
 
     def move(self, state: State, *, now: float | None = None, waiting: str = "") -> bool:
         """Go to ``state``; True if that is a change. :class:`StateError` if it may not follow."""
@@ -113,6 +124,7 @@ class Archive:
     content: str
     parent: str = ""
     identity: str = ""
+    retired: float = 0.0
 
 
 _COLUMNS = [field.name for field in dataclasses.fields(Entry)]
@@ -182,6 +194,7 @@ class Journal:
             elif not {"meta", "checkpoints", "archives"} <= tables:
                 raise sqlite3.DatabaseError("tables are missing")
             Journal(connection, path)._check_version()
+            Journal._bring_up_to_date(connection)
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise sqlite3.DatabaseError(problem)
@@ -200,6 +213,15 @@ class Journal:
             )
 
     @staticmethod
+    def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+        if connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == ("1",):
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _ADDED:
+                connection.execute(statement)
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(VERSION),))
+            connection.execute("COMMIT")
+
+    @staticmethod
     def _put_aside(path: str) -> None:
         number = 1
         while os.path.lexists(f"{path}.damaged-{number}"):
@@ -212,8 +234,7 @@ class Journal:
 
     def entries(self) -> dict[bytes, Entry]:
         """All checkpoints, by path."""
-        rows = self._rows(f"SELECT {', '.join(_COLUMNS)} FROM checkpoints ORDER BY path")
-        entries = (Entry(*row) for row in rows)
+        entries = (Entry(**row) for row in self._named("checkpoints", _COLUMNS, "path"))
         return {e.path: dataclasses.replace(e, path=bytes(e.path), state=State(e.state)) for e in entries}
 
     def put(self, entry: Entry) -> None:
@@ -234,22 +255,32 @@ class Journal:
 
     def archives(self) -> dict[str, Archive]:
         """All published archives, by name."""
-        rows = self._rows(f"SELECT {', '.join(_ARCHIVE_COLUMNS)} FROM archives ORDER BY published")
-        found = (Archive(*row) for row in rows)
+        found = (Archive(**row) for row in self._named("archives", _ARCHIVE_COLUMNS, "published"))
         return {a.name: dataclasses.replace(a, path=bytes(a.path)) for a in found}
 
     def add_archive(self, archive: Archive, entry: Entry) -> None:
         """Remember a publication, and with it the checkpoint's entry, in one transaction."""
-        with self._writing():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._insert("archives", [getattr(archive, column) for column in _ARCHIVE_COLUMNS])
+        with self._together():
+            self._put_archive(archive)
+            self.put(entry)
+
+    def put_archives(self, archives: Iterable[Archive]) -> None:
+        """Remember all of ``archives``, or none of them."""
+        with self._together():
+            for archive in archives:
+                self._put_archive(archive)
+
+    def remove_archives(self, names: Iterable[str], entries: Iterable[Entry]) -> None:
+        """Archives are gone; remember that, and what became of their checkpoints, in one transaction."""
+        with self._together():
+            self._connection.executemany(
+                "DELETE FROM archives WHERE name = CAST(? AS TEXT)", [(_bytes(name),) for name in names]
+            )
+            for entry in entries:
                 self.put(entry)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
+
+    def _put_archive(self, archive: Archive) -> None:
+        self._insert("archives", [getattr(archive, column) for column in _ARCHIVE_COLUMNS])
 
     # ------------------------------------------------------------------------------------------------ the daemon itself
 
@@ -280,11 +311,31 @@ class Journal:
         plain = [_bytes(value) if isinstance(value, str) else value for value in values]
         self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", plain)
 
+    def _named(self, table: str, columns: list[str], order: str) -> Iterator[dict[str, Any]]:
+        """Rows by column. A journal that an older version wrote, and only a daemon may change, lacks some columns."""
+        there = {name for _, name, *_ in self._rows(f"PRAGMA table_info({table})")}
+        read = [column for column in columns if column in there]
+        for row in self._rows(f"SELECT {', '.join(read)} FROM {table} ORDER BY {order}"):
+            yield dict(zip(read, row, strict=True))
+
     def _rows(self, statement: str) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(statement).fetchall()
         except sqlite3.Error as error:
             raise StorageError(f"{self.path}: cannot read the journal: {error}") from error
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """One transaction."""
+        with self._writing():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

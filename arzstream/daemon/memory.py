@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from arzstream.daemon import log
@@ -26,6 +27,7 @@ class Memory:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self.entries: dict[bytes, Entry] = journal.entries()
+        self.archives: dict[str, Archive] = journal.archives()
         self._due: dict[bytes, float] = {}
         self._publications: list[tuple[Archive, Entry]] = []
         self._retry_at = 0.0
@@ -40,9 +42,36 @@ class Memory:
 
     def published(self, archive: Archive, entry: Entry) -> None:
         """Write a publication, at once if possible."""
+        self.archives[archive.name] = archive
         self._publications.append((archive, entry))
         self._due.pop(entry.path, None)
         self.flush()
+
+    def retire(self, archives: Iterable[Archive]) -> bool:
+        """Write down that ``archives`` are to be removed; False if that cannot be, and they must stay."""
+        self.flush(force=True)
+        marked = [dataclasses.replace(archive, retired=time.time()) for archive in archives]
+        if self.behind or not self._try(lambda: self._journal.put_archives(marked)):
+            return False
+        self.archives.update({archive.name: archive for archive in marked})
+        return True
+
+    def restore(self, archives: Iterable[Archive]) -> None:
+        """These stay, as they are given."""
+        staying = [dataclasses.replace(archive, retired=0.0) for archive in archives]
+        self.archives.update({archive.name: archive for archive in staying})
+        if staying:
+            self._try(lambda: self._journal.put_archives(staying))
+
+    def removed(self, names: Iterable[str], entries: Iterable[Entry]) -> None:
+        """Archives are gone, and this is what became of their checkpoints. Should it not be written, it is found out
+        again: what is marked as retired and is not there, was removed."""
+        listed, left = list(names), list(entries)
+        for name in listed:
+            self.archives.pop(name, None)
+        if not self._try(lambda: self._journal.remove_archives(listed, left)):
+            for entry in left:
+                self.changed(entry)
 
     def forget(self, path: bytes) -> None:
         """Nothing was ever published of it, and nothing will be."""

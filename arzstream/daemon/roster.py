@@ -13,7 +13,7 @@ from arzstream.daemon.journal import Entry
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.scan import Item, fingerprint
 from arzstream.daemon.settle import Clock
-from arzstream.daemon.states import Problem, State, problem_of
+from arzstream.daemon.states import DONE, Problem, State, problem_of
 from arzstream.daemon.track import Track
 from arzstream.daemon.watch import Hint
 from arzstream.errors import StorageError
@@ -108,7 +108,7 @@ class Roster:
     def _meet(self, path: bytes, items: Mapping[bytes, Item], now: tuple[float, float]) -> None:
         """A checkpoint that is not followed yet: new, renamed, or known from the journal."""
         entry = self._memory.entries.get(path)
-        if entry is not None and entry.state is State.PUBLISHED and entry.identity == fingerprint(items):
+        if entry is not None and entry.state in DONE and entry.identity == fingerprint(items):
             return
         track = self._renamed_from(items)
         if track is None:

@@ -7,8 +7,9 @@
                └────────────┴────────────┴────────────┴────────────┘   the source changed
     any ──► blocked (a reason, a time to try again) ──► seen
     any ──► gone (the source vanished before it could be archived) ──► seen, if it comes back
+    published ──► retired (its archive was removed, as the rules of retention say) ──► seen, if the source changes
 
-Published is left only when the source changes: the new content gets an archive of its own.
+Published is left only when the source changes (the new content gets an archive of its own), or by retention.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import errno
 
 from arzstream.errors import ArzError, CorruptError, SourceChangedError, StorageError
 
-__all__ = ["NEXT", "Problem", "Reason", "State", "backoff", "problem_of"]
+__all__ = ["DONE", "NEXT", "Problem", "Reason", "State", "backoff", "problem_of"]
 
 
 class State(str, enum.Enum):
@@ -34,9 +35,14 @@ class State(str, enum.Enum):
     VERIFYING = "verifying"
     """The archive is read back from the destination and proved."""
     PUBLISHED = "published"
+    RETIRED = "retired"
+    """Was published; the archive was removed on purpose, and is not made again."""
     BLOCKED = "blocked"
     GONE = "gone"
 
+
+DONE = frozenset({State.PUBLISHED, State.RETIRED})
+"""Nothing is left to do for a checkpoint, as long as it does not change."""
 
 _OPEN = {State.SEEN, State.LANDING, State.SETTLING, State.CODING, State.VERIFYING}
 
@@ -47,7 +53,8 @@ NEXT: dict[State, frozenset[State]] = {
     State.SETTLING: frozenset({State.SEEN, State.LANDING, State.CODING, State.BLOCKED, State.GONE}),
     State.CODING: frozenset({State.SEEN, State.LANDING, State.VERIFYING, State.BLOCKED, State.GONE}),
     State.VERIFYING: frozenset({State.SEEN, State.LANDING, State.PUBLISHED, State.BLOCKED, State.GONE}),
-    State.PUBLISHED: frozenset({State.SEEN}),
+    State.PUBLISHED: frozenset({State.SEEN, State.RETIRED}),
+    State.RETIRED: frozenset({State.SEEN}),
     State.BLOCKED: frozenset({State.SEEN, State.GONE}),
     State.GONE: frozenset({State.SEEN}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -9,11 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.census import Census
+from arzstream.daemon.draft import Draft
 from arzstream.daemon.handover import Changed, Failed, Published, Shared
 from arzstream.daemon.journal import Archive
+from arzstream.daemon.lineages import Lineages
 from arzstream.daemon.memory import Memory
+from arzstream.daemon.runs import family, folder_of
 from arzstream.daemon.scan import Item
-from arzstream.daemon.states import Problem, Reason, State, backoff, problem_of
+from arzstream.daemon.states import DONE, Problem, Reason, State, backoff, problem_of
 from arzstream.daemon.track import Track
 from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
@@ -24,6 +28,10 @@ OPEN_JOBS = 8
 """Checkpoints that are coded early at a time; more wait until they are complete."""
 FINISHING = 2
 """Checkpoints that are completed at a time."""
+Numbers = tuple[float, ...]
+NEVER: Numbers = (float("inf"),)
+PATIENCE = 15.0
+"""Seconds for which a checkpoint waits for one before it that seems complete, and is not begun."""
 SHORT_QUIET = 0.5
 """Seconds of quiet that are not waited for before the last work begins."""
 BLOAT_BYTES = 64 << 20
@@ -36,16 +44,28 @@ class Steering:
     def __init__(self, source: str, dest: str, census: Census, shared: Shared, memory: Memory) -> None:
         self._source, self._dest = source, dest
         self._census, self._shared, self._memory = census, shared, memory
+        self._lineages = Lineages(dest, shared, memory)
         self._recognisers = ThreadPoolExecutor(1, thread_name_prefix="arz-recognise")
         self._recognising: dict[bytes, tuple[str, Future[str]]] = {}
         self._recognised: dict[bytes, str] = {}
         self._free_when_blocked: dict[bytes, int] = {}
+        self._coming: dict[tuple[bytes, bytes], tuple[Numbers, Numbers]] = {}
+        """By folder and name: the first step whose archive is about to come, and the first that is on its way."""
         self.jobs = 0
         self.finishing = 0
+        self.published = 0
+        """Archives so far."""
         self.started = time.time()
 
     def count(self, tracks: Mapping[bytes, Track]) -> None:
         """Take stock of what is running; once per round, before the decisions."""
+        self._coming = {}
+        for track in tracks.values():
+            if track.coming:
+                name, numbers = family(track.path)
+                key, moving = (folder_of(track.path), name), track.frozen or track.queued
+                first, first_moving = self._coming.get(key, (NEVER, NEVER))
+                self._coming[key] = (min(first, numbers), min(first_moving, numbers) if moving else first_moving)
         jobs = [track.job for track in tracks.values() if track.job is not None]
         self.jobs, self.finishing = len(jobs), sum(job.finishing for job in jobs)
 
@@ -63,7 +83,7 @@ class Steering:
         if track.frozen:
             self._follow(track)
             return
-        if entry.state is State.PUBLISHED:
+        if entry.state in DONE:
             if entry.identity == track.fingerprint:
                 return
             self._move(track, State.SEEN)
@@ -86,25 +106,31 @@ class Steering:
         quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
         verdict = track.judge(monotonic, quiet)
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
+        track.queued = False
         if verdict.complete or (track.rests and verdict.quiet <= SHORT_QUIET and not track.restless):
             # A short quiet time passes while the work is done; nothing is sealed before it is over.
-            self._begin_finish(track)
+            self._begin_finish(track, monotonic)
             return
         self._move(track, State.SETTLING if track.rests else State.LANDING, verdict.waiting_for)
-        self._code_early(track)
+        self._code_early(track, monotonic)
 
-    def _code_early(self, track: Track) -> None:
+    def _code_early(self, track: Track, monotonic: float) -> None:
         files, frontiers = track.frontiers()
         if track.job is None:
-            if self.jobs >= OPEN_JOBS or not any(frontiers.values()):
+            if self.jobs >= OPEN_JOBS or not track.worth_coding or self._must_wait(track, monotonic):
                 return
             track.job = self._new_job(track)
             self.jobs += 1
         track.job.code(files, frontiers)
         self._progress(track)
 
-    def _begin_finish(self, track: Track) -> None:
+    def _begin_finish(self, track: Track, monotonic: float) -> None:
+        if track.job is None and self._must_wait(track, monotonic):
+            track.queued = True
+            self._move(track, State.SETTLING, "the checkpoint before it")
+            return
         if self.finishing >= FINISHING:
+            track.queued = True
             self._move(track, State.SETTLING, "its turn")
             return
         if track.job is None:
@@ -126,7 +152,21 @@ class Steering:
             mode = status.st_mode & 0o777 | 0o700
         except OSError:
             mode = 0o700
-        return Job(self._shared, self._dest, track.path, self._source, mode)
+        choice = self._lineages.choice(track.path, track.layouts())
+        return Job(self._shared, track.path, Draft(self._shared, self._dest, self._source, mode, choice))
+
+    def _must_wait(self, track: Track, monotonic: float) -> bool:
+        """Is the checkpoint before it in its run about to be archived? Then it is coded against that."""
+        if self._shared.settings.no_parents:
+            return False
+        folder, (name, numbers) = folder_of(track.path), family(track.path)
+        first, moving = self._coming.get((folder, name), (numbers, numbers))
+        if first >= numbers:
+            track.waits_since = None
+            return False
+        if track.waits_since is None:
+            track.waits_since = monotonic
+        return monotonic - track.waits_since < PATIENCE or moving < numbers
 
     def _follow(self, track: Track) -> None:
         """A job is finishing: show how far it is."""
@@ -141,11 +181,11 @@ class Steering:
         if track.frozen:
             self._follow(track)
             return False
-        if entry.state is State.PUBLISHED:
+        if entry.state in DONE:
             return True
         if entry.state is not State.BLOCKED and track.rests and track.survives_deletion:
             # It was complete, only not yet old enough to be believed: that it was deleted settles the matter.
-            self._begin_finish(track)
+            self._begin_finish(track, time.monotonic())
             return False
         track.close()
         self._recognising.pop(track.path, None)
@@ -201,9 +241,11 @@ class Steering:
         entry = track.entry
         entry.archive, entry.identity, entry.attempts = name, fingerprint, 0
         entry.bytes_in = track.bytes_in
-        entry.bytes_out = os.stat(os.path.join(self._dest, name)).st_size
+        archive = self._lineages.found(name, track.path)
+        archive = dataclasses.replace(archive, bytes_in=entry.bytes_in, identity=fingerprint)
+        entry.bytes_out, entry.parent, entry.note = archive.bytes_out, archive.parent, ""
         self._move(track, State.PUBLISHED)
-        archive = Archive(name, track.path, time.time(), entry.bytes_in, entry.bytes_out, "", identity=fingerprint)
+        self.published += 1
         self._memory.published(archive, entry)
         log.event("recognised", checkpoint=track.path, archive=name)
         track.close()
@@ -242,16 +284,22 @@ class Steering:
         # Of what lay there before the daemon came, nobody waited for the archive.
         recent = outcome.last_write > self.started
         entry.latency = max(0.0, outcome.visible - outcome.last_write) if recent else None
+        entry.parent, entry.note = self._lineages.name_of(outcome.parent), outcome.note
         self._move(track, State.VERIFYING)
         self._move(track, State.PUBLISHED)
+        # What is archived again because its archive is gone keeps its place in the order of the run.
+        again = (a for a in self._memory.archives.values() if (a.path, a.content) == (track.path, summary.content))
+        published = min((archive.published for archive in again), default=outcome.visible)
         archive = Archive(
-            outcome.name, track.path, outcome.visible, summary.bytes_in, summary.bytes_out, summary.content,
-            identity=entry.identity,
+            outcome.name, track.path, published, summary.bytes_in, summary.bytes_out, summary.content,
+            entry.parent, entry.identity,
         )  # fmt: skip
+        self.published += 1
         self._memory.published(archive, entry)
         log.event(
             "published", checkpoint=track.path, archive=outcome.name, bytes_in=summary.bytes_in,
             bytes_out=summary.bytes_out, ratio=summary.ratio, early=outcome.early, latency=entry.latency,
+            parent=entry.parent or None, note=entry.note or None,
         )  # fmt: skip
         track.close()
 
@@ -286,6 +334,7 @@ class Steering:
         if track.job is not None:
             track.entry.bytes_coded, track.entry.bytes_out = track.job.bytes_coded, track.job.bytes_out
             track.entry.layers = track.job.commits
+            track.entry.parent = self._lineages.name_of(track.job.parent)
             self._memory.progressed(track.entry)
 
     def _move(self, track: Track, state: State, waiting: str = "", reason: Problem | None = None) -> None:

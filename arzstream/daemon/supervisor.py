@@ -14,11 +14,13 @@ from arzstream.daemon import log, publish
 from arzstream.daemon.config import Settings, SettingsError
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import FOLDER, Entry, Journal
+from arzstream.daemon.keeper import Keeper
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.orders import Orders
+from arzstream.daemon.prune import settle_retired
 from arzstream.daemon.roster import Roster
 from arzstream.daemon.settle import Clock, enable_leases
-from arzstream.daemon.states import Reason, State
+from arzstream.daemon.states import DONE, Reason, State
 from arzstream.daemon.steer import Steering
 from arzstream.daemon.track import Track
 from arzstream.daemon.watch import Hint, Hints
@@ -59,6 +61,7 @@ class Supervisor:
         self._memory: Memory
         self._roster: Roster
         self._steering: Steering
+        self._keeper: Keeper
 
     # ------------------------------------------------------------------------------------ life
 
@@ -88,11 +91,13 @@ class Supervisor:
         done = [entry for entry in entries if entry.state is State.PUBLISHED]
         blocked = [entry for entry in entries if entry.state is State.BLOCKED]
         gone = sum(entry.state is State.GONE for entry in entries)
+        retired = sum(entry.state is State.RETIRED for entry in entries)
         return {
             "published": len(done),
-            "waiting": len(entries) - len(done) - len(blocked) - gone,
+            "waiting": len(entries) - len(done) - len(blocked) - gone - retired,
             "blocked": len(blocked),
             "gone": gone,
+            "retired": retired,
             "bytes_in": sum(entry.bytes_in for entry in done),
             "bytes_out": sum(entry.bytes_out for entry in done),
             "problems": [entry.reason for entry in blocked] + ([self._problem] if self._problem else []),
@@ -127,6 +132,8 @@ class Supervisor:
         self._entries = self._memory.entries
         self._roster = Roster(self.source, self.dest, self._memory, self._clock)
         self._steering = Steering(self.source, self.dest, self._roster.census, self._shared, self._memory)
+        self._keeper = Keeper(self.dest, self._shared, self._memory)
+        settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
         self._hints.start()
@@ -137,6 +144,8 @@ class Supervisor:
 
     def _take_over(self, entry: Entry) -> None:
         """An entry of an earlier life: what was under way begins anew, what was published must still be there."""
+        if entry.state is State.RETIRED:
+            return
         if entry.state is State.PUBLISHED:
             if os.path.lexists(os.path.join(self.dest, entry.archive)):
                 return
@@ -161,6 +170,7 @@ class Supervisor:
                 self._memory.changed(track.entry)
             track.close()
         self._steering.close()
+        self._keeper.close()
         self._memory.set_meta(running=False)
         self._beat()
         self._memory.flush(force=True)
@@ -200,21 +210,22 @@ class Supervisor:
             for track in sorted(self._roster.tracks.values(), key=_urgency):
                 self._decide(track, now)
             self._memory.flush()
+            self._keeper.look(self._steering.published)
             if monotonic >= self._next_beat:
                 self._beat()
-            if self._once and self._nothing_left(monotonic):
+            if self._once and self._nothing_left(monotonic) and not self._keeper.busy(self._steering.published):
                 return
 
     def _decide(self, track: Track, now: tuple[float, float]) -> None:
         if track.unreadable is not None and not track.frozen:
-            if track.entry.state not in (State.BLOCKED, State.PUBLISHED):
+            if track.entry.state not in (State.BLOCKED, *DONE):
                 self._steering.block(track, track.unreadable)
         elif (track.gone or track.deleted) and not track.frozen:
             if self._steering.vanished(track):
                 self._roster.drop(track)
         else:
             self._steering.decide(track, now)
-        if track.entry.state is State.PUBLISHED and not track.frozen:
+        if track.entry.state in DONE and not track.frozen:
             self._roster.drop(track)
 
     def _look_at_all(self, now: tuple[float, float]) -> None:

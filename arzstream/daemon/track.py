@@ -16,7 +16,7 @@ from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
 from arzstream.daemon.settle import Settle
 from arzstream.daemon.source import SourceFile, followed
-from arzstream.daemon.states import Problem
+from arzstream.daemon.states import DONE, Problem, State
 from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.formats import checkpoint
@@ -28,6 +28,8 @@ __all__ = ["Track"]
 
 SMALL_BYTES = 8 << 20
 """Files that rules may want to read whole (indexes, states) are at most this long."""
+OPAQUE_BYTES = 64 << 20
+"""Bytes after which files without known tensors are coded early."""
 ASK_AFTER = 0.1
 """Seconds without a change before the system is asked whether a file has a writer."""
 TARGET = b"\0target"
@@ -82,6 +84,10 @@ class Track:
         """It changed when it seemed complete: it has to be quiet before anything is tried again."""
         self.frozen = False
         """A finish was ordered: the files are what they were then, whatever happens to the folder."""
+        self.queued = False
+        """It is complete, and waits for others to be archived before it."""
+        self.waits_since: float | None = None
+        """Monotonic seconds since when it has been waiting for the checkpoint before it."""
         self.gone = False
         """There is nothing of its name any more."""
         self.unreadable: Problem | None = None
@@ -260,6 +266,26 @@ class Track:
         """All files that are read, by path inside the checkpoint, and how far each is written."""
         files = {self.inside(path): watched.file for path, watched in self.watched.items()}
         return files, {self.inside(path): watched.frontier for path, watched in self.watched.items()}
+
+    def layouts(self) -> dict[bytes, Layout]:
+        """What is known of the structure of each file, by path inside the checkpoint."""
+        return {self.inside(p): watched.layout for p, watched in self.watched.items() if watched.layout is not None}
+
+    @property
+    def worth_coding(self) -> bool:
+        """Is enough there to say which run it belongs to, or more than that will ever need?"""
+        written = [watched for watched in self.watched.values() if watched.frontier]
+        if any(watched.layout is not None and watched.layout.storages for watched in written):
+            return True
+        return sum(watched.frontier for watched in written) >= OPAQUE_BYTES
+
+    @property
+    def coming(self) -> bool:
+        """Is its archive under way, or about to be?"""
+        if self.frozen or self.queued:
+            return True
+        unknown = self.entry.state is State.SEEN and not self.gone
+        return self.entry.state not in (State.BLOCKED, *DONE) and (unknown or self.rests)
 
     # ------------------------------------------------------------------------------------ the end
 

@@ -18,15 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
-from arzstream.container.scan import Replay
-from arzstream.daemon import log, publish
+from arzstream.daemon import log
+from arzstream.daemon.draft import Draft
 from arzstream.daemon.handover import Changed, Failed, Finish, Outcome, Published, Shared
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.source import SourceFile
-from arzstream.errors import ArzError, SourceChangedError, StorageError
+from arzstream.errors import ArzError, SourceChangedError
 from arzstream.store import local
-from arzstream.store.ranges import LocalReader
 
 __all__ = ["Job"]
 
@@ -36,6 +35,8 @@ HASH_AHEAD_BYTES = 16 << 20
 """Of a file with more than this left to hash at the end, the hashing gets a thread of its own."""
 ENCODERS = "arz-encode"
 """What the builder calls its threads."""
+ATTEMPTS = 8
+"""How often a checkpoint is coded against something else before it waits for a while."""
 CLOCK_TICK = 0.01
 """File times come from a clock that ticks: they are up to so many seconds behind."""
 
@@ -43,14 +44,14 @@ CLOCK_TICK = 0.01
 class Job:
     """Made, steered and asked by the supervisor's thread; see the module's text for the other two."""
 
-    def __init__(self, shared: Shared, dest: str, path: bytes, source: str, folder_mode: int) -> None:
+    def __init__(self, shared: Shared, path: bytes, draft: Draft) -> None:
         self.outcome: Outcome | None = None
         self.phase = "landing"
         self.bytes_coded = 0
         self.bytes_out = 0
         self.commits = 0
-        self.dest, self.path, self.source = dest, path, source
-        self._shared, self._folder_mode = shared, folder_mode
+        self.path = path
+        self._shared, self._draft = shared, draft
         self._condition = threading.Condition()
         self._files: dict[bytes, SourceFile] = {}
         self._known: dict[bytes, SourceFile] = {}
@@ -60,12 +61,6 @@ class Job:
         self._finish: Finish | None = None
         self._samples: list[tuple[float, int]] = []
         self._lowered: set[int] = set()
-        self._others: set[int] = set()
-        self._temporary = ""
-        self._sink: local.LocalSink | None = None
-        self._reader: LocalReader | None = None
-        self._builder: CheckpointBuilder | None = None
-        self._replay: Replay | None = None
 
     # ------------------------------------------------------------------------------------ for the supervisor
 
@@ -126,9 +121,12 @@ class Job:
         self.stop()
         if self._thread is not None:
             self._thread.join()
-        self._close_archive()
-        for file in {*self._files.values(), *self._known.values()}:
-            file.job, file.coded = None, 0
+        self._start_over()
+
+    @property
+    def parent(self) -> str:
+        """Where the archive lies that it is coded against; empty if it is coded alone."""
+        return self._draft.parentage.place
 
     # ------------------------------------------------------------------------------------ landing
 
@@ -166,10 +164,16 @@ class Job:
             if not go_on:
                 return
             self._sync_files(files)
-            while self._advance(frontiers):
-                if self._interrupted:
-                    return
-                self._prove()
+            try:
+                while self._advance(frontiers):
+                    if self._interrupted:
+                        return
+                    self._draft.prove()
+                    self._look_at_parent()
+            except ArzError as error:
+                if not self._parent_failed(error):
+                    raise
+                self._news = True
 
     def _advance(self, frontiers: Mapping[bytes, int]) -> bool:
         """Code a slice of each file; False when nothing is left to do before the next frontiers."""
@@ -181,7 +185,7 @@ class Job:
             target = min(frontier, file.coded + SLICE_BYTES)
             self._check_going()
             with self._shared.landing:
-                builder = self._open_archive()
+                builder = self._draft.open(self.path)
                 if file.job is None:
                     file.job = builder.add_file(path, file)
                 coded = builder.update(file.job, target)
@@ -196,32 +200,46 @@ class Job:
         """The builder's threads started with our priority, and must be raised with us."""
         if self._lowered:
             encoders = {t.native_id for t in threading.enumerate() if t.name.startswith(ENCODERS) and t.native_id}
-            self._lowered |= encoders - self._others
+            self._lowered |= encoders - self._draft.others
 
     def _sync_files(self, files: Mapping[bytes, SourceFile]) -> None:
         """Tell the builder what was renamed and what is gone."""
-        if self._builder is not None:
+        builder = self._draft.builder
+        if builder is not None:
             places = {id(file): path for path, file in files.items()}
             for path, file in self._known.items():
                 if file.job is None:
                     continue
                 place = places.get(id(file))
                 if place is None:
-                    self._builder.withdraw(file.job)
+                    builder.withdraw(file.job)
                     file.job, file.coded = None, 0
                 elif place != path:
-                    self._builder.rename(file.job, place)
+                    builder.rename(file.job, place)
         self._known = dict(files)
 
-    def _prove(self) -> None:
-        if self._builder is not None and self._reader is not None:
-            self._builder.verify_written(self._reader)
-            if self._replay is None:
-                self._replay = Replay(self._reader)
-            for _ in self._replay.run(self._reader.size):
-                pass  # each frame is checked as it comes by
-            if self._sink is not None:
-                self._sink.start_writeback()
+    def _look_at_parent(self, *, complete: bool = False) -> None:
+        """Begin anew, with another parent or none, if this one saves too little."""
+        place = self.parent
+        if not self._draft.pays(complete=complete):
+            log.event("parent-does-not-pay", checkpoint=self.path, parent=place)
+            self._start_over()
+            if complete:
+                raise _Again
+
+    def _parent_failed(self, error: BaseException) -> bool:
+        """Is it the parent's fault? Then begin anew without it."""
+        place = self.parent
+        if not self._draft.parentage.fails(error):
+            return False
+        log.event("parent-unusable", level=30, checkpoint=self.path, parent=place, reason=error)
+        self._start_over()
+        return True
+
+    def _start_over(self) -> None:
+        self._draft.close()
+        for file in {*self._files.values(), *self._known.values()}:
+            file.job, file.coded = None, 0
 
     def _count(self, builder: CheckpointBuilder) -> None:
         self.bytes_coded, self.bytes_out = builder.bytes_coded, builder.bytes_written
@@ -236,12 +254,26 @@ class Job:
         assert order is not None
         if self._shared.settings.priority == "idle":
             lower_this_thread(idle=True)
-        builder = self._open_archive()
+        for _ in range(ATTEMPTS):
+            try:
+                self._attempt(order)
+            except _Again:
+                continue
+            except ArzError as error:
+                if not self._parent_failed(error):
+                    raise
+                continue
+            return
+        raise ArzError(f"{os.fsdecode(self.path)}: found no archive to code it against; it is tried again")
+
+    def _attempt(self, order: Finish) -> None:
+        builder = self._draft.open(self.path)
         builder.set_jobs(self._shared.settings.workers)
         self._sync_files(order.files)
         identities = {path: Identity.of(file.status()) for path, file in order.files.items()}
         self._settle(builder, order)
-        self._prove()
+        self._draft.prove()
+        self._look_at_parent(complete=True)
         while (left := order.not_before - time.monotonic()) > 0:
             self._check_going()
             time.sleep(min(left, 0.05))
@@ -254,11 +286,13 @@ class Job:
             builder.add_link(path, target, mode, mtime)
         for path, (mode, mtime) in order.folders.items():
             builder.add_directory(path, mode, mtime)
-        self._prove()
+        self._draft.prove()
         self._check_going()
-        assert self._reader is not None
         summary = builder.seal()
-        builder.verify_written(self._reader)
+        builder.verify_written(self._draft.reader)
+        if self._draft.parentage.take_twin(bytes.fromhex(summary.content)):
+            self._start_over()
+            raise _Again
         self._publish(order, identities, summary)
 
     def _settle(self, builder: CheckpointBuilder, order: Finish) -> None:
@@ -303,23 +337,17 @@ class Job:
         return order.unchanged()
 
     def _publish(self, order: Finish, identities: Mapping[bytes, Identity], summary: PackSummary) -> None:
-        assert self._sink is not None and self._reader is not None
-        # Durable first: what is checked below must be what a power cut leaves.
-        self._sink.sync()
-        files = {path: (identity.size, identity.mtime_ns) for path, identity in identities.items()}
-        publish.check(self._reader, files, self._replay)
+        self._draft.check({path: (identity.size, identity.mtime_ns) for path, identity in identities.items()})
         if not self._still(order, identities):
             self.outcome = Changed("changed while it was verified", usable=False)
             return
-        statuses = [file.status() for file in order.files.values()]
-        self._sink.set_mode(local.permissions_at_most(statuses))
-        self._sink.close()
-        name = publish.make_visible(self._temporary, self.dest, self.path, self.source)
+        parent = self.parent if summary.parents else ""
+        name = self._draft.publish(self.path, local.permissions_at_most(f.status() for f in order.files.values()))
         visible = time.time()
-        self._sink = None
         last = max((i.mtime_ns for i in identities.values()), default=0) / 1e9
         self.bytes_out = summary.bytes_out
-        self.outcome = Published(name, summary, visible, last, self._early(last, summary.bytes_in))
+        early, note = self._early(last, summary.bytes_in), self._draft.parentage.note
+        self.outcome = Published(name, summary, visible, last, early, parent, note)
 
     def _early(self, last_write: float, total: int) -> float:
         before = [coded for when, coded in self._samples if when <= last_write + CLOCK_TICK]
@@ -332,36 +360,13 @@ class Job:
         if self._stopped:
             raise _Stopped
 
-    # ------------------------------------------------------------------------------------ the archive being written
-
-    def _open_archive(self) -> CheckpointBuilder:
-        if self._builder is None:
-            final = os.path.join(self.dest, publish.archive_name(self.path, self.source))
-            local.make_folders(os.path.dirname(final), self._folder_mode)
-            self._temporary = local.temporary_beside(final)
-            self._sink = local.LocalSink(self._temporary)
-            self._reader = LocalReader(self._temporary)
-            settings = self._shared.settings
-            self._others = {t.native_id or 0 for t in threading.enumerate()}
-            # One thread while somebody writes: the second core is theirs.
-            self._builder = CheckpointBuilder(
-                self._sink, profile=settings.profile, jobs=1, memory_bytes=self._shared.memory_bytes
-            )
-        return self._builder
-
-    def _close_archive(self) -> None:
-        if self._builder is not None:
-            self._builder.close()
-        if self._reader is not None:
-            self._reader.close()
-        if self._sink is not None:
-            with contextlib.suppress(StorageError):  # the next start sweeps what cannot be removed now
-                self._sink.abort()
-        self._builder = self._reader = self._sink = self._replay = None
-
 
 class _Stopped(Exception):
     """The daemon wants to end."""
+
+
+class _Again(Exception):
+    """It is coded once more, against something else."""
 
 
 def _in_source(error: BaseException) -> bool:

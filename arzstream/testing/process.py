@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["Daemon", "arzstream", "command", "leftovers", "tree"]
+__all__ = ["Daemon", "StrPath", "arzstream", "command", "leftovers", "tree"]
 
 StrPath = str | os.PathLike[str]
 

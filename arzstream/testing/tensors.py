@@ -24,6 +24,7 @@ __all__ = [
     "safetensors_header",
     "tensor_bytes",
     "to_bits",
+    "trained",
 ]
 
 Shape = tuple[int, ...]
@@ -146,6 +147,21 @@ def model(
     shapes = {"llama": _llama, "gpt2": _gpt2}[family](layers, width, vocabulary)
     rng = np.random.default_rng(seed)
     return [_fill(name, shape, kind, dtype, rng) for name, shape, kind in shapes]
+
+
+def trained(weights: Sequence[Tensor], steps: int = 1, *, share: float = 0.05, seed: int = 0) -> list[Tensor]:
+    """The same weights ``steps`` checkpoints later: each time a ``share`` of the floats of 16 bits has moved to the
+    next pattern. ``seed`` tells runs apart."""
+    out = []
+    for number, tensor in enumerate(weights):
+        if tensor.dtype in ("BF16", "F16"):
+            bits = np.frombuffer(tensor.data, "<u2").copy()
+            for step in range(steps):
+                bits += np.random.default_rng([seed, step, number]).random(bits.shape) < share
+            out.append(dataclasses.replace(tensor, data=bits.tobytes()))
+        else:
+            out.append(tensor)
+    return out
 
 
 def optimizer(weights: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:

@@ -36,7 +36,7 @@ from .conftest import Arz
         (["pack", "x", "-o", "y", "--jobs", "0"], "0 is not in the range 1<=x<=1024"),
         (["pack", "x", "-o", "y", "--max-chain", "-1"], "-1 is not in the range x>=0"),
         (["rebase", "a"], "rebase: give either --parent ARCHIVE or --alone"),
-        (["prune", "a"], "no such verb: 'prune'"),
+        (["prune", "a"], "prune: say what to keep: --keep-last"),
     ],
 )
 def test_wrong_usage_is_2(arz: Arz, arguments: list[str], says: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import arzstream
-from arzstream.daemon import census, source, work
+from arzstream.daemon import census, draft, source, work
 from arzstream.daemon.source import SourceError
 from arzstream.daemon.states import Reason, State, backoff, problem_of
 from arzstream.errors import CorruptError, StorageError
@@ -134,7 +134,7 @@ def test_whatever_fails_in_the_destination_is_tried_again(running, places, monke
 def test_an_archive_that_does_not_prove_is_never_seen(running, places, monkeypatch):
     source_folder, dest = places
     left = [1]
-    real = work.publish.check
+    real = draft.publish.check
 
     def failing(reader, expected, replay):
         if left[0]:
@@ -142,7 +142,7 @@ def test_an_archive_that_does_not_prove_is_never_seen(running, places, monkeypat
             raise CorruptError(f"{reader.name}: made up")
         real(reader, expected, replay)
 
-    monkeypatch.setattr(work.publish, "check", failing)
+    monkeypatch.setattr(draft.publish, "check", failing)
     daemon = running()
     _checkpoint(source_folder / "checkpoint-1")
     entry = daemon.state("checkpoint-1", "blocked")

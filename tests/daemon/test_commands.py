@@ -64,6 +64,9 @@ def test_mistakes_are_one_line_with_the_right_exit_code(places, tmp_path):
         (("watch", tmp_path / "nothing", dest), 4, "no such folder"),
         (("watch", source, dest, "--profile", "best"), 2, "profile"),
         (("watch", source, dest, "--config", bad), 2, "jbos"),
+        (("watch", source, dest, "--parent", tmp_path / "base.arz"), 4, "no such archive"),
+        (("watch", source, dest, "--max-chain", "64"), 2, "max-chain"),
+        (("watch", source, dest, "--keep-last", "-1"), 2, "keep-last"),
         (("watch", source, dest, "--http", "127.0.0.1:1"), 2, "--http"),
         (("status", tmp_path / "nowhere"), 4, "no daemon has worked here"),
     ]:

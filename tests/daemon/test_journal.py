@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sqlite3
@@ -71,6 +72,23 @@ class JournalMachine(RuleBasedStateMachine):
         archive = Archive(entry.archive, path, 8.0, 10, 7, "ab" * 32, identity='{"a": 1}')
         self.archives[archive.name] = archive
         self.journal.add_archive(archive, entry)
+
+    @rule(removed=st.booleans(), which=st.integers(0, 9))
+    def retire(self, removed: bool, which: int) -> None:
+        """First what is to go is marked, then it is gone, with what became of its checkpoint; or it stays."""
+        if not self.archives:
+            return
+        archive = sorted(self.archives.values(), key=lambda a: a.name)[which % len(self.archives)]
+        self.archives[archive.name] = marked = dataclasses.replace(archive, retired=9.0)
+        self.journal.put_archives([marked])
+        if not removed:
+            return
+        del self.archives[archive.name]
+        entry = self.entries.get(archive.path)
+        if entry is not None and entry.state is State.PUBLISHED:
+            entry.move(State.RETIRED, now=9.0)
+            entry.archive = ""
+        self.journal.remove_archives([archive.name], [entry] if entry is not None else [])
 
     @rule(path=paths)
     def forget(self, path: bytes) -> None:
@@ -193,3 +211,27 @@ def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path):
             journal.put(Entry(b"%d" % number, waiting="x" * 200))
     assert journal.entries()
     journal.close()
+
+
+def test_a_journal_of_the_version_before_is_read_and_brought_up_to_date(tmp_path):
+    entry = Entry(b"step-1", State.PUBLISHED, archive="step-1.arz", identity="x")
+    archive = Archive("step-1.arz", b"step-1", 8.0, 10, 7, "ab" * 32)
+    with Journal.open(str(tmp_path)) as journal:
+        journal.add_archive(archive, entry)
+    connection = sqlite3.connect(tmp_path / DATABASE)
+    for table, *added in (("checkpoints", "parent", "note"), ("archives", "retired")):
+        columns = [row[1:4] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] not in added]
+        defined = ", ".join(f"{name} {kind} {'NOT NULL' if required else ''}" for name, kind, required in columns)
+        connection.execute(f"CREATE TABLE old ({defined}, PRIMARY KEY ({columns[0][0]})) WITHOUT ROWID")
+        connection.execute(f"INSERT INTO old SELECT {', '.join(column[0] for column in columns)} FROM {table}")
+        connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"ALTER TABLE old RENAME TO {table}")
+    connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    connection.commit()
+    connection.close()
+    with Journal.read(str(tmp_path)) as journal:  # nobody but a daemon changes it
+        assert journal.entries() == {b"step-1": entry} and journal.archives() == {"step-1.arz": archive}
+    with Journal.open(str(tmp_path)) as journal:
+        entry.note = "noted"
+        journal.put(entry)
+        assert journal.entries() == {b"step-1": entry} and journal.archives() == {"step-1.arz": archive}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import arzstream
-from arzstream.daemon import work
+from arzstream.daemon import draft, work
 from arzstream.testing import process, tensors, writers
 
 from .conftest import Running, temporaries
@@ -400,13 +400,13 @@ def test_a_source_that_changes_at_the_last_moment_is_archived_as_it_ends_up(
 
         monkeypatch.setattr(work.Job, "_settle", settled)
     else:
-        check = work.publish.check
+        check = draft.publish.check
 
         def checked(reader, expected, replay):
             check(reader, expected, replay)
             interfere()
 
-        monkeypatch.setattr(work.publish, "check", checked)
+        monkeypatch.setattr(draft.publish, "check", checked)
     daemon = running()
     folder.mkdir()
     (folder / "config.json").write_text("{}")

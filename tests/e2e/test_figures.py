@@ -47,3 +47,8 @@ def test_demonstration_in_small(repository: Path, tmp_path: Path) -> None:
     printed = run(repository, "-m", "tools.demo", "--quick", "--base", str(tmp_path))
     assert "logits" in printed and "FAILED" not in printed
     assert len(list(tmp_path.glob("archive/*/step-*.arz"))) == 4
+
+
+def test_a_watched_run_makes_chains_that_survive_a_kill_and_pruning(repository: Path) -> None:
+    size = ("--checkpoints", "4", "--steps", "1", "--layers", "2", "--width", "128")
+    assert "8 of 8 hold" in run(repository, "-m", "tools.measure.chains", *size, "--max-chain", "2", "--rate", "20e6")

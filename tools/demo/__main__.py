@@ -1,6 +1,7 @@
 """A training run, archived while it saves, and read back: ``python -m tools.demo``.
 
-A GPT of some 20 M parameters learns Python from Python source. The daemon watches ./checkpoints and fills ./archive.
+A GPT of some 20 M parameters learns Python from Python source. The daemon watches ./checkpoints and fills ./archive:
+the first archive of the run stands alone, the others are each coded against the one before.
 The saves of the run are held to the speed of shared storage. A writer that mostly waits for its storage would not feel
 the daemon, so what saves lose is measured apart, with saves at full speed, in turns watched and not. At the end the
 last archive is opened lazily, its weights go into a fresh model, and that model must give the trained one's logits bit
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +60,8 @@ class Demo:
     rate: float
     pairs: int = 9
     timed: bool = True
+    alone: bool = False
+    """Code each checkpoint alone, for comparison."""
 
     def run(self) -> int:
         """Everything; the exit status."""
@@ -69,13 +73,18 @@ class Demo:
         say(f"training a GPT of {parameters / 1e6:.1f} M parameters on {len(trainer.text) / 1e6:.1f} MB of Python;")
         say(f"it saves to {source / name}, at {self.rate / 1e6:.0f} MB/s as shared storage would; arzstream watches\n")
         with tempfile.TemporaryDirectory(prefix=".unwatched-", dir=self.base) as aside:
-            with process.Daemon(source, dest) as daemon:
+            options = ("--no-parents",) if self.alone else ()
+            with process.Daemon(source, dest, *options) as daemon:
                 done = [self._one(trainer, daemon, name) for _ in range(self.checkpoints)]
             say("\npacking and verifying the last finished folder, for comparison")
-            packed = [pack_and_verify(done[-1].saved.folder, Path(aside)) for _ in range(3)]
+            last, before = done[-1].saved.folder, None if self.alone else done[-2].archive
+            packed = [pack_and_verify(last, Path(aside), before) for _ in range(3)]
+            alone = pack_alone(last, Path(aside))
+            checks = self._read_back(trainer, done[-1])
             say(f"saving {self.pairs} times with the daemon watching and {self.pairs} times without, at full speed")
-            pairs = full_speed(trainer, Path(aside), self.pairs)
-        checks, times = self._read_back(trainer, done[-1]), summary(done, statistics.median(packed), pairs, self.rate)
+            pairs = full_speed(trainer, Path(aside), self.pairs, options)
+        checks += [] if self.alone else [chain(done, alone)]
+        times = summary(done, statistics.median(packed), pairs, self.rate)
         checks += times if self.timed else []
         say(f"\nthe whole took {time.monotonic() - started:.0f} s; look at {source / name} and {dest / name}")
         for text, good in checks:
@@ -90,9 +99,12 @@ class Demo:
         visible = daemon.published(f"{name}.arz", timeout=120)
         one = Checkpoint(saved, visible, daemon.dest / f"{name}.arz")
         ratio = one.archive.stat().st_size / saved.bytes
+        with arzstream.open(str(one.archive)) as archive:
+            parent = next((hint for hint, _ in archive.parents()), "")
+        against = f" against {parent.removesuffix('.arz')}" if parent else " alone"
         say(
             f"step {trainer.step:4}  loss {loss:.3f}  saved {saved.bytes / 1e6:.1f} MB in {saved.seconds:.2f} s, "
-            f"archived to {ratio:.1%}, visible {one.wait:.2f} s after the last byte"
+            f"archived{against} to {ratio:.1%}, visible {one.wait:.2f} s after the last byte"
         )
         return one
 
@@ -128,19 +140,20 @@ class Pair:
     wait: float
 
 
-def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
+def full_speed(trainer: Trainer, aside: Path, count: int, options: Sequence[str] = ()) -> list[Pair]:
     """``count`` pairs of saves, in random order within a pair; the daemon has nothing to do when a save begins.
 
     The other save goes to the same folder while the daemon is stopped (SIGSTOP), so that nothing else differs.
     """
     pairs, order = [], random.Random(0)
     (aside / "watched").mkdir()
-    with process.Daemon(aside / "watched", aside / "archive") as daemon:
+    with process.Daemon(aside / "watched", aside / "archive", *options) as daemon:
         daemon.until((aside / "archive" / process.JOURNAL).exists, "journal")
         for i in range(count):
             seconds = {True: 0.0, False: 0.0}
             wait = 0.0
             for watching in order.sample([True, False], 2):
+                trainer.train(1)  # or there would be nothing to code
                 name = f"save-{i}-{'watched' if watching else 'alone'}"
                 if not watching:
                     daemon.pause()
@@ -154,17 +167,42 @@ def full_speed(trainer: Trainer, aside: Path, count: int) -> list[Pair]:
     return pairs
 
 
-def pack_and_verify(folder: Path, aside: Path) -> float:
-    """Seconds that ``arzstream pack`` and ``arzstream verify --deep`` take on a folder that is finished."""
-    began = time.monotonic()
-    for arguments in (
-        ("pack", folder, "-o", aside / "finished.arz", "--force", "--quiet"),
-        ("verify", "--deep", aside / "finished.arz", "--quiet"),
-    ):
-        done = process.arzstream(*arguments)
-        if done.returncode:
-            raise SystemExit(f"arzstream {arguments[0]} failed: {done.stderr.strip()}")
+def pack_and_verify(folder: Path, aside: Path, parent: Path | None) -> float:
+    """Seconds that ``arzstream pack --parent`` and ``verify --deep`` take on a folder that is finished."""
+    began, archive = time.monotonic(), aside / "finished.arz"
+    against, beside = (("--parent", parent), ("--parents", parent.parent)) if parent is not None else ((), ())
+    run("pack", folder, "-o", archive, "--force", "--quiet", *against)
+    run("verify", "--deep", archive, "--quiet", *beside)
     return time.monotonic() - began
+
+
+def pack_alone(folder: Path, aside: Path) -> int:
+    """Bytes of an archive of ``folder`` that stands alone."""
+    run("pack", folder, "-o", aside / "alone.arz", "--quiet")
+    return (aside / "alone.arz").stat().st_size
+
+
+def run(*arguments: process.StrPath) -> None:
+    done = process.arzstream(*arguments)
+    if done.returncode:
+        raise SystemExit(f"arzstream {arguments[0]} failed: {done.stderr.strip()}")
+
+
+def chain(done: list[Checkpoint], alone: int) -> tuple[str, bool | None]:
+    """Print what coding against the checkpoint before saved; ``alone`` is what the last archive would take alone."""
+    last = done[-1]
+    archives = [c.archive.stat().st_size for c in done]
+    saved = sum(alone - size for size in archives[1:])
+    say("\nthe chain")
+    say(f"  {'archive':12}{'of the original':>16}")
+    for one, size in zip(done, archives, strict=True):
+        say(f"  {one.saved.folder.name:12}{size / one.saved.bytes:>16.1%}")
+    say(f"  the last one, {last.saved.folder.name}, takes {archives[-1]:,} bytes; alone it would take {alone:,}")
+    say(f"  together {len(done) - 1} archives are about {saved / 1e6:.1f} MB smaller for being coded against others")
+    return (
+        f"coded against the one before, the last takes {archives[-1] / alone:.0%} of what it would alone",
+        saved > 0,
+    )
 
 
 def slowdown(pairs: list[Pair]) -> tuple[float, float, float]:
@@ -230,8 +268,11 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rate", type=float, default=125e6, help="speed of the storage saved to, bytes per second")
+    parser.add_argument("--alone", action="store_true", help="code each checkpoint alone, for comparison")
     parser.add_argument("--quick", action="store_true", help="a tiny model; times are printed, and prove nothing")
     args = parser.parse_args()
+    if args.checkpoints < 2:
+        parser.error("--checkpoints: a chain has at least 2")
     if args.quick:
         args.checkpoints, args.steps, args.layers, args.width, args.rate = 4, 2, 2, 128, 10e6
     config = Config(layers=args.layers, width=args.width, heads=args.width // 64)
@@ -243,6 +284,7 @@ def main() -> int:
         args.rate,
         pairs=2 if args.quick else 9,
         timed=not args.quick,
+        alone=args.alone,
     ).run()
 
 

@@ -1,0 +1,91 @@
+"""Which archives of the destination a checkpoint may be coded against."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from arzstream.archive.ancestry import SHOWN_DIGITS
+from arzstream.container.directory import open_directory
+from arzstream.daemon.handover import Shared
+from arzstream.daemon.journal import Archive
+from arzstream.daemon.memory import Memory
+from arzstream.daemon.parentage import NONE, Choice
+from arzstream.daemon.publish import SUFFIX
+from arzstream.daemon.runs import candidates
+from arzstream.errors import ArzError
+from arzstream.formats.base import Layout
+from arzstream.store.ranges import LocalReader, is_url
+
+__all__ = ["Lineages", "recorded"]
+
+NUMBERED = re.compile(r"^(.*?)(?:\.\d+)?" + re.escape(SUFFIX) + "$", re.DOTALL)
+"""An archive's name without suffix and number."""
+
+
+class Lineages:
+    """Used by the supervisor's thread only; opens no archive of its own accord."""
+
+    def __init__(self, dest: str, shared: Shared, memory: Memory) -> None:
+        self._dest, self._shared, self._memory = dest, shared, memory
+
+    def choice(self, path: bytes, layouts: Mapping[bytes, Layout]) -> Choice:
+        """What the checkpoint ``path`` may be coded against, as far as names and the journal tell."""
+        settings = self._shared.settings
+        if settings.no_parents:
+            return NONE
+        places, note = [], ""
+        for archive in candidates(path, [*self._memory.archives.values(), *self._strangers(path)]):
+            place = os.path.join(self._dest, archive.name)
+            if archive.retired:
+                continue
+            if os.path.lexists(place):
+                places.append(place)
+            elif archive.path != path and not places and not note:  # the likeliest of all is gone
+                shown = f" (content {archive.content[:SHOWN_DIGITS]}…)" if archive.content else ""
+                note = f"{archive.name}{shown} is missing"
+        base = settings.parent if is_url(settings.parent) else os.path.abspath(settings.parent or ".")
+        return Choice(tuple(places), base if settings.parent else "", settings.max_chain, layouts, note)
+
+    def _strangers(self, path: bytes) -> list[Archive]:
+        """Archives that lie where those of its run lie, and that the journal does not know: it may be new."""
+        folder = os.fsdecode(os.path.dirname(path))
+        found = []
+        try:
+            entries = list(os.scandir(os.path.join(self._dest, folder)))
+        except OSError:
+            return []
+        for entry in entries:
+            name, match = os.path.join(folder, entry.name), NUMBERED.match(entry.name)
+            if match is None or name in self._memory.archives or not entry.is_file(follow_symlinks=False):
+                continue
+            written = entry.stat(follow_symlinks=False).st_mtime
+            found.append(Archive(name, os.fsencode(os.path.join(folder, match[1])), written, 0, 0, ""))
+        return found
+
+    def found(self, name: str, path: bytes) -> Archive:
+        """The record of an archive that lies there already."""
+        return recorded(self._dest, name, path)
+
+    def name_of(self, place: str) -> str:
+        """How an archive is called in the journal: relative to the destination, if it lies there."""
+        inside = os.path.relpath(place, self._dest) if place else ""
+        return place if inside.startswith("..") else inside
+
+
+def recorded(dest: str, name: str, path: bytes) -> Archive:
+    """What the journal remembers of the archive ``name`` of checkpoint ``path``, from the archive itself."""
+    place = os.path.join(dest, name)
+    status = os.stat(place)
+    content = parent = ""
+    try:
+        with LocalReader(place) as reader:
+            directory = open_directory(reader)
+        content = (directory.content or b"").hex()
+        if directory.parents and directory.parents[0].hint:
+            parent = os.path.normpath(os.path.join(os.path.dirname(name), directory.parents[0].hint))
+    except ArzError:
+        pass  # it was read a moment ago; what is wrong with it shows when it is used
+    bytes_in = sum(record.size for _, record in directory.files) if content else 0
+    return Archive(name, path, status.st_mtime, bytes_in, status.st_size, content, parent)
