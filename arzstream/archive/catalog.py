@@ -29,8 +29,9 @@ class TensorPlace:
         return self.entry.unit.members[self.index]
 
     @property
-    def digest(self) -> bytes:
-        return self.entry.digests[self.index]
+    def digest(self) -> bytes | None:
+        """BLAKE3 of the tensor's bytes; None in an archive without an index, where it shares a unit."""
+        return self.entry.digest(self.index)
 
     @property
     def dtype(self) -> str:
