@@ -22,8 +22,9 @@ from arzstream.archive.hashing import compare_source
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
-from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit, units_of
+from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit
 from arzstream.archive.saving import MemorySource
+from arzstream.archive.sharing import plan_units
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
@@ -38,7 +39,7 @@ __all__ = ["CheckpointBuilder", "summary_of", "unit_codec"]
 
 INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
-COMMIT_BYTES = 1 << 20
+COMMIT_BYTES = 4 << 20
 """Source bytes from which on a layer is committed; smaller ones share a commit with those that follow."""
 IDLE_BYTES = 32 << 20
 """Memory that was read into and is kept for the next chunks."""
@@ -102,8 +103,8 @@ class CheckpointBuilder:
         by_layer = job.ready(job.look(frontier, final), frontier, final)
         waiting: list[str] = []
         held = 0
-        for layer in sorted(by_layer, key=layer_key):
-            for planned, storages in units_of(by_layer[layer], layer, self._parallel):
+        for layer, units in plan_units(by_layer, self._parallel):
+            for planned, storages in units:
                 self._coder.code(job, planned)
                 start = 0
                 for storage in storages:

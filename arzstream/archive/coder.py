@@ -169,10 +169,11 @@ class UnitCoder:
         self._after.append(lambda: self.pipeline.put(lambda: self.commit(layer)))
 
     def commit(self, layer: str, force: bool = False) -> None:
+        """Commit the units that are complete; with ``force`` also where there is none but something else."""
         # A unit that was coded again before it was committed stands here twice.
         done = {planned.number: planned.digests for planned in self._completed if not planned.abandoned}
         self._completed = []
-        if done or force:
+        if done or (force and not self.writer.committed):
             self.writer.commit(layer, list(done.items()))
 
     def code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:

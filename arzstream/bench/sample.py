@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.archive.filejob import FileJob
-from arzstream.archive.plan import Planned, literal_unit, units_of
+from arzstream.archive.plan import Planned, literal_unit
 from arzstream.archive.restore import unpack
+from arzstream.archive.sharing import plan_units
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.codec.base import ChunkContext
 from arzstream.container.records import Kind, Unit
 from arzstream.errors import StorageError
 from arzstream.formats.detect import parser_for
-from arzstream.formats.order import layer_key
 from arzstream.store.ranges import is_url
 
 __all__ = ["Chunk", "Part", "Sample", "cut", "load"]
@@ -168,9 +168,8 @@ def _plan(entry: SourceEntry) -> Iterator[Planned]:
         job = FileJob(entry.path, source, parser_for(entry.path))
         layout = job.look(source.size, final=True)
         by_layer = job.ready(layout, source.size, final=True)
-        for layer in sorted(by_layer, key=layer_key):
-            for planned, _ in units_of(by_layer[layer], layer):
-                yield planned
+        for _, units in plan_units(by_layer):
+            yield from (planned for planned, _ in units)
         literals = job.literal_ranges(source.size)
     if literals:
         yield literal_unit(literals)

@@ -76,7 +76,7 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
         "name": name,
         "dtype": place.dtype,
         "shape": list(place.shape),
-        "layer": entry.unit.layer,
+        "layer": archive.catalog.layer(place),
         "file": place.path,
         "codec": _codec(archive, entry),
         "dup_of": None if source is None else names.get(source, f"unit {source}"),

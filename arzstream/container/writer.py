@@ -44,9 +44,15 @@ class FrameWriter:
         self._sink = sink
         self._sequence = 0
         self._previous_commit = 0
+        self._covered = 0
         head = self.prologue.encode()
         self._append(head)
         self._chain = chained(blake3(head))
+
+    @property
+    def committed(self) -> bool:
+        """Is everything so far covered by a COMMIT?"""
+        return self._covered == self.offset
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +120,7 @@ class FrameWriter:
         self._metadata(FrameType.COMMIT, record.to_map(), NO_ORDINAL)
         self.state.add_commit(record)
         self.digests.update(units)
-        self._previous_commit = offset
+        self._previous_commit, self._covered = offset, self.offset
         return self.offset
 
     def seal(self, order: Sequence[int]) -> bytes:
