@@ -20,7 +20,6 @@ from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
 from arzstream.archive.lineage import Lineage
-from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit
 from arzstream.archive.saving import MemorySource
@@ -33,6 +32,7 @@ from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
+from arzstream.kernels.memory import Results
 from arzstream.store.ranges import RangeReader
 
 __all__ = ["CheckpointBuilder", "summary_of", "unit_codec"]

@@ -9,7 +9,6 @@ from concurrent.futures import Future, wait
 
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
-from arzstream.archive.memory import Scratch
 from arzstream.archive.pipeline import MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import context
@@ -20,6 +19,7 @@ from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.kernels.memory import Scratch
 from arzstream.store.ranges import RangeReader
 
 __all__ = ["UnitCoder"]
