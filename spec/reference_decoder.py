@@ -85,7 +85,7 @@ class Tensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     data: bytes | None
-    blake3: bytes
+    blake3: bytes | None  # None where its unit was not decoded and no INDEX lists it
     name: str
     layer: str
 
@@ -1112,7 +1112,8 @@ class Unit:
     frame: Frame
     chunks: dict[int, Frame] = dataclasses.field(default_factory=dict)
     replaced: list[Frame] = dataclasses.field(default_factory=list)
-    digests: list[bytes] | None = None  # of the last COMMIT that lists it
+    committed: list[bytes] | None = None  # the digests that the last COMMIT lists for it
+    digests: list[bytes | None] = dataclasses.field(default_factory=list)  # one per member, None if not known
     stale: bool = False  # a chunk follows that COMMIT
 
     @property
@@ -1333,10 +1334,12 @@ class Scan:
             number, digests = array(entry, 2)
             need(last < integer(number) < len(self.units), f"a COMMIT lists unit {number} out of order")
             last, unit = number, self.units[number]
-            array(digests, len(unit.raw["members"]))
+            array(digests, 1 if self.has_chunks(unit) or self.duplicate_of(unit) else len(unit.raw["members"]))
             complete = len(unit.chunks) == unit.chunk_count or not self.has_chunks(unit)
             need(complete, f"a COMMIT lists unit {number}, of which chunks are missing")
-            unit.digests, unit.stale = [binary(digest, 32) for digest in digests], False
+            unit.committed, unit.stale = [binary(digest, 32) for digest in digests], False
+            count = len(unit.raw["members"])
+            unit.digests = list(unit.committed) if len(digests) == count else [None] * count
         self.last_commit, self.after_commit = frame.offset, ""
 
     def table(self, frame: Frame) -> None:
@@ -1389,8 +1392,8 @@ class Scan:
 
     def readable(self, unit: Unit) -> bool:
         source = self.duplicate_of(unit)
-        itself = unit.digests is not None and not unit.stale
-        return itself and (source is None or (source.digests is not None and not source.stale))
+        itself = unit.committed is not None and not unit.stale
+        return itself and (source is None or (source.committed is not None and not source.stale))
 
 
 def check_file(value: Any, limits: Limits) -> dict[str, Any]:
@@ -1433,7 +1436,7 @@ def check_file(value: Any, limits: Limits) -> dict[str, Any]:
 def content_digest(files: list[Frame], units: list[Unit], volumes: list[Frame]) -> bytes:
     tensors = []
     for unit in units:
-        for (name, shape, _, _), digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+        for (name, shape, _, _), digest in zip(unit.raw["members"], unit.digests, strict=True):
             if name is not None:
                 tensors.append([name, unit.dtype, shape, digest])
     names = [[f.value[key] for key in ("path", "kind", "size", "sha256", "target")] for f in files]
@@ -1441,6 +1444,12 @@ def content_digest(files: list[Frame], units: list[Unit], volumes: list[Frame]) 
     if volumes:
         body["volumes"] = sorted(f.value["content"] for f in volumes)
     return blake3(pack(body))
+
+
+def in_commit(scan: Scan, unit: Unit, digests: list[Any]) -> list[Any]:
+    """Section 5.3: what a COMMIT lists for ``unit``, whose members have these digests."""
+    inherited = not scan.has_chunks(unit) and scan.duplicate_of(unit) is None
+    return digests if inherited or len(digests) == 1 else [blake3(*digests)]
 
 
 def check_entries(scan: Scan, unit: Unit, place: list[Any]) -> set[tuple[int, int]]:
@@ -1482,6 +1491,8 @@ def check_index(scan: Scan, files: list[Frame], live: list[Unit]) -> tuple[list[
         need(not used & places, f"the INDEX gives entries of unit {number} to another as well")
         used |= places
         ordered.append(unit)
+        unit.digests = [binary(digest, 32) for digest in array(entry[2], len(unit.raw["members"]))]
+        need(in_commit(scan, unit, unit.digests) == unit.committed, f"the INDEX has other digests of unit {number}")
         seen.append([number, unit.raw, unit.digests, *entry[3:]])
     need(not by_number, f"the INDEX does not list units {sorted(by_number)!r:.60}")
     need(len(used) == sum(len(table.value) // 48 for table in scan.tables), "a TABLE has entries that no unit uses")
@@ -1542,8 +1553,9 @@ class Decoder:
                 data = data[: unit.size]
             self.done[unit.number] = data
             if data is not None:
-                for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
-                    need(blake3(self.member(unit, member)) == digest, f"unit {unit.number}: a BLAKE3 is wrong")
+                unit.digests = [blake3(self.member(unit, member)) for member in unit.raw["members"]]
+                same = in_commit(self.scan, unit, unit.digests) == unit.committed
+                need(same, f"unit {unit.number}: a BLAKE3 is wrong")
         return self.done[unit.number]
 
     def reference(self, unit: Unit, reference: list[int]) -> bytes | None:
@@ -1562,7 +1574,7 @@ class Decoder:
         origins = self.parents[digest].origins
         tensors = origins[start] if start < len(origins) else {}
         out, same = bytearray(unit.size), []
-        for (name, shape, at, strides), blake in zip(unit.raw["members"], unit.digests or [], strict=True):
+        for (name, shape, at, strides), blake in zip(unit.raw["members"], unit.digests, strict=True):
             origin = tensors.get(name) if name is not None else None
             if origin is None or (origin.dtype, origin.strides) != (unit.dtype, strides):
                 continue
@@ -1594,7 +1606,7 @@ class Decoder:
             pieces = [piece[0] for piece in frame.value["recipe"] if type(piece) is list]
             for unit in (self.scan.units[number] for number in dict.fromkeys(pieces)):
                 data, item = self.unit(unit), ITEM_SIZE[unit.dtype]
-                for (name, shape, at, strides), digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+                for (name, shape, at, strides), digest in zip(unit.raw["members"], unit.digests, strict=True):
                     if name in tensors:
                         twice.add(name)
                     elif name is not None:
@@ -1737,7 +1749,7 @@ def decode(data: bytes, limits: Limits = Limits(), parents: Iterable[Decoded] = 
     listed = scan.named_units(files) if sealed else {unit.number for unit in units}
     for unit in units:
         whole = decoder.unit(unit)
-        for member, digest in zip(unit.raw["members"], unit.digests or [], strict=True):
+        for member, digest in zip(unit.raw["members"], unit.digests, strict=True):
             if member[0] is not None and unit.number in listed:
                 elements = None if whole is None else decoder.member(unit, member)
                 members.append(Tensor(unit.dtype, tuple(member[1]), elements, digest, member[0], unit.raw["layer"]))
@@ -1810,7 +1822,8 @@ def show(decoded: Decoded) -> None:
         print(f"{kind:9} {file.mode:04o} {size:>12} {os.fsdecode(path)!r}")
     for tensor in decoded.members:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
-        print(f"tensor    {tensor.dtype:12} {shape:16} {tensor.blake3.hex()[:16]} {tensor.name!r}")
+        digest = (tensor.blake3 or b"").hex()[:16]
+        print(f"tensor    {tensor.dtype:12} {shape:16} {digest:16} {tensor.name!r}")
 
 
 def main(arguments: list[str] | None = None) -> int:

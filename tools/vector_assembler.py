@@ -267,6 +267,12 @@ class Unit:
     listed: bool = False
     tensor: Placed | None = None
 
+    @property
+    def committed(self) -> list[bytes]:
+        """What a COMMIT lists, section 5.3."""
+        inherited = any(ref[0] == 3 for ref in self.value["refs"])
+        return self.digests if inherited or len(self.digests) == 1 else [blake3(b"".join(self.digests))]
+
 
 def elements(data: bytes, item: int, shape: Sequence[int], start: int, strides: Sequence[int] | None) -> bytes:
     """The bytes of a member, row-major."""
@@ -467,7 +473,7 @@ class Assembler:
             self.units[number].listed = True
         value = {
             "chain": self.link_chain(), "layer": layer, "previous": self.previous,
-            "units": [[number, self.units[number].digests] for number in numbers], **f,
+            "units": [[number, self.units[number].committed] for number in numbers], **f,
         }  # fmt: skip
         self.previous = len(self.out)
         return self.metadata(COMMIT, edit(value), **frame_fields)

@@ -605,6 +605,20 @@ for inherited_name, inherited_about, inherited_fields in [
     bad(f"inherited-{inherited_name}", inherited_about, partial(inheriting, **inherited_fields))
 
 
+def inherited_together() -> bytes:
+    """A unit of two tensors of good-inherited-parent; its COMMIT lists the BLAKE3 of their digests."""
+    a = Assembler()
+    a.parent(ancestor().content(), "")
+    members = [["b", [5], 0, None], ["b", [5], 5, None]]
+    unit = a.tensor("BF16", GOOD_B * 2, members, refs=[[3, 0, 1, 10]])
+    a.file(b"w.bin", [unit])
+    a.commit(edit=lambda v: {**v, "units": [[unit, [blake3(b"".join(a.units[unit].digests))]]]})
+    return a.seal(tables=[])
+
+
+bad("inherited-digest-together", "A COMMIT with one digest for an inherited unit of two members.", inherited_together)
+
+
 def missing(units: Any, number_of_chunks: int = 1, recipe: Any = (0,)) -> bytes:
     a = Assembler()
     a.tensor("U8", noise(8), [["w", [2, 4]]], grid=[1, 4])
@@ -797,6 +811,26 @@ bad(
     "A COMMIT with a digest of 31 bytes.",
     lambda: simple(commit={"edit": lambda v: {**v, "units": [[0, [bytes(31)]]]}}),
 )
+bad(
+    "commit-digest-each",
+    "A COMMIT that lists the BLAKE3 of each member of a unit of two.",
+    lambda: shared(commit=lambda digests: digests),
+)
+bad(
+    "commit-digest-order",
+    "A COMMIT with the BLAKE3 of the digests of two members in the wrong order.",
+    lambda: shared(commit=lambda digests: [blake3(digests[1] + digests[0])]),
+)
+bad(
+    "index-digest-order",
+    "The INDEX lists the right digests of two members in the wrong order.",
+    lambda: shared(index=lambda digests: digests[::-1]),
+)
+bad(
+    "index-digest-together",
+    "The INDEX lists one digest for a unit of two members.",
+    lambda: shared(index=lambda digests: [blake3(b"".join(digests))]),
+)
 bad("commit-none", "A sealed file without a COMMIT.", lambda: no_commit())
 bad("commit-after-table", "A COMMIT after a TABLE.", lambda: commit_after_table())
 bad(
@@ -846,6 +880,16 @@ def second_chain() -> bytes:
     a.file(b"w.bin", [0])
     a.commit()
     return a.seal()
+
+
+def shared(**f: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """Two tensors in one unit. ``commit``, ``index``: from their digests to what is listed for it there."""
+    a = Assembler()
+    a.file(b"w.bin", [a.raw("U8", noise(8), [["x", [3], 0, None], ["y", [5], 3, None]])])
+    digests = a.units[0].digests
+    a.commit(units=[], edit=lambda v: {**v, "units": [[0, f.get("commit", lambda _: a.units[0].committed)(digests)]]})
+    listed = f.get("index", lambda digests: digests)(digests)
+    return a.seal(index=lambda v: {**v, "units": [[*v["units"][0][:2], listed, *v["units"][0][3:]]]})
 
 
 def no_commit() -> bytes:

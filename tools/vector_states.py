@@ -94,6 +94,14 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return growing(a)
 
 
+@vector("good-growing-shared-unit", "Growing: two tensors in one unit, of which a COMMIT lists one digest.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = grow(1)
+    a.raw("U8", noise(8), [["x", [3], 0, None], ["y", [5], 3, None]])
+    a.commit()
+    return growing(a)
+
+
 @vector("good-growing-index", "Growing: TABLE and INDEX are there, the trailer is not.")
 def _() -> tuple[bytes, dict[str, Any]]:
     a = grow()

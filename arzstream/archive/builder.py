@@ -20,10 +20,10 @@ from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
 from arzstream.archive.lineage import Lineage
-from arzstream.archive.memory import Results
 from arzstream.archive.pipeline import Pipeline
-from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit, units_of
+from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit
 from arzstream.archive.saving import MemorySource
+from arzstream.archive.sharing import plan_units
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
@@ -32,13 +32,14 @@ from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
+from arzstream.kernels.memory import Results
 from arzstream.store.ranges import RangeReader
 
 __all__ = ["CheckpointBuilder", "summary_of", "unit_codec"]
 
 INLINE_BYTES = 128
 """Literals up to this many bytes a file stand in its recipe."""
-COMMIT_BYTES = 1 << 20
+COMMIT_BYTES = 4 << 20
 """Source bytes from which on a layer is committed; smaller ones share a commit with those that follow."""
 IDLE_BYTES = 32 << 20
 """Memory that was read into and is kept for the next chunks."""
@@ -102,8 +103,8 @@ class CheckpointBuilder:
         by_layer = job.ready(job.look(frontier, final), frontier, final)
         waiting: list[str] = []
         held = 0
-        for layer in sorted(by_layer, key=layer_key):
-            for planned, storages in units_of(by_layer[layer], layer, self._parallel):
+        for layer, units in plan_units(by_layer, self._parallel):
+            for planned, storages in units:
                 self._coder.code(job, planned)
                 start = 0
                 for storage in storages:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from arzstream.container.directory import Directory, UnitEntry
 from arzstream.container.records import FileRecord, Kind, Member, Piece
+from arzstream.formats.order import layer_key, layer_of
 
 __all__ = ["Catalog", "TensorPlace"]
 
@@ -29,8 +30,9 @@ class TensorPlace:
         return self.entry.unit.members[self.index]
 
     @property
-    def digest(self) -> bytes:
-        return self.entry.digests[self.index]
+    def digest(self) -> bytes | None:
+        """BLAKE3 of the tensor's bytes; None in an archive without an index, where it shares a unit."""
+        return self.entry.digest(self.index)
 
     @property
     def dtype(self) -> str:
@@ -64,6 +66,7 @@ class Catalog:
             if member.name is not None and (entry.number in owners or not directory.sealed)
         ]
         self._qualified = {f"{place.path}:{place.name}": place for place in places if place.path is not None}
+        self._named: dict[int, bool] = {}
         first: dict[str, TensorPlace] = {}
         for place in places:
             held = first.get(place.name)
@@ -88,11 +91,25 @@ class Catalog:
             raise KeyError(f"no tensor is called {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         return place
 
+    def layer(self, place: TensorPlace) -> str:
+        """The layer of the unit that holds a tensor; but small tensors of later layers may share the unit of one, and
+        then their names say which is theirs. (So it is where the unit's is what one of its tensors' names says.)"""
+        unit = place.entry.unit
+        if len(unit.members) == 1 or place.member.name is None:
+            return unit.layer
+        own = layer_of(place.member.name)
+        if own != unit.layer and place.entry.number not in self._named:
+            names = (member.name for member in unit.members if member.name is not None)
+            self._named[place.entry.number] = any(layer_of(name) == unit.layer for name in names)
+        return own if self._named.get(place.entry.number) else unit.layer
+
     def layers(self) -> dict[str, list[str]]:
         """Names of tensors by layer, in layer order."""
         found: dict[str, list[str]] = {}
         for name, place in self.tensors.items():
-            found.setdefault(place.entry.unit.layer, []).append(name)
+            found.setdefault(self.layer(place), []).append(name)
+        if any(self._named.values()):  # a unit that layers share stands with the first of them
+            return {layer: found[layer] for layer in sorted(found, key=layer_key)}
         return found
 
     def regular_files(self) -> Iterator[tuple[str, FileRecord]]:

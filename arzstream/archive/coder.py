@@ -9,7 +9,6 @@ from concurrent.futures import Future, wait
 
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
-from arzstream.archive.memory import Scratch
 from arzstream.archive.pipeline import MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import context
@@ -20,6 +19,7 @@ from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.kernels.memory import Scratch
 from arzstream.store.ranges import RangeReader
 
 __all__ = ["UnitCoder"]
@@ -169,10 +169,11 @@ class UnitCoder:
         self._after.append(lambda: self.pipeline.put(lambda: self.commit(layer)))
 
     def commit(self, layer: str, force: bool = False) -> None:
+        """Commit the units that are complete; with ``force`` also where there is none but something else."""
         # A unit that was coded again before it was committed stands here twice.
         done = {planned.number: planned.digests for planned in self._completed if not planned.abandoned}
         self._completed = []
-        if done or force:
+        if done or (force and not self.writer.committed):
             self.writer.commit(layer, list(done.items()))
 
     def code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:

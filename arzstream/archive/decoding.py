@@ -13,7 +13,6 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from arzstream.archive.memory import Results, Scratch
 from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
@@ -22,6 +21,7 @@ from arzstream.container.records import Reference, ReferenceKind, Unit
 from arzstream.container.state import ChunkEntry
 from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.kernels.memory import Results, Scratch
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.ranges import RangeReader
 

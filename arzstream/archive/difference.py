@@ -88,8 +88,9 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
         return _described(new, "added")
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return _described(new, "another")
-    if old.digest == new.digest:
-        return dataclasses.replace(_described(new, "unchanged"), changed=0.0, relative=0.0, largest=0.0)
+    unchanged = dataclasses.replace(_described(new, "unchanged"), changed=0.0, relative=0.0, largest=0.0)
+    if old.digest is not None and old.digest == new.digest:
+        return unchanged
     kind = new.entry.unit.type
     count, elements, change, scale, largest, numbers = 0, 0, 0.0, 0.0, 0.0, False
     for x, y in zip(_blocks(first, old), _blocks(second, new), strict=True):
@@ -104,6 +105,8 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
             moved = after - before
             change, scale = change + float(moved @ moved), scale + float(before @ before)
         largest, numbers = max(largest, float(np.abs(moved).max(initial=0.0))), True
+    if not count:  # in an archive without an index, the digest of a tensor that shares a unit is not known
+        return unchanged
     return dataclasses.replace(
         _described(new, "changed"),
         changed=count / elements,

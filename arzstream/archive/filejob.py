@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from arzstream.archive.hashing import PrefixHash
-from arzstream.archive.memory import Results
 from arzstream.archive.plan import SMALL_BYTES, Planned, storage_layer
 from arzstream.container.records import FileRecord, Kind, Piece
 from arzstream.errors import SourceChangedError, StorageError
 from arzstream.formats.base import Layout, Parser, Storage, pieces
+from arzstream.kernels.memory import Results
 
 __all__ = ["FileJob", "Source"]
 

@@ -15,6 +15,7 @@ from arzstream.codec.best import encode_best
 from arzstream.container.records import Member, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
+from arzstream.kernels.memory import PAYLOADS
 
 __all__ = ["MemberDigests", "Pipeline", "gathered"]
 
@@ -99,6 +100,7 @@ class Pipeline:
         """Drop what was not written and end the threads."""
         self.abandon()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        PAYLOADS.trim()
 
     def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:
         data = planned.read_chunk(read_at, chunk)

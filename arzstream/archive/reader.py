@@ -183,20 +183,21 @@ class Archive:
     def follow(self, timeout: float | None = 60.0) -> Iterator[tuple[str, list[str]]]:
         """Yield (layer, names) for each committed layer, those already there first, until the archive is sealed.
 
-        The tensors yielded can be read at once. Raises StorageError if nothing is added for ``timeout`` seconds.
+        The tensors yielded can be read at once. A layer comes again when more of it is committed. Raises StorageError
+        if nothing is added for ``timeout`` seconds.
         """
         if self.sealed:
             yield from self.layers().items()
             return
         for found, replay in commits(self._reader, self._limits, timeout):
             self._set_directory(directory_of_replay(replay))
-            by_unit: dict[int, list[str]] = {}
+            by_unit: dict[int, list[tuple[str, str]]] = {}
             for name, place in self.catalog.tensors.items():
-                by_unit.setdefault(place.entry.number, []).append(name)
+                by_unit.setdefault(place.entry.number, []).append((self.catalog.layer(place), name))
             for commit in found:
                 by_layer: dict[str, list[str]] = {}
-                for number in (number for number, _ in commit.units if number in by_unit):
-                    by_layer.setdefault(replay.state.units[number].layer, []).extend(by_unit[number])
+                for layer, name in (pair for number, _ in commit.units for pair in by_unit.get(number, ())):
+                    by_layer.setdefault(layer, []).append(name)
                 yield from by_layer.items()
         self._set_directory(open_directory(self._reader, self._limits))
 

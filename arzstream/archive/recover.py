@@ -150,13 +150,13 @@ class _Rescue:
         try:
             found = member_digests(self.decoder, number, entry.unit)
         except MissingParentError:
-            if not entry.digests:
-                return None
+            if len(entry.digests) != len(entry.unit.members):
+                return None  # the new index needs a digest of each, and where there was none, nothing knows them
             self.unchecked.add(number)
             return entry.digests
         except ArzError:
             return None
-        return found if not entry.digests or found == entry.digests else None
+        return found if entry.agrees(found) else None
 
     def _restores(self, record: FileRecord) -> bool:
         if any(isinstance(p, Piece) and p.unit not in self.good for p in record.recipe):

@@ -91,8 +91,14 @@ class Salvage:
             if number in self.repeated and number not in self.digests:
                 continue
             stored = sum(entry.stored for entry in entries.values())
-            found[number] = UnitEntry(number, unit, self.digests.get(number, ()), 0, 0, len(entries), stored)
+            found[number] = UnitEntry(number, unit, self._digests(number, unit), 0, 0, len(entries), stored)
         return found
+
+    def _digests(self, number: int, unit: Unit) -> tuple[bytes, ...]:
+        """What the index, or else a COMMIT, lists for a unit; nothing where it cannot be meant for this one."""
+        found = self.digests.get(number, ())
+        together = len(found) == 1 and unit.inherited is None
+        return found if together or len(found) == len(unit.members) else ()
 
     @staticmethod
     def _fits(number: int, unit: Unit, entries: dict[int, ChunkEntry]) -> bool:

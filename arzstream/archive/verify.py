@@ -164,16 +164,19 @@ def _check_index(replay: Replay, directory: Directory) -> None:
     """The index, and the tables, against what the frames add up to; ARZ-1 section 5.5."""
     state = replay.state
     state.require_complete()
-    order = [entry.number for entry in directory.units]
-    if set(order) != state.live_units():
+    digests = {entry.number: entry.digests for entry in directory.units}
+    if set(digests) != state.live_units():
         raise CorruptError("the index does not list the units that there are")
+    for number, found in digests.items():
+        if state.digests[number] != state.listed(number, found):
+            raise CorruptError(f"the index has other digests of unit {number} than its COMMIT")
     assert replay.index is not None
     tables = [TableRef(frame.offset, frame.header.frame_bytes, frame.header.stored_xxh3) for frame, _ in replay.tables]
     places = {entry.number: (entry.table, entry.first) for entry in directory.units}
-    if index_map(state, order, replay.chain_at_index, tables, places) != replay.index[1]:
+    if index_map(state, digests, replay.chain_at_index, tables, places) != replay.index[1]:
         raise CorruptError("the index does not say what the frames say")
     entries = 0
-    for number in order:
+    for number in digests:
         if directory.chunk_table(number).tobytes() != state.table(number).tobytes():
             raise CorruptError(f"the chunk table of unit {number} does not say what the frames say")
         entries += len(state.table(number))

@@ -6,6 +6,7 @@ first (memory to decode into, a copy because it destroys its input) is done in :
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from arzstream.codec.best import encode_best
 from arzstream.container.layout import ALIGNMENT, HEADER_BYTES
 from arzstream.errors import CorruptError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.kernels.memory import Results
 
 __all__ = ["BufferContender", "Contender", "Item", "Memcpy", "Profile", "SingleCodec", "codec_called"]
 
@@ -80,10 +82,11 @@ class BufferContender(Contender):
     """
 
     own_threads = False
+    _memory = Results()
 
     def load(self, sample: Sample, threads: int) -> None:
         self.items = self.cut(sample)
-        self.outs: Sequence[U8] = [np.full(item.data.nbytes, STALE, np.uint8) for item in self.items]
+        self.outs: Sequence[U8] = self.room(sample)
         self.blobs: list[Any] = []
         self.decoded: list[Any] = []
         self._pool = ThreadPoolExecutor(threads) if threads > 1 and not self.own_threads else None
@@ -91,6 +94,18 @@ class BufferContender(Contender):
     def cut(self, sample: Sample) -> list[Item]:
         """Largest first, so that a pool of threads ends together."""
         return [Item(part.data, part.context) for part in sorted(sample.parts, key=lambda part: -part.data.nbytes)]
+
+    def room(self, sample: Sample) -> list[U8]:
+        """Memory to decode into, that of a part in one piece and written before, as a reader's results are."""
+        starts = sorted((part.data.ctypes.data, part.data.nbytes) for part in sample.parts if part.data.nbytes)
+        rooms = [self._memory.empty(nbytes) for _, nbytes in starts]
+        found = []
+        for item in self.items:
+            at = item.data.ctypes.data
+            number = bisect.bisect_right(starts, (at, 1 << 62)) - 1
+            found.append(rooms[number][at - starts[number][0] :][: item.data.nbytes])
+            found[-1].fill(STALE)
+        return found
 
     def encode_item(self, item: Item, threads: int) -> Any:
         """Bytes that stand for the item, or None: it is then kept as it is."""
@@ -157,7 +172,8 @@ class Chunked(BufferContender):
     """arzstream's codecs on the chunks that ``pack`` makes.
 
     Encoding includes the XXH3-64 of the chunk and of its payload; decoding checks both, as every read of an archive
-    does, and fills memory that is there already.
+    does, and fills memory that is there already. Payloads lie where earlier ones have been, as in ``pack`` when some are
+    written: what was coded in the round before was let go of, as was every peer's.
     """
 
     def cut(self, sample: Sample) -> list[Item]:

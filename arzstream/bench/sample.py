@@ -12,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.archive.filejob import FileJob
-from arzstream.archive.plan import Planned, literal_unit, units_of
+from arzstream.archive.plan import Planned, literal_unit
 from arzstream.archive.restore import unpack
+from arzstream.archive.sharing import plan_units
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.codec.base import ChunkContext
 from arzstream.container.records import Kind, Unit
 from arzstream.errors import StorageError
 from arzstream.formats.detect import parser_for
-from arzstream.formats.order import layer_key
+from arzstream.kernels.memory import Results
 from arzstream.store.ranges import is_url
 
 __all__ = ["Chunk", "Part", "Sample", "cut", "load"]
 
 PIECE_BYTES, PIECES = 2 << 20, 8
 """A sample that is not everything holds pieces of at least 2 MiB, or of an eighth of it if that is less."""
+
+MEMORY = Results(idle_bytes=0)
 
 U8 = NDArray[np.uint8]
 
@@ -168,9 +171,8 @@ def _plan(entry: SourceEntry) -> Iterator[Planned]:
         job = FileJob(entry.path, source, parser_for(entry.path))
         layout = job.look(source.size, final=True)
         by_layer = job.ready(layout, source.size, final=True)
-        for layer in sorted(by_layer, key=layer_key):
-            for planned, _ in units_of(by_layer[layer], layer):
-                yield planned
+        for _, units in plan_units(by_layer):
+            yield from (planned for planned, _ in units)
         literals = job.literal_ranges(source.size)
     if literals:
         yield literal_unit(literals)
@@ -201,7 +203,15 @@ def _part(entry: SourceEntry, planned: Planned, most: int | None) -> Part:
     if len(chunks) < unit.chunk_count:
         elements = len(data) // unit.type.itemsize
         shape = (elements // unit.shape[1], unit.shape[1]) if elements % unit.shape[1] == 0 else (1, elements)
-    return Part(name + more, unit.dtype, shape, np.frombuffer(bytes(data), np.uint8), tuple(chunks))
+    return Part(name + more, unit.dtype, shape, _own(np.frombuffer(data, np.uint8)), tuple(chunks))
+
+
+def _own(data: U8) -> U8:
+    """A copy in memory like that which ``pack`` reads into."""
+    copy = MEMORY.empty(data.nbytes)
+    copy[:] = data
+    copy.flags.writeable = False
+    return copy
 
 
 def _spread(unit: Unit, most: int | None) -> list[int]:

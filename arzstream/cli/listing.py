@@ -76,7 +76,7 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
         "name": name,
         "dtype": place.dtype,
         "shape": list(place.shape),
-        "layer": entry.unit.layer,
+        "layer": archive.catalog.layer(place),
         "file": place.path,
         "codec": _codec(archive, entry),
         "dup_of": None if source is None else names.get(source, f"unit {source}"),
@@ -85,7 +85,7 @@ def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, st
         "ratio": _ratio(stored, place.nbytes),
         "unit": entry.number,
         "shares": len(entry.unit.members) > 1,
-        "blake3": place.digest.hex(),
+        "blake3": None if place.digest is None else place.digest.hex(),
         "parents": [ref.source for ref in entry.unit.refs if ref.kind in ReferenceKind.OF_PARENTS],
     }
     if chunks:

@@ -48,6 +48,9 @@ class Profile:
     any model that takes time to load."""
     delta_gain: float = 0.0
     """How much smaller ``delta_ctx`` must be than what needs no reference, which also decodes faster and alone."""
+    max_below: int = 0
+    """Bytes below which a chunk is coded as by profile ``max``: it takes a millisecond or two, and a model's small
+    tensors are a small part of it, unless it is small itself."""
     least_from: int = NEVER
     """Elements from which ``float_ctx`` makes its least effort; it then decodes hardly faster, but encodes so."""
 
@@ -69,7 +72,9 @@ PROFILES = {
         delta_gain=0.1,
         least_from=1 << 20,
     ),
-    "balanced": Profile((3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15),
+    "balanced": Profile(
+        (3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15, max_below=1 << 17
+    ),
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
@@ -168,6 +173,8 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     if profile not in PROFILES:
         raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
     wish = PROFILES[profile]
+    if len(data) < wish.max_below:
+        wish = PROFILES["max"]
     const = get(CONST).encode(data, ctx)
     if const is not None:
         return CONST, const

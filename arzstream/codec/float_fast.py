@@ -27,9 +27,10 @@ FEW = 1 << 17
 """Elements of a chunk below which it has few lanes, so that their states do not outweigh it."""
 MAX_ESCAPES = 32
 """One escape in so many elements is the most: beyond, another codec saves more than a hundredth."""
-SAMPLE_RUN, SAMPLE = 256, 1 << 15
-"""Exponents are counted in runs of 256 elements, evenly spaced, about 2^15 in all: enough to come within 0.001 bits.
-Each run costs the time of an access to memory."""
+SAMPLE_RUN, SAMPLE, SAMPLE_SHARE = 256, 1 << 15, 8
+"""Exponents are counted in runs of 256 elements, evenly spaced, about 2^15 in all but no more than an eighth: enough to
+come within 0.001 bits. Each run costs the time of an access to memory."""
+LEAST_SAMPLE = 1 << 13
 WORTH_A_SLOT = 400
 """An exponent has a symbol if it is one in so many. A slot takes 1/128 of the others' share, log2(e) / 128 bits an
 element; an escape takes about 4 bits more than a symbol of one slot."""
@@ -57,7 +58,7 @@ def _frequencies(counts: list[int]) -> list[int]:
 
 def _palettes(elements: U8, float_bits: tuple[int, int], count: int) -> api.Palettes:
     """Palettes and frequencies from the exponents of a sample, the commonest first."""
-    runs = max(1, min(count, SAMPLE) // SAMPLE_RUN)
+    runs = max(1, min(count, SAMPLE, max(LEAST_SAMPLE, count // SAMPLE_SHARE)) // SAMPLE_RUN)
     step = max(SAMPLE_RUN, count // runs)
     found = api.sample_exponents(elements, float_bits, SAMPLE_RUN, step)
     present = np.flatnonzero(found)

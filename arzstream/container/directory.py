@@ -24,7 +24,7 @@ from arzstream.container.layout import (
     align,
 )
 from arzstream.container.metadata import unpack
-from arzstream.container.records import FileRecord, Kind, Parent, Unit, Volume, unit_digests
+from arzstream.container.records import FileRecord, Kind, Parent, Unit, Volume, committed_digests, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
 from arzstream.container.state import ChunkEntry, ModelEntry, TableRef, check_paths, check_recipe, check_references
 from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedError
@@ -47,7 +47,11 @@ class TailReader(Reader, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class UnitEntry:
-    """A unit as the index lists it; ``stored`` in bytes."""
+    """A unit as the index lists it; ``stored`` in bytes.
+
+    ``digests`` are its members' BLAKE3; where there is no index, what a COMMIT lists, which may be one for all of them,
+    or nothing.
+    """
 
     number: int
     unit: Unit
@@ -56,6 +60,14 @@ class UnitEntry:
     first: int
     chunks: int
     stored: int
+
+    def digest(self, member: int) -> bytes | None:
+        """The BLAKE3 of a member; None where only the whole unit's is known."""
+        return self.digests[member] if len(self.digests) == len(self.unit.members) else None
+
+    def agrees(self, digests: tuple[bytes, ...]) -> bool:
+        """May the members have these BLAKE3 ``digests``, by what is known?"""
+        return not self.digests or self.digests in (digests, committed_digests(self.unit, digests))
 
 
 class Directory:

@@ -14,6 +14,7 @@ from typing import Any
 
 from arzstream.codec.dtypes import DType, dtype
 from arzstream.errors import CorruptError, LimitError
+from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Unit",
     "Volume",
     "check_path",
+    "committed_digests",
     "units_of_frame",
 ]
 
@@ -429,8 +431,8 @@ def check_path(path: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Commit:
-    """Everything before it is durable; ``units`` are those completed since the previous one, with their members'
-    BLAKE3."""
+    """Everything before it is durable; ``units`` are those completed since the previous one, each with its
+    :func:`committed_digests`."""
 
     chain: bytes
     layer: str
@@ -457,6 +459,16 @@ class Commit:
         return cls(
             _digest(chain, "a chain"), _typed(layer, str, "a layer"), _natural(previous, "an offset"), tuple(done)
         )
+
+
+def committed_digests(unit: Unit, digests: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What a COMMIT lists for a unit whose members have these BLAKE3 ``digests``: one for all of them, 32 bytes.
+
+    Of an inherited unit it lists each, because they say which of the parent's bytes the unit's are.
+    """
+    if len(digests) == 1 or unit.inherited is not None:
+        return digests
+    return (blake3(b"".join(digests)),)
 
 
 def unit_digests(value: Any) -> tuple[bytes, ...]:

@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arzstream.container import metadata
-from arzstream.container.records import Commit, FileRecord, Kind, Parent, Piece, ReferenceKind, Unit, Volume, show
+from arzstream.container.records import (
+    Commit,
+    FileRecord,
+    Kind,
+    Parent,
+    Piece,
+    ReferenceKind,
+    Unit,
+    Volume,
+    committed_digests,
+    show,
+)
 from arzstream.errors import CorruptError, LimitError
 from arzstream.kernels.digests import Hasher, blake3, blake3_hasher
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -96,6 +107,7 @@ class ArchiveState:
         self.parents: list[Parent] = []
         self.volumes: list[Volume] = []
         self.digests: dict[int, tuple[bytes, ...]] = {}
+        """What COMMITs list for complete units."""
         self.commits = 0
         self._pending_chunks: list[tuple[int, int, ChunkEntry, int]] = []
         self._pending_files: list[tuple[int, FileRecord, int]] = []
@@ -171,12 +183,20 @@ class ArchiveState:
         self._pending_chunks, self._pending_files = [], []
         for ordinal, digests in commit.units:
             unit = self.units.get(ordinal)
-            if unit is None or len(digests) != len(unit.members):
+            if unit is None or len(digests) != (1 if unit.inherited is None else len(unit.members)):
                 raise CorruptError(f"a commit lists unit {ordinal} wrongly")
             if unit.has_chunks and len(self.chunks.get(ordinal, ())) != unit.chunk_count:
                 raise CorruptError(f"a commit lists unit {ordinal}, of which chunks are missing")
             self.digests[ordinal] = digests
         self.commits += 1
+
+    def listed(self, number: int, digests: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """What a COMMIT lists for unit ``number``, whose members have these BLAKE3 ``digests``; raises CorruptError if
+        there is no such unit, or it has another number of members."""
+        unit = self.units.get(number)
+        if unit is None or len(digests) != len(unit.members):
+            raise CorruptError(f"there is no unit {number} of {len(digests)} members")
+        return committed_digests(unit, digests)
 
     # -- what it adds up to -----------------------------------------------------------------------------------------
 
@@ -308,23 +328,28 @@ def content_digest(
 
 
 def index_map(
-    state: ArchiveState, order: list[int], chain: bytes, tables: list[TableRef], places: dict[int, tuple[int, int]]
+    state: ArchiveState,
+    digests: Mapping[int, tuple[bytes, ...]],
+    chain: bytes,
+    tables: list[TableRef],
+    places: dict[int, tuple[int, int]],
 ) -> dict[str, Any]:
-    """The INDEX of ``state``; ``order`` lists the live units in layer order, ``places`` their (table, first entry)."""
+    """The INDEX of ``state``; ``digests`` are the members' BLAKE3 of the live units, in layer order, ``places`` their
+    (table, first entry)."""
     files = state.live_files()
     # A unit that is only there because another refers to it is no part of the checkpoint.
     named = {piece.unit for record in files.values() for piece in record.recipe if isinstance(piece, Piece)}
     units = []
-    for number in order:
+    for number, members in digests.items():
         entries = state.chunks.get(number, {})
         table, first = places.get(number, (0, 0))
         stored = sum(entry.stored for entry in entries.values())
         unit = state.units[number]
-        units.append([number, unit.to_map(), list(state.digests[number]), table, first, len(entries), stored])
+        units.append([number, unit.to_map(), list(members), table, first, len(entries), stored])
     return {
         "chain": chain,
         "content": content_digest(
-            files.values(), ((state.units[n], state.digests[n]) for n in order if n in named), state.volumes
+            files.values(), ((state.units[n], members) for n, members in digests.items() if n in named), state.volumes
         ),
         "dead": list(state.dead()),
         "files": [[n, files[n].to_map()] for n in sorted(files, key=lambda n: files[n].path)],

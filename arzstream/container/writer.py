@@ -37,14 +37,22 @@ class FrameWriter:
     def __init__(self, sink: Sink, *, file_id: bytes | None = None) -> None:
         self.prologue = Prologue(file_id if file_id is not None else secrets.token_bytes(16))
         self.state = ArchiveState()
+        self.digests: dict[int, tuple[bytes, ...]] = {}
+        """The members' BLAKE3 of the units that are complete."""
         self.offset = 0
         self.sealed = False
         self._sink = sink
         self._sequence = 0
         self._previous_commit = 0
+        self._covered = 0
         head = self.prologue.encode()
         self._append(head)
         self._chain = chained(blake3(head))
+
+    @property
+    def committed(self) -> bool:
+        """Is everything so far covered by a COMMIT?"""
+        return self._covered == self.offset
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
@@ -106,11 +114,13 @@ class FrameWriter:
         """Make everything so far count; ``units`` are those now complete, with their members' BLAKE3. Returns the
         file's length."""
         chain, offset = self._chain.digest(), self.offset
-        record = Commit(chain, layer, self._previous_commit, tuple(sorted(units)))
+        listed = tuple((number, self.state.listed(number, digests)) for number, digests in sorted(units))
+        record = Commit(chain, layer, self._previous_commit, listed)
         self._chain = chained(chain)
         self._metadata(FrameType.COMMIT, record.to_map(), NO_ORDINAL)
         self.state.add_commit(record)
-        self._previous_commit = offset
+        self.digests.update(units)
+        self._previous_commit, self._covered = offset, self.offset
         return self.offset
 
     def seal(self, order: Sequence[int]) -> bytes:
@@ -120,7 +130,8 @@ class FrameWriter:
         check_paths((record.path, record.kind) for record in self.state.live_files().values())
         tables_offset = self.offset
         tables, places = self._tables(order)
-        index = index_map(self.state, list(order), self._chain.digest(), tables, places)
+        digests = {number: self.digests[number] for number in order}
+        index = index_map(self.state, digests, self._chain.digest(), tables, places)
         offset = self.offset
         (header, payload), index_bytes = self._metadata(FrameType.INDEX, index, NO_ORDINAL)
         total = self.offset + HEADER_BYTES  # the trailer is as long as a frame header

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.errors import ArzError, CorruptError
+from arzstream.kernels.memory import PAYLOADS
 
 __all__ = [
     "SLOTS",
@@ -266,11 +267,11 @@ def float_fast_encode(
     table = np.empty(3 * segments, np.uint32)
     states = 2 * lanes * segments
     room = raw_size(count, float_bits[1], log_segment) + count + states + 2 * max_escapes + 64
-    out = np.empty(reserve + room, np.uint8)
+    out = PAYLOADS.room(reserve + room)
     scratch = _scratch(min(count, 1 << log_segment) + 2 * lanes + 64 + 3 * max_escapes + segments)
     arguments = (itemsize_of(float_bits), *float_bits, log_segment, lanes, *palettes, max_escapes)
     written = kernels().float_fast_encode(data, *arguments, out[reserve:], scratch, table)
-    return (table.reshape(-1, 3), out[: reserve + written]) if written <= room else None
+    return (table.reshape(-1, 3), PAYLOADS.keep(reserve + written)) if written <= room else None
 
 
 def float_fast_decode(

@@ -22,8 +22,10 @@ from arzstream.container.records import (
     Reference,
     Unit,
     check_path,
+    committed_digests,
 )
 from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedError
+from arzstream.kernels.digests import blake3
 from arzstream.limits import Limits
 
 EMPTY = FileRecord(b"x").sha256
@@ -261,3 +263,13 @@ def test_a_commit_that_breaks_a_rule_is_refused(key: str, value: Any) -> None:
     assert Commit.from_map(good).to_map() == good
     with pytest.raises(CorruptError):
         Commit.from_map({**good, key: value})
+
+
+def test_a_commit_lists_one_digest_for_all_members_but_each_of_an_inherited_unit() -> None:
+    one, two = bytes(range(32)), bytes(range(32, 64))
+    pair = Unit("U8", (1, 8), (1, 8), (Member("a", (3,)), Member("b", (5,), 3)))
+    alone = Unit("U8", (1, 8), (1, 8), (Member("a", (8,)),))
+    inherited = Unit("U8", (1, 8), (1, 8), pair.members, refs=(Reference(3, 0, 0, 8),))
+    assert committed_digests(pair, (one, two)) == (blake3(one + two),)
+    assert committed_digests(alone, (one,)) == (one,)
+    assert committed_digests(inherited, (one, two)) == (one, two)

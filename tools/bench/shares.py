@@ -28,7 +28,7 @@ WRAPPED: dict[str, list[str]] = {
     "BLAKE3": ["archive.pipeline:MemberDigests.update"],
     "SHA-256": ["archive.hashing:PrefixHash.advance", "archive.deep:file_digest"],
     "writing": ["store.local:append", "store.local:write_at", "store.local:sync_file"],
-    "allocating": ["archive.memory:Results.empty"],
+    "allocating": ["kernels.memory:Results.empty"],
 }  # fmt: skip
 
 

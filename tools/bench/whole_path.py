@@ -114,7 +114,7 @@ class Kernels:
 
     def fresh(self) -> None:
         """Into new memory, got as the archive's reader gets it."""
-        from arzstream.archive.memory import Results
+        from arzstream.kernels.memory import Results
 
         results = Results(idle_bytes=0)
         self._run([results.empty(nbytes) for nbytes in self._sizes])
@@ -145,7 +145,7 @@ class Reading:
 
     def __init__(self, archive: Path, threads: int) -> None:
         import arzstream
-        from arzstream.archive.memory import Results
+        from arzstream.kernels.memory import Results
 
         self._open = functools.partial(arzstream.open, archive, jobs=threads)
         self._again = self._open()
@@ -219,7 +219,7 @@ class Copying:
 
     def read(self) -> None:
         """The archive, into a buffer per thread."""
-        from arzstream.archive.memory import Scratch
+        from arzstream.kernels.memory import Scratch
 
         scratch = Scratch()
         with self._archive.open("rb") as file:
@@ -236,7 +236,7 @@ class Copying:
 
 def touch(nbytes: int, threads: int, *, huge: bool) -> None:
     """Write one byte to every small page of ``nbytes`` of new memory, in pieces of a tensor's size."""
-    from arzstream.archive.memory import Results
+    from arzstream.kernels.memory import Results
 
     def one(length: int) -> None:
         array = Results(idle_bytes=0).empty(length) if huge else np.frombuffer(mmap.mmap(-1, length), np.uint8)

@@ -1,4 +1,4 @@
-"""Memory for decoded bytes: large results lie on huge pages, and what the caller has let go of is used again.
+"""Memory for results: large ones lie on huge pages, and what the caller has let go of is used again.
 
 The first write to a fresh 4 KiB page costs about as much as decoding it. A page of 2 MiB costs a fifth of that for the
 same bytes, and memory that was written before costs nothing; see docs/performance.md.
@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["HUGE_BYTES", "Results", "Scratch"]
+__all__ = ["HUGE_BYTES", "PAYLOADS", "SLAB_BYTES", "Payloads", "Results", "Scratch"]
 
 HUGE_BYTES = 2 << 20
 IDLE_BYTES = 128 << 20
 """How much of what callers let go of is kept for the next results, until the archive is closed."""
 SCRATCH_BYTES = 16 << 20
 """A thread keeps its buffers up to this length; longer ones, which few archives need, come and go."""
+SLAB_BYTES = 8 << 20
+"""What payloads are cut from: several of them, and the room that the last one turns out not to need."""
 
 
 class Results:
@@ -45,10 +47,14 @@ class Results:
             return np.empty(nbytes, np.uint8)
         return np.asarray(_Block(self, memory, nbytes))
 
+    def trim(self) -> None:
+        """Let go of what is kept."""
+        self._idle.clear()
+
     def close(self) -> None:
         """Let go of what is kept; what comes back from now on is let go of at once."""
         self._open = False
-        self._idle.clear()
+        self.trim()
 
     def _take(self, length: int) -> np.ndarray | None:
         for address in reversed(list(self._idle)):  # what came back last may still be in a cache
@@ -121,3 +127,35 @@ class Scratch(threading.local):
         length = -(-nbytes // HUGE_BYTES) * HUGE_BYTES
         memory = _mapped(length, length) if hasattr(mmap, "MADV_HUGEPAGE") else None
         return np.empty(length, np.uint8) if memory is None else memory
+
+
+class Payloads(threading.local):
+    """Where encoders write, whose results are shorter than they could have been: one after the other into slabs.
+
+    A slab is used again when the last payload in it is gone, so payloads are for those who pass them on, and not for
+    keeping a few.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._slab = np.empty(0, np.uint8)
+        self._at = 0
+
+    def room(self, nbytes: int) -> np.ndarray:
+        """Shape (nbytes,), dtype uint8, not initialised: this thread's until it calls :meth:`room` again."""
+        if len(self._slab) - self._at < nbytes:
+            self._slab, self._at = self._results.empty(max(nbytes, SLAB_BYTES)), 0
+        return self._slab[self._at : self._at + nbytes]
+
+    def keep(self, nbytes: int) -> np.ndarray:
+        """The first ``nbytes`` of what :meth:`room` gave last, now its caller's."""
+        start = self._at
+        self._at = min(len(self._slab), start + nbytes + -nbytes % 64)
+        return self._slab[start : start + nbytes]
+
+    def trim(self) -> None:
+        """Let go of memory that no payload is in."""
+        self._results.trim()
+
+
+PAYLOADS = Payloads(Results())

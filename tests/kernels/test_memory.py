@@ -1,4 +1,4 @@
-"""Results belong to whoever holds a view of them, and come back when nobody does."""
+"""Results and payloads belong to whoever holds a view of them, and come back when nobody does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from arzstream.archive.memory import HUGE_BYTES, Results, Scratch
+from arzstream.kernels.memory import HUGE_BYTES, SLAB_BYTES, Payloads, Results, Scratch
 
 pytestmark = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE"), reason="impossible here: the system has no huge pages to ask for"
@@ -94,7 +94,7 @@ def test_many_threads_never_share_a_result() -> None:
 
 RESIDENT = """
 import sys
-from arzstream.archive.memory import HUGE_BYTES, Results
+from arzstream.kernels.memory import HUGE_BYTES, Results
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 results, held = Results(), []
@@ -123,3 +123,61 @@ def test_a_thread_gets_the_same_buffer_again_and_no_other_thread_does() -> None:
             assert pool.submit(lambda n=nbytes: place(scratch.get("a", n))).result() != place(first)  # type: ignore[misc]
     assert len(scratch.get("a", 20 << 20)) == 20 << 20
     assert sum(map(len, scratch._buffers.values())) <= 40 << 20
+
+
+def test_payloads_follow_each_other_and_do_not_overlap() -> None:
+    payloads, kept = Payloads(Results()), []
+    for k in range(40):
+        payloads.room(1 << 20)[:] = k
+        kept.append(payloads.keep(300_000 + k))
+    assert all((payload == k).all() and len(payload) == 300_000 + k for k, payload in enumerate(kept))
+    assert len({place(payload) // 64 for payload in kept}) == 40 and all(place(payload) % 64 == 0 for payload in kept)
+
+
+def test_what_was_not_kept_is_written_over() -> None:
+    payloads = Payloads(Results())
+    assert place(payloads.room(1000)) == place(payloads.room(2000))
+
+
+def test_a_slab_is_used_again_when_its_last_payload_is_gone() -> None:
+    payloads = Payloads(Results())
+    room = SLAB_BYTES // 2 + 1  # so that each has a slab of its own
+    payloads.room(room)
+    first = payloads.keep(100)
+    at = place(first)
+    payloads.room(room), payloads.keep(room)
+    payloads.room(room)
+    assert place(payloads.keep(room)) != at, "somebody still looks at it"
+    del first
+    gc.collect()
+    payloads.room(room)
+    assert place(payloads.keep(room)) == at
+
+
+def test_a_payload_may_be_longer_than_a_slab_and_memory_is_let_go_of_when_asked() -> None:
+    results = Results()
+    payloads = Payloads(results)
+    payloads.room(3 * SLAB_BYTES)[:] = 5
+    long = payloads.keep(2 * SLAB_BYTES + 1)
+    assert (long == 5).all()
+    del long
+    payloads.room(2 * SLAB_BYTES)
+    gc.collect()
+    assert results._idle
+    payloads.trim()
+    assert not results._idle
+
+
+def test_threads_write_to_slabs_of_their_own() -> None:
+    payloads = Payloads(Results())
+
+    def work(seed: int) -> list[tuple[int, np.ndarray]]:
+        kept = []
+        for i in range(60):
+            payloads.room(200_000)[:] = (seed + i) % 251
+            kept.append(((seed + i) % 251, payloads.keep(100_000 + i)))
+        return kept
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [pair for pairs in pool.map(work, range(6)) for pair in pairs]
+    assert all((payload == value).all() for value, payload in found)
