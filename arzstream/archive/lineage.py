@@ -17,7 +17,7 @@ import numpy as np
 from arzstream.archive.ancestry import Ancestor, Ancestry, SearchPath
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.plan import SMALL_BYTES, Planned, ReadAt
-from arzstream.archive.references import Match, ParentTensors, References, Tensors, covers, fill, matches
+from arzstream.archive.references import Match, ParentTensors, Tensors, covers, fill, matches
 from arzstream.container.records import Parent, Reference, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import StorageError
@@ -100,11 +100,9 @@ class Lineage:
         while used and len(writer.state.parents) <= max(used):
             writer.add_parent(self._sources[len(writer.state.parents)].record)
 
-    def tiles(self, unit: Unit, chunk: int) -> Sequence[memoryview]:
-        """The tiles of the references of ``unit`` where ``chunk`` is."""
-        if not any(ref.kind == ReferenceKind.PARENT for ref in unit.refs):
-            return ()
-        return References(len(unit.refs), lambda index: self._parents.tile(unit, chunk, unit.refs[index]))
+    def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        """The tile of ``ref``, one to a parent, where ``chunk`` of ``unit`` is."""
+        return self._parents.tile(unit, chunk, ref)
 
     def inherit(self, read: ReadAt, planned: Planned, ref: Reference) -> bool:
         """Are the bytes of ``planned`` the parent's? Then it has their digests, and needs ``ref`` and no chunks."""

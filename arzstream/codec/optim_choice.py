@@ -119,18 +119,19 @@ def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choi
     held = _gather(ctx)
     count = len(elements) // 4
     whole, step = count // row_len, max(1, count // SAMPLE)
-    rows = np.arange(0, whole, step) if step > 1 and whole >= 4 * step else np.arange(whole)
-    if not len(rows):
-        some, of = elements, held
-    else:
-        some, of = _rows(elements, 4 * row_len, rows), held.rows(row_len, rows)
+    rows = np.arange(0, whole, step if whole >= 4 * step else 1)
+    some, of, times = elements, held, 1
+    if len(rows) < whole:
+        some, of, times = _rows(elements, 4 * row_len, rows), held.rows(row_len, rows), step
     tried = []
     for used, scaled, factors in _ways(some, of, ctx.role):
         part = of.only(*used)
         to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
         for candidate in {id(to): to, 0: dataclasses.replace(to, rows=NONE, cols=NONE)}.values():
             with_raw = _with_raw(some, candidate)
-            tried.append((_bits(some, with_raw), len(tried), used, scaled, factors, bool(len(candidate.rows)), with_raw))
+            tried.append(
+                (_bits(some, with_raw, times), len(tried), used, scaled, factors, bool(len(candidate.rows)), with_raw)
+            )
     if not tried:
         return None
     _, _, used, scaled, factors, sides, of_some = min(tried, key=lambda way: way[:2])
@@ -147,7 +148,12 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[tuple[tuple[int, ...], b
     half: tuple[int, ...] = (HALF,) if has[HALF] and _round(new, held) else ()
     if role == Role.MOMENT and has[SQUARE]:
         yield ((PARENT, SQUARE) if has[PARENT] else (SQUARE,)), True, NO_FACTORS
-    if has[PARENT]:
+    if has[PARENT] and role == Role.SQUARE:
+        # What is added is one-sided, so that the nearest factor need not be the best.
+        x, p = optim_fit.numbers(new), optim_fit.numbers(held.data[PARENT])
+        for factor in dict.fromkeys([1.0, *(f[0] for f in optim_fit.decay(x, p))]):
+            yield (*half, PARENT), False, (factor, 0.0, 0.0, 0.0)
+    elif has[PARENT]:
         yield (*half, PARENT, *_used(factors := _best_factors(new, held, role, bool(half)))), False, factors
     elif half:
         yield half, False, NO_FACTORS
@@ -175,7 +181,7 @@ def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> Factors:
     few, of = thin(new), [thin(data) if i != HALF else data for i, data in enumerate(held.data)]
     x, p = optim_fit.numbers(few), optim_fit.numbers(of[PARENT])
     found: list[tuple[float, ...]] = []
-    if role in (Role.MOMENT, Role.SQUARE):
+    if role == Role.MOMENT:
         found = optim_fit.decay(x, p)
     elif len(of[MOMENT]) and len(of[SQUARE]):
         steps = [optim_fit.step(optim_fit.numbers(of[MOMENT]), optim_fit.numbers(of[SQUARE]))]
@@ -268,8 +274,10 @@ def _with_raw(elements: U8, to: optim.Expectation) -> optim.Expectation:
     return dataclasses.replace(to, raw=max(0, int(lengths[len(lengths) // FEWEST]) + optim.TOP + 1 - KEPT))
 
 
-def _bits(elements: U8, to: optim.Expectation) -> int:
-    """What elements take, about."""
-    counts = optim.optim_count(elements, to)[2]
-    scales = sum(rice_parameters(side)[2] for side in (to.rows, to.cols) if len(side))
-    return fold(counts).bits + int(counts.sum(axis=0, dtype=np.int64) @ optim.raw_lengths(to.scaled, to.raw)) + scales
+def _bits(elements: U8, to: optim.Expectation, times: int) -> int:
+    """What so many times these elements take, about; columns are as many."""
+    counts = optim.optim_count(elements, to)[2] * np.uint32(times)
+    bits = fold(counts).bits + int(counts.sum(axis=0, dtype=np.int64) @ optim.raw_lengths(to.scaled, to.raw))
+    for side, repeated in ((to.rows, times), (to.cols, 1)):
+        bits += repeated * rice_parameters(side)[2] if len(side) else 0
+    return bits

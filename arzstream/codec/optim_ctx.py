@@ -166,4 +166,3 @@ class OptimCtx:
         for factor, use in zip(factors, used, strict=True):
             _require(1 / LARGEST <= abs(factor) <= LARGEST if use and factor else factor == 0.0, "a bad factor")
         _require(not moment or factors[3] > 0, "a bad factor")
-

@@ -61,9 +61,7 @@ def _step(moment: U8, square: U8, epsilon: float) -> F64:
     return result
 
 
-def optim_predict(
-    parent: U8, moment: U8, square: U8, old_moment: U8, old_square: U8, factors: F64, out: U8
-) -> None:
+def optim_predict(parent: U8, moment: U8, square: U8, old_moment: U8, old_square: U8, factors: F64, out: U8) -> None:
     """The parent's numbers times a factor plus steps of Adam times theirs, in binary64, as binary32."""
     of_parent, now, then, epsilon = factors.tolist()
     total = of_parent * _plain(parent)
@@ -273,5 +271,3 @@ def optim_decode(
         values = np.where(y > 0, values, low)
     out.view("<u4")[...] = values.astype("<u4")
     return OK
-
-

@@ -35,7 +35,10 @@ NO_HALVES, BF16, F16 = range(3)
 CELLS = 1024
 TOP = 2
 """Bits below the leading one in a token."""
-NONE = np.empty(0, np.uint8)
+
+
+def _none() -> U8:
+    return np.empty(0, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +49,13 @@ class Expectation:
 
     expected: U8
     row_len: int
-    rows: U8 = NONE
-    cols: U8 = NONE
+    rows: U8 = dataclasses.field(default_factory=_none)
+    cols: U8 = dataclasses.field(default_factory=_none)
     base: int = 0
     raw: int = 0
     scaled: bool = False
-    before: U8 = NONE
-    halves: U8 = NONE
+    before: U8 = dataclasses.field(default_factory=_none)
+    halves: U8 = dataclasses.field(default_factory=_none)
     kind: int = NO_HALVES
 
     def scaled_by(self, row_len: int, rows: U8, cols: U8, base: int, raw: int) -> Expectation:
