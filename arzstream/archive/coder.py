@@ -93,15 +93,15 @@ class UnitCoder:
             self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
         else:
             planned.unit = dataclasses.replace(planned.unit, refs=refs)
-            role, related = self._related[planned] = self.relations.of(job, planned.unit)
-            for earlier in related:
+            self._related[planned] = self.relations.of(job, planned.unit)
+            for earlier in self._related[planned][1]:
                 earlier.planned.relied_on += 1
             self._after.append(lambda: self._put_chunks(job, planned))
 
         self.relations.add(job, planned)
 
     def _given(self, planned: Planned, chunk: int) -> Given:
-        """What a chunk that is read from the source may be coded with: tiles of parents, and of the sources of others."""
+        """What a chunk may be coded with: tiles of parents, and of other units as their sources are now."""
         role, related = self._related.get(planned, (Role.OTHER, ()))
         parents = [ref for ref in planned.unit.refs if ref.kind == ReferenceKind.PARENT]
         relied: dict[Planned, int] = {}

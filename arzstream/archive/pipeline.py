@@ -29,7 +29,7 @@ class Given(NamedTuple):
     by unit, which are good only if those are what was coded."""
 
     ctx: ChunkContext
-    relied: dict[Planned, int] = {}
+    relied: dict[Planned, int]
 
 
 class _Encoded(NamedTuple):
@@ -49,7 +49,7 @@ class Pipeline:
 
     def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int) -> None:
         self.writer = writer
-        self.given: Callable[[Planned, int], Given] = lambda planned, chunk: Given(context(planned.unit, chunk))
+        self.given: Callable[[Planned, int], Given] = lambda planned, chunk: Given(context(planned.unit, chunk), {})
         """What a chunk may be coded with."""
         self._profile = profile
         self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")

@@ -1,4 +1,4 @@
-"""Which units of a checkpoint help to code others: weights in half precision and moments, for master weights and moments.
+"""Which units of a checkpoint help to code others: half-precision weights and moments, for master weights and moments.
 
 The order is weights, second moments, first moments, master weights: a unit is coded given such as come before it, and
 weights given none of these, so that whoever reads weights touches nothing else. A relation is used only where both

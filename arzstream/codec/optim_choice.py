@@ -24,15 +24,16 @@ __all__ = ["NOTHING", "Choice", "Factors", "choose", "expectation", "with_rice"]
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
-Factors = tuple[float, float, float, float]
+Factors = tuple[float, float, float]
 
 NOTHING = 255
 """In place of a reference's number."""
-PARENT, HALF, MOMENT, SQUARE, OLD_MOMENT, OLD_SQUARE = range(6)
-ORDER = (Role.PARENT, Role.HALF, Role.MOMENT, Role.SQUARE, Role.OLD_MOMENT, Role.OLD_SQUARE)
+PARENT, HALF, MOMENT, SQUARE = range(4)
+ORDER = (Role.PARENT, Role.HALF, Role.MOMENT, Role.SQUARE)
 """References in the order in which a payload counts them."""
 NONE = np.empty(0, np.uint8)
-NO_FACTORS: Factors = (0.0, 0.0, 0.0, 0.0)
+NO_FACTORS: Factors = (0.0, 0.0, 0.0)
+UNCHANGED: Factors = (1.0, 0.0, 0.0)
 _FIELD = context.Cut(9, 2, 0, 2, context.SIGN_NONE)
 """Of sizes of differences as the kernels give them: exponent and two bits of mantissa."""
 _HALVES = {"BF16": optim.BF16, "F16": optim.F16}
@@ -80,14 +81,14 @@ class Choice:
 
 def expectation(held: Sequence[U8], scaled: bool, factors: Factors, kind: int) -> optim.Expectation:
     """What is expected of elements given the references (in their order), scales apart."""
-    parent, halves, moment, square, old_moment, old_square = held
+    parent, halves, moment, square = held
     if scaled:
         return optim.Expectation(square, 1, scaled=True, before=parent, raw=SCALED_RAW)
     if not len(parent):
         return optim.Expectation(optim.widened(halves, kind), 1, halves=halves, kind=kind)
     near = parent
-    if factors != (1.0, 0.0, 0.0, 0.0):
-        near = optim.optim_predict(parent, factors, moment, square, old_moment, old_square)
+    if factors != UNCHANGED:
+        near = optim.optim_predict(parent, factors, moment, square)
     return optim.Expectation(near, 1, halves=halves, kind=kind)
 
 
@@ -123,7 +124,7 @@ def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choi
     some, of, times = elements, held, 1
     if len(rows) < whole:
         some, of, times = _rows(elements, 4 * row_len, rows), held.rows(row_len, rows), step
-    tried = []
+    tried: list[tuple[int, int, tuple[int, ...], bool, Factors, bool, optim.Expectation]] = []
     for used, scaled, factors in _ways(some, of, ctx.role):
         part = of.only(*used)
         to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
@@ -151,16 +152,13 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[tuple[tuple[int, ...], b
     if has[PARENT] and role == Role.SQUARE:
         # What is added is one-sided, so that the nearest factor need not be the best.
         x, p = optim_fit.numbers(new), optim_fit.numbers(held.data[PARENT])
-        for factor in dict.fromkeys([1.0, *(f[0] for f in optim_fit.decay(x, p))]):
-            yield (*half, PARENT), False, (factor, 0.0, 0.0, 0.0)
+        for factor in dict.fromkeys([1.0, *optim_fit.decay(x, p)]):
+            yield (*half, PARENT), False, (factor, 0.0, 0.0)
     elif has[PARENT]:
-        yield (*half, PARENT, *_used(factors := _best_factors(new, held, role, bool(half)))), False, factors
+        factors = _best_factors(new, held, role, bool(half))
+        yield (*half, PARENT, *((MOMENT, SQUARE) if factors[2] else ())), False, factors
     elif half:
         yield half, False, NO_FACTORS
-
-
-def _used(factors: Factors) -> tuple[int, ...]:
-    return ((MOMENT, SQUARE) if factors[3] else ()) + ((OLD_MOMENT, OLD_SQUARE) if factors[2] else ())
 
 
 def _round(new: U8, held: _Held) -> bool:
@@ -180,25 +178,19 @@ def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> Factors:
 
     few, of = thin(new), [thin(data) if i != HALF else data for i, data in enumerate(held.data)]
     x, p = optim_fit.numbers(few), optim_fit.numbers(of[PARENT])
-    found: list[tuple[float, ...]] = []
+    found: list[Factors] = []
     if role == Role.MOMENT:
-        found = optim_fit.decay(x, p)
+        found = [(factor, 0.0, 0.0) for factor in optim_fit.decay(x, p)]
     elif len(of[MOMENT]) and len(of[SQUARE]):
-        steps = [optim_fit.step(optim_fit.numbers(of[MOMENT]), optim_fit.numbers(of[SQUARE]))]
-        found = optim_fit.step_factors(x, p, steps)
-        if len(of[OLD_MOMENT]) and len(of[OLD_SQUARE]):
-            steps.append(optim_fit.step(optim_fit.numbers(of[OLD_MOMENT]), optim_fit.numbers(of[OLD_SQUARE])))
-            found += optim_fit.step_factors(x, p, steps)
+        step_of = optim_fit.step(optim_fit.numbers(of[MOMENT]), optim_fit.numbers(of[SQUARE]))
+        found = [(*factors, optim_fit.EPSILON) for factors in optim_fit.step_factors(x, p, step_of)]
     most = 32 if not half else 16 if held.kind == optim.BF16 else 13
-    best: Factors = (1.0, 0.0, 0.0, 0.0)
-    least = optim_fit.log_cost(few, of[PARENT], most) - CLEARLY * len(x)
+    best, least = UNCHANGED, optim_fit.log_cost(few, of[PARENT], most) - CLEARLY * len(x)
     for factors in found:
-        full: Factors = (*factors, *(0.0,) * (3 - len(factors)), optim_fit.EPSILON if len(factors) > 1 else 0.0)
-        steps_of = [of[MOMENT], of[SQUARE]] if full[3] else [NONE, NONE]
-        steps_of += [of[OLD_MOMENT], of[OLD_SQUARE]] if full[2] else [NONE, NONE]
-        cost = optim_fit.log_cost(few, optim.optim_predict(of[PARENT], full, *steps_of), most)
+        steps = of[MOMENT : SQUARE + 1] if factors[2] else [NONE, NONE]
+        cost = optim_fit.log_cost(few, optim.optim_predict(of[PARENT], factors, *steps), most)
         if cost < least:
-            best, least = full, cost
+            best, least = factors, cost
     return best
 
 
@@ -259,7 +251,8 @@ def _measure(fields: U16, row_len: int, columns: bool, shift: int) -> tuple[U8, 
 
 
 def _bytes(logs: I64, shift: int) -> U8:
-    return np.minimum(logs - logs.min() + (1 << shift >> 1) >> shift, MAX_SCALE).astype(np.uint8)
+    scales: U8 = np.minimum(logs - logs.min() + (1 << shift >> 1) >> shift, MAX_SCALE).astype(np.uint8)
+    return scales
 
 
 # ---- costs
@@ -271,7 +264,8 @@ def _with_raw(elements: U8, to: optim.Expectation) -> optim.Expectation:
         return to
     symbols = optim.optim_count(elements, dataclasses.replace(to, raw=0))[0]
     lengths = np.sort(np.where(symbols > 0, optim.raw_lengths(False, 0)[symbols], 0))
-    return dataclasses.replace(to, raw=max(0, int(lengths[len(lengths) // FEWEST]) + optim.TOP + 1 - KEPT))
+    raw = int(lengths[len(lengths) // FEWEST]) + optim.TOP + 1 - KEPT
+    return dataclasses.replace(to, raw=min(max(0, raw), optim.MAX_RAW))
 
 
 def _bits(elements: U8, to: optim.Expectation, times: int) -> int:

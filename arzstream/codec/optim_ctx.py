@@ -28,21 +28,11 @@ U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 
-_HEADER = struct.Struct("<BBBBBB6BhHIII4d")
+_HEADER = struct.Struct("<BBBBBB4BhIII3d")
 _ROWS, _COLS = 1, 2
 NEAR, SCALED, FROM_HALVES = range(3)
 """How elements are expected: near the parent, as large as roots of squares, near the halves."""
 LOG_SEGMENT = 18
-MAX_RAW = 24
-
-
-def _normalised(counts: I64, exists: NDArray[np.bool_]) -> U16:
-    """Frequencies in which symbols that do not exist have none."""
-    freqs = tables.normalise_all(counts)
-    for row, symbol in np.argwhere((freqs > 0) & ~exists).tolist():
-        freqs[row, 2 if freqs[row, 1] else 1] += freqs[row, symbol]
-        freqs[row, symbol] = 0
-    return freqs
 
 
 def encode_optim(data: memoryview, ctx: ChunkContext) -> bytes | None:
@@ -59,7 +49,7 @@ def _encode(elements: U8, choice: Choice) -> bytes:
     to = choice.to
     symbols, cells, counts = optim.optim_count(elements, to)
     folding = fold(counts, MAX_CLASSES)
-    freqs = _normalised(folding.counts, optim.symbol_exists(to.scaled, to.raw))
+    freqs = tables.normalise_all(folding.counts)
     none = np.empty(0, np.uint8)
     model = context.ctx_model_encode(
         with_rice(map_moves(folding.classes)), with_rice(none), freqs, optim.TOP, 2, 1
@@ -73,7 +63,7 @@ def _encode(elements: U8, choice: Choice) -> bytes:
     mode = SCALED if to.scaled else NEAR if choice.numbers[0] != NOTHING else FROM_HALVES
     sides = _ROWS * bool(len(to.rows)) | _COLS * bool(len(to.cols))
     head = _HEADER.pack(
-        *(mode, to.raw, LOG_SEGMENT, sides, to.kind, len(freqs), *choice.numbers, to.base, 0),
+        *(mode, to.raw, LOG_SEGMENT, sides, to.kind, len(freqs), *choice.numbers, to.base),
         *(to.row_len, len(scales), len(model), *choice.factors),
     )
     segments = np.stack([symbol_bytes, raw_bytes], axis=1).astype("<u4")
@@ -108,16 +98,15 @@ class OptimCtx:
         _require(not odd and count > 0 and len(payload) >= _HEADER.size, "a wrong length")
         fields = _HEADER.unpack_from(payload)
         mode, raw, log_segment, sides, kind, n_classes = fields[:6]
-        numbers, (base, zero, row_len, scales_bytes, model_bytes), factors = fields[6:12], fields[12:17], fields[17:]
+        numbers, (base, row_len, scales_bytes, model_bytes), factors = fields[6:10], fields[10:14], fields[14:]
         _require(
             mode <= FROM_HALVES
-            and raw <= MAX_RAW
+            and raw <= optim.MAX_RAW
             and 10 <= log_segment <= 24
             and sides <= _ROWS | _COLS
             and kind <= optim.F16
             and 1 <= n_classes <= MAX_CLASSES
             and -4096 <= base <= 4095
-            and zero == 0
             and row_len >= 1,
             "a bad header",
         )
@@ -143,7 +132,7 @@ class OptimCtx:
         symbol_bytes, raw_bytes = np.ascontiguousarray(segments.T)
         raw_at = symbols_at + int(symbol_bytes.sum(dtype=np.int64))
         _require(raw_at + int(raw_bytes.sum(dtype=np.int64)) == len(payload), "streams of a wrong length")
-        sizes = [4 * count, 2 * count, 4 * count, 4 * count, 4 * count, 4 * count]
+        sizes = [4 * count, 2 * count, 4 * count, 4 * count]
         held = [_reference(ctx, number, size) for number, size in zip(numbers, sizes, strict=True)]
         to = expectation(held, mode == SCALED, factors, kind)
         to = to.scaled_by(row_len, rows, cols, base, raw)
@@ -154,15 +143,13 @@ class OptimCtx:
 
     @staticmethod
     def _check_mode(mode: int, raw: int, kind: int, numbers: tuple[int, ...], factors: tuple[float, ...]) -> None:
-        parent, halves, moment, square, old_moment, old_square = (number != NOTHING for number in numbers)
+        parent, halves, moment, square = (number != NOTHING for number in numbers)
         _require(halves == (kind != optim.NO_HALVES), "halves of a type that it does not have")
         if mode == SCALED:
-            _require(raw >= 16 and square and not (halves or moment or old_moment or old_square), "a bad mode")
+            _require(raw >= 16 and square and not (halves or moment), "a bad mode")
             _require(not any(factors), "factors of nothing")
             return
-        _require(moment == square and old_moment == old_square and (moment or not old_moment), "half a step")
-        _require(parent if mode == NEAR else halves and not (parent or moment), "a bad mode")
-        used = (parent, moment, old_moment, moment)
-        for factor, use in zip(factors, used, strict=True):
-            _require(1 / LARGEST <= abs(factor) <= LARGEST if use and factor else factor == 0.0, "a bad factor")
-        _require(not moment or factors[3] > 0, "a bad factor")
+        _require(moment == square and (parent if mode == NEAR else halves and not (parent or moment)), "a bad mode")
+        for factor, use in zip(factors, (parent, moment, moment), strict=True):
+            _require(1 / LARGEST <= abs(factor) <= LARGEST if use else factor == 0.0, "a bad factor")
+        _require(not moment or factors[2] > 0, "a bad factor")

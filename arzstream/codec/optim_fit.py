@@ -118,17 +118,16 @@ def _unit(values: F64) -> F64:
 
 
 def _sensible(factors: Sequence[float]) -> bool:
-    return all(factor == 0.0 or 1 / LARGEST <= abs(factor) <= LARGEST for factor in factors)
+    return all(1 / LARGEST <= abs(factor) <= LARGEST for factor in factors)
 
 
-def step_factors(new: F64, parent: F64, steps: Sequence[F64]) -> list[tuple[float, ...]]:
-    """Factors of the parent and of each step that are worth a trial."""
-    tried = _fit([parent, *steps], new - parent, np.maximum(_unit(new), 2.0**-149))
-    factors = [(1.0 + found[0], *found[1:]) for found in tried]
-    return [f for f in factors if _sensible(f)]
+def step_factors(new: F64, parent: F64, step_of: F64) -> list[tuple[float, float]]:
+    """Factors of the parent and of the step that are worth a trial."""
+    tried = _fit([parent, step_of], new - parent, np.maximum(_unit(new), 2.0**-149))
+    return [(1.0 + found[0], found[1]) for found in tried if _sensible((1.0 + found[0], found[1]))]
 
 
-def decay(new: F64, parent: F64) -> list[tuple[float, ...]]:
+def decay(new: F64, parent: F64) -> list[float]:
     """Factors of the parent that are worth a trial, where old values fade and new ones are added."""
     both = (parent != 0.0) & (new != 0.0)
     if np.count_nonzero(both) < LEAST:
@@ -136,7 +135,7 @@ def decay(new: F64, parent: F64) -> list[tuple[float, ...]]:
     found = [factor for factors in _fit([parent[both]], new[both], _unit(new[both])) for factor in factors]
     ratios = np.sort(new[both] / parent[both])
     found += [float(ratios[len(ratios) // q]) for q in QUANTILES]
-    return [(factor,) for factor in found if factor > 0.0 and _sensible((factor,))]
+    return [factor for factor in found if factor > 0.0 and _sensible((factor,))]
 
 
 def log_cost(new: U8, expected: U8, most: int = 32) -> int:

@@ -22,7 +22,3 @@ class Role(enum.Enum):
     """Adam's first moment: the mean of gradients."""
     SQUARE = enum.auto()
     """Adam's second moment: the mean of their squares."""
-    OLD_MOMENT = enum.auto()
-    """The first moment in the checkpoint before."""
-    OLD_SQUARE = enum.auto()
-    """The second."""

@@ -40,7 +40,7 @@ class _Rule(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """Elements lie at ``centre``, between ``low`` and ``low + mask``; scaled, magnitudes do, and ``low`` is the sign."""
+    """Elements lie near ``centre``, from ``low`` to ``low + mask``; scaled, magnitudes do, and ``low`` is the sign."""
 
     centre: I64
     low: I64
@@ -61,14 +61,12 @@ def _step(moment: U8, square: U8, epsilon: float) -> F64:
     return result
 
 
-def optim_predict(parent: U8, moment: U8, square: U8, old_moment: U8, old_square: U8, factors: F64, out: U8) -> None:
-    """The parent's numbers times a factor plus steps of Adam times theirs, in binary64, as binary32."""
-    of_parent, now, then, epsilon = factors.tolist()
+def optim_predict(parent: U8, moment: U8, square: U8, factors: F64, out: U8) -> None:
+    """The parent's numbers times a factor plus a step of Adam times another, in binary64, as binary32."""
+    of_parent, of_step, epsilon = factors.tolist()
     total = of_parent * _plain(parent)
     if len(moment):
-        total = total + now * _step(moment, square, epsilon)
-    if len(old_moment):
-        total = total + then * _step(old_moment, old_square, epsilon)
+        total = total + of_step * _step(moment, square, epsilon)
     size = np.abs(total)
     small, large = size < 2.0**-126, size >= 2.0**127
     bits = np.where(small | large, 0.0, total).astype("<f4").view("<u4")

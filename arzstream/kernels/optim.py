@@ -14,6 +14,7 @@ __all__ = [
     "BF16",
     "CELLS",
     "F16",
+    "MAX_RAW",
     "NO_HALVES",
     "TOP",
     "Expectation",
@@ -33,6 +34,7 @@ U32 = NDArray[np.uint32]
 
 NO_HALVES, BF16, F16 = range(3)
 CELLS = 1024
+MAX_RAW = 24
 TOP = 2
 """Bits below the leading one in a token."""
 
@@ -71,7 +73,8 @@ def symbol_exists(scaled: bool, raw: int) -> NDArray[np.bool_]:
     """Of each of 256 symbols, whether it stands for anything."""
     symbols = np.arange(256)
     exists: NDArray[np.bool_] = (symbols % 128 if scaled else symbols) < (31 - raw) << TOP + 1
-    return exists & ~(scaled & (symbols == 128))
+    exists[128] &= not scaled
+    return exists
 
 
 def raw_lengths(scaled: bool, raw: int) -> NDArray[np.int64]:
@@ -90,13 +93,11 @@ def widened(halves: U8, kind: int) -> U8:
     return np.ascontiguousarray(wide, "<u4").view(np.uint8)
 
 
-def optim_predict(
-    parent: U8, factors: tuple[float, float, float, float], moment: U8, square: U8, old_moment: U8, old_square: U8
-) -> U8:
-    """``factors[0]`` times the parent, plus ``factors[1]`` and ``factors[2]`` times m / (sqrt(v) + ``factors[3]``) now
-    and then, as binary32. Moments and squares may be empty: then there is no such step."""
+def optim_predict(parent: U8, factors: tuple[float, float, float], moment: U8, square: U8) -> U8:
+    """``factors[0]`` times the parent, plus ``factors[1]`` times m / (sqrt(v) + ``factors[2]``), as binary32. Moment
+    and square may be empty: then there is no such step."""
     out = np.empty_like(parent)
-    kernels().optim_predict(parent, moment, square, old_moment, old_square, np.array(factors), out)
+    kernels().optim_predict(parent, moment, square, np.array(factors), out)
     return out
 
 

@@ -26,22 +26,15 @@ OptimRefs refs_of(const OptimRule& rule, const In<uint8_t>& expected, const In<u
           {row_len, rows.size() ? rows.data() : nullptr, cols.size() ? cols.data() : nullptr}};
 }
 
-void optim_predict(In<uint8_t> parent, In<uint8_t> moment, In<uint8_t> square, In<uint8_t> old_moment,
-                   In<uint8_t> old_square, In<double> factors, Out<uint8_t> out) {
-  const size_t n = out.size();
-  const auto fits = [n](const In<uint8_t>& x) { return x.size() == n || x.size() == 0; };
-  need(n % 4 == 0 && parent.size() == n && fits(moment) && fits(square) && fits(old_moment) && fits(old_square) &&
-           moment.size() == square.size() && old_moment.size() == old_square.size() &&
-           (moment.size() || !old_moment.size()) && factors.size() == 4,
+void optim_predict(In<uint8_t> parent, In<uint8_t> moment, In<uint8_t> square, In<double> factors, Out<uint8_t> out) {
+  need(out.size() % 4 == 0 && parent.size() == out.size() && (moment.size() == out.size() || moment.size() == 0) &&
+           moment.size() == square.size() && factors.size() == 3,
        "references do not fit");
-  const unsigned steps = n == 0 ? 0 : (moment.size() != 0) + (old_moment.size() != 0);
   OptimPredict job{};
   job.parent = parent.data();
-  job.moments[0] = moment.data(), job.moments[1] = old_moment.data();
-  job.squares[0] = square.data(), job.squares[1] = old_square.data();
-  for (size_t i = 0; i < 4; ++i) job.factors[i] = factors.data()[i];
-  job.steps = steps;
-  job.count = n / 4;
+  if (moment.size()) job.moment = moment.data(), job.square = square.data();
+  for (size_t i = 0; i < 3; ++i) job.factors[i] = factors.data()[i];
+  job.count = out.size() / 4;
   job.out = out.data();
   nb::gil_scoped_release unlocked;
   active().optim_predict(job);

@@ -198,12 +198,11 @@ constexpr size_t kOptimCells = 1024;
 
 enum Halves : unsigned { kHalfNone = 0, kHalfBrain = 1, kHalfIeee = 2 };
 
-// parent, moments and squares: count binary32 numbers each; of moments and squares as many as there are steps.
-// factors: of the parent, of each step, and what is added to the root of a square.
+// count binary32 numbers each; moment and square may be null. factors: of the parent, of the step, and what is added to
+// the root of a square.
 struct OptimPredict {
-  const uint8_t *parent, *moments[2], *squares[2];
-  double factors[4];
-  unsigned steps;
+  const uint8_t *parent, *moment, *square;
+  double factors[3];
   size_t count;
   uint8_t* out;
 };
