@@ -44,15 +44,14 @@ class Part(NamedTuple):
 def part_of(name: str) -> Part:
     """What the tensor called ``name`` is; any string gives an answer."""
     parts = name.split(".")
-    for i, part in enumerate(parts):
-        role = _ROLES.get(part.lower())
-        if role is None or len(parts) == 1 or (len(part) <= _SHORT and 0 < i < len(parts) - 1):
-            continue
-        rest = parts[:i] + parts[i + 1 :]
-        start = 0
-        while start < len(rest) - 1 and rest[start].lower() in _CONTAINERS:
-            start += 1
-        return Part(role, ".".join(rest[start:]), ".".join(rest[:start]))
+    start = 0
+    while start < len(parts) - 1 and parts[start].lower() in _CONTAINERS:
+        start += 1
+    for i in range(start, len(parts) if len(parts) > 1 else 0):
+        role = _ROLES.get(parts[i].lower())
+        if role is not None and (len(parts[i]) > _SHORT or i in (start, len(parts) - 1)):
+            rest = parts[start:i] + parts[i + 1 :]
+            return Part(role, ".".join(rest), ".".join(parts[:start]))
     return Part(Role.OTHER, name, "")
 
 
