@@ -83,7 +83,7 @@ FAST_PIECE, FAST_GAIN = 512, 0.03
 FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 CLEARLY = 0.9
 """A payload below this share of what a sample says that other codecs take needs no comparison with them."""
-GIVEN_SAMPLE, BETTER = 1 << 16, 0.95
+GIVEN_SAMPLE, BETTER = 1 << 15, 0.95
 """Elements that tell what coding against the parents takes; a payload below this share of that is as good as less."""
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
@@ -205,6 +205,8 @@ def _encode_given(data: memoryview, ctx: ChunkContext) -> tuple[int, bytes | Non
 
 
 def _same(one: memoryview, other: memoryview) -> bool:
+    if one[:PIECE] != other[:PIECE]:
+        return False
     return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
 

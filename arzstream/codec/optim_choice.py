@@ -37,7 +37,7 @@ UNCHANGED: Factors = (1.0, 0.0, 0.0)
 _FIELD = context.Cut(9, 2, 0, 2, context.SIGN_NONE)
 """Of sizes of differences as the kernels give them: exponent and two bits of mantissa."""
 _HALVES = {"BF16": optim.BF16, "F16": optim.F16}
-SAMPLE, FIT_SAMPLE = 1 << 15, 1 << 13
+SAMPLE, FIT_SAMPLE = 1 << 15, 1 << 12
 """Elements that it is chosen by, and by which factors are found, about."""
 MIDDLE = 28
 """Where in the 64 cells of scales the mean element is put."""
@@ -124,26 +124,46 @@ def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choi
     some, of, times = elements, held, 1
     if len(rows) < whole:
         some, of, times = _rows(elements, 4 * row_len, rows), held.rows(row_len, rows), step
-    tried: list[tuple[int, int, tuple[int, ...], bool, Factors, bool, optim.Expectation]] = []
-    for used, scaled, factors in _ways(some, of, ctx.role):
-        part = of.only(*used)
-        to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
-        for candidate in {id(to): to, 0: dataclasses.replace(to, rows=NONE, cols=NONE)}.values():
-            with_raw = _with_raw(some, candidate)
-            tried.append(
-                (_bits(some, with_raw, times), len(tried), used, scaled, factors, bool(len(candidate.rows)), with_raw)
-            )
-    if not tried:
+    trials = [_Trial.of(some, of, times, row_len, columns, way) for way in _ways(some, of, ctx.role)]
+    if not trials:
         return None
-    _, _, used, scaled, factors, sides, of_some = min(tried, key=lambda way: way[:2])
+    best = min(trials, key=lambda trial: trial.bits)
+    plain = best.without_scales(some, times)
+    used, scaled, factors = best.way
     part = held.only(*used)
-    to = expectation(part.data, scaled, factors, part.kind)
-    to = _scaled_to(elements, to, row_len, columns) if sides else dataclasses.replace(to, row_len=row_len)
-    to = dataclasses.replace(to, raw=of_some.raw, base=_base(elements, to))
-    return Choice(to, part.numbers, factors)
+    to = dataclasses.replace(expectation(part.data, scaled, factors, part.kind), row_len=row_len)
+    if best.bits < plain.bits:
+        to = _scaled_to(elements, to, row_len, columns)
+    raw = min(best, plain, key=lambda trial: trial.bits).to.raw
+    return Choice(dataclasses.replace(to, raw=raw, base=_base(elements, to)), part.numbers, factors)
 
 
-def _ways(new: U8, held: _Held, role: Role) -> Iterator[tuple[tuple[int, ...], bool, Factors]]:
+_Way = tuple[tuple[int, ...], bool, Factors]
+"""References, whether scaled, factors."""
+
+
+class _Trial(NamedTuple):
+    """What a way takes on a sample."""
+
+    bits: int
+    way: _Way
+    to: optim.Expectation
+
+    @classmethod
+    def of(cls, some: U8, held: _Held, times: int, row_len: int, columns: bool, way: _Way) -> _Trial:
+        used, scaled, factors = way
+        part = held.only(*used)
+        to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
+        to = _with_raw(some, to)
+        return cls(_bits(some, to, times), way, to)
+
+    def without_scales(self, some: U8, times: int) -> _Trial:
+        to = dataclasses.replace(self.to, rows=NONE, cols=NONE)
+        to = _with_raw(some, dataclasses.replace(to, base=_base(some, to)))
+        return _Trial(_bits(some, to, times), self.way, to)
+
+
+def _ways(new: U8, held: _Held, role: Role) -> Iterator[_Way]:
     """(references, scaled, factors) of what may be tried, the best factors of each kind."""
     has = [bool(len(data)) for data in held.data]
     half: tuple[int, ...] = (HALF,) if has[HALF] and _round(new, held) else ()
@@ -151,7 +171,7 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[tuple[tuple[int, ...], b
         yield ((PARENT, SQUARE) if has[PARENT] else (SQUARE,)), True, NO_FACTORS
     if has[PARENT] and role == Role.SQUARE:
         # What is added is one-sided, so that the nearest factor need not be the best.
-        x, p = optim_fit.numbers(new), optim_fit.numbers(held.data[PARENT])
+        x, p = optim_fit.numbers(_thin(new)), optim_fit.numbers(_thin(held.data[PARENT]))
         for factor in dict.fromkeys([1.0, *optim_fit.decay(x, p)]):
             yield (*half, PARENT), False, (factor, 0.0, 0.0)
     elif has[PARENT]:
@@ -159,6 +179,11 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[tuple[tuple[int, ...], b
         yield (*half, PARENT, *((MOMENT, SQUARE) if factors[2] else ())), False, factors
     elif half:
         yield half, False, NO_FACTORS
+
+
+def _thin(data: U8) -> U8:
+    """Some elements, evenly spaced."""
+    return np.ascontiguousarray(data.view("<u4")[:: max(1, len(data) // 4 // FIT_SAMPLE)]).view(np.uint8)
 
 
 def _round(new: U8, held: _Held) -> bool:
@@ -171,12 +196,7 @@ def _round(new: U8, held: _Held) -> bool:
 
 def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> Factors:
     """The factors with which the parent, and steps of Adam, come nearest."""
-    step = max(1, len(new) // 4 // FIT_SAMPLE)
-
-    def thin(data: U8) -> U8:
-        return np.ascontiguousarray(data.view("<u4")[::step]).view(np.uint8)
-
-    few, of = thin(new), [thin(data) if i != HALF else data for i, data in enumerate(held.data)]
+    few, of = _thin(new), [_thin(data) if i != HALF else data for i, data in enumerate(held.data)]
     x, p = optim_fit.numbers(few), optim_fit.numbers(of[PARENT])
     found: list[Factors] = []
     if role == Role.MOMENT:
@@ -263,8 +283,8 @@ def _with_raw(elements: U8, to: optim.Expectation) -> optim.Expectation:
     if to.scaled:
         return to
     symbols = optim.optim_count(elements, dataclasses.replace(to, raw=0))[0]
-    lengths = np.sort(np.where(symbols > 0, optim.raw_lengths(False, 0)[symbols], 0))
-    raw = int(lengths[len(lengths) // FEWEST]) + optim.TOP + 1 - KEPT
+    counts = np.bincount(np.where(symbols > 0, optim.raw_lengths(False, 0)[symbols], 0))
+    raw = int(np.searchsorted(np.cumsum(counts), len(symbols) // FEWEST, side="right")) + optim.TOP + 1 - KEPT
     return dataclasses.replace(to, raw=min(max(0, raw), optim.MAX_RAW))
 
 

@@ -23,7 +23,7 @@ F64 = NDArray[np.float64]
 
 EPSILON = 1e-8
 """What Adam adds to the root of the second moment, if it was not told otherwise."""
-ROUNDS = 8
+ROUNDS = 6
 """How often weights are made anew."""
 NEAREST = 10
 """One in so many is near."""
@@ -31,7 +31,7 @@ LARGEST = 2.0**60
 """Factors are no larger, and if not 0 no smaller than one by this."""
 LEAST = 64
 """Fewer numbers than this tell nothing."""
-QUANTILES = (1024, 128, 16)
+QUANTILES = (128, 16)
 """Squares decay at least so much: the ratio that one of so many is below."""
 
 
@@ -46,6 +46,12 @@ def step(moment: F64, square: F64) -> F64:
     """Adam's step, for a learning rate of 1."""
     result: F64 = moment / (np.sqrt(np.maximum(square, 0.0)) + EPSILON)
     return result
+
+
+def _smallest(values: F64, of: int) -> float:
+    """The largest of the smallest part, one in ``of``."""
+    place = len(values) // of
+    return float(np.partition(values, place)[place])
 
 
 def _total(values: F64) -> float:
@@ -106,7 +112,7 @@ def _fit(features: Sequence[F64], target: F64, unit: F64) -> list[list[float]]:
         left = target.copy()
         for factor, feature in zip(found, features, strict=True):
             left -= factor * feature
-        near = np.maximum(unit, np.sort(np.abs(left))[len(left) // NEAREST])
+        near = np.maximum(unit, _smallest(np.abs(left), NEAREST))
         weights = 1.0 / (left * left + near * near)
     return tried
 
@@ -132,9 +138,10 @@ def decay(new: F64, parent: F64) -> list[float]:
     both = (parent != 0.0) & (new != 0.0)
     if np.count_nonzero(both) < LEAST:
         return []
-    found = [factor for factors in _fit([parent[both]], new[both], _unit(new[both])) for factor in factors]
-    ratios = np.sort(new[both] / parent[both])
-    found += [float(ratios[len(ratios) // q]) for q in QUANTILES]
+    new, parent = new[both], parent[both]
+    ratios = new / parent
+    found = [factors[0] for factors in _fit([parent], new, _unit(new))[1:]]
+    found += [_smallest(ratios, q) for q in QUANTILES]
     return [factor for factor in found if factor > 0.0 and _sensible((factor,))]
 
 
