@@ -1412,7 +1412,7 @@ class Scan:
 
     def reference(self, reference: Any, unit: Unit) -> None:
         kind, source, start, count = (integer(v) for v in array(reference, 4))
-        need(kind in (0, 1, 2, 3), f"a reference of kind {kind}")
+        need(kind in (0, 1, 2, 3, 4), f"a reference of kind {kind}")
         if kind in (1, 3):
             need(source < len(self.parents), f"parent {source} does not stand before")
             need(count == unit.elements, "a reference to a parent of another length than the unit")
@@ -1420,6 +1420,9 @@ class Scan:
             return
         need(source < unit.number, f"unit {unit.number} refers to unit {source}")
         need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
+        if kind == 4:
+            elements = self.units[source].elements
+            need(start == 0 and count == unit.elements == elements, "the transposed of a unit that is not as large")
         if kind == 2:
             need(len(unit.raw["refs"]) == 1, "a duplicate with other references")
             need(start == 0 and count == unit.elements, "a duplicate of some other elements")
@@ -1534,7 +1537,7 @@ class Scan:
         waiting = list(numbers)
         while waiting:
             for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
-                if kind in (0, 2) and source not in numbers:
+                if kind in (0, 2, 4) and source not in numbers:
                     numbers.add(source)
                     waiting.append(source)
         return [self.units[number] for number in sorted(numbers)]
@@ -1702,10 +1705,13 @@ class Decoder:
         """Section 5.1: what ``unit`` is coded against, or, for kind 3, what it is; None if that cannot be had."""
         kind, source, start, count = reference
         item = ITEM_SIZE[unit.dtype]
-        if kind == 0:
+        if kind in (0, 4):
             other = self.scan.units[source]
             data, item = self.unit(other), ITEM_SIZE[other.dtype]
-            return None if data is None else data[start * item : (start + count) * item]
+            if data is None or kind == 0:
+                return None if data is None else data[start * item : (start + count) * item]
+            places = (j * unit.rows + i for i in range(unit.rows) for j in range(unit.columns))
+            return b"".join(data[place * item : (place + 1) * item] for place in places)
         digest = self.scan.parents[source].value["digest"]
         if digest not in self.parents:
             self.unsupported[unit.number] = f"unit {unit.number}: parent {digest.hex()} is not here"

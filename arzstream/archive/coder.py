@@ -7,9 +7,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
+import numpy as np
+
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.memory import Scratch
+from arzstream.archive.mirrors import Mirrors, columns_of
 from arzstream.archive.pipeline import Given, MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import References, context
@@ -42,7 +45,7 @@ class UnitCoder:
         self, writer: FrameWriter, pipeline: Pipeline, progress: Callable[[int], None], lineage: Lineage | None = None
     ) -> None:
         self.writer, self.pipeline, self.progress, self._lineage = writer, pipeline, progress, lineage
-        self.relations = Relations()
+        self.relations, self._mirrors = Relations(), Mirrors()
         self._related: dict[Planned, tuple[Role, tuple[Related, ...]]] = {}
         pipeline.given = self._given
         self.bytes_coded = 0
@@ -92,8 +95,13 @@ class UnitCoder:
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
             self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
         else:
-            planned.unit = dataclasses.replace(planned.unit, refs=refs)
-            self._related[planned] = self.relations.of(job, planned.unit)
+            mirrored = self._mirrors.find(job, planned)
+            planned.unit = dataclasses.replace(planned.unit, refs=() if mirrored else refs)
+            self._related[planned] = (
+                (Role.OTHER, (Related(Role.PARENT, *mirrored, ReferenceKind.TRANSPOSED),))
+                if mirrored
+                else self.relations.of(job, planned.unit)
+            )
             for earlier in self._related[planned][1]:
                 earlier.planned.relied_on += 1
             self._after.append(lambda: self._put_chunks(job, planned))
@@ -104,15 +112,14 @@ class UnitCoder:
         """What a chunk may be coded with: tiles of parents, and of other units as their sources are now."""
         role, related = self._related.get(planned, (Role.OTHER, ()))
         parents = [ref for ref in planned.unit.refs if ref.kind == ReferenceKind.PARENT]
-        relied: dict[Planned, int] = {}
+        relied: dict[tuple[Planned, int], int] = {}
 
         def tile(index: int) -> memoryview:
             if index < len(parents):
                 assert self._lineage is not None
                 return self._lineage.tile(planned.unit, chunk, parents[index])
-            earlier = related[index - len(parents)]
-            data = memoryview(earlier.planned.read_chunk(earlier.job.read, chunk))
-            relied[earlier.planned] = xxh3_64(data)
+            data, seen = related[index - len(parents)].tile(planned.unit, chunk)
+            relied.update(seen)
             return data
 
         if related:
@@ -125,7 +132,7 @@ class UnitCoder:
         half = next((r.planned.unit.dtype for r in related if r.role == Role.HALF), "")
         roles = (Role.PARENT,) * len(parents) + tuple(r.role for r in related)
         ctx = dataclasses.replace(context(planned.unit, chunk, tiles), role=role, roles=roles, half=half)
-        return Given(ctx, relied)
+        return Given(ctx, relied, tiles[: len(parents)] if related else tiles)
 
     def queue(self) -> None:
         """Queue what was taken on."""
@@ -151,7 +158,7 @@ class UnitCoder:
             planned.number = number
             self._units[number] = planned
             refs = tuple(
-                Reference(ReferenceKind.UNIT, earlier.planned.number, 0, planned.unit.elements)
+                Reference(earlier.kind, earlier.planned.number, 0, planned.unit.elements)
                 for earlier in self._related.get(planned, (Role.OTHER, ()))[1]
             )
             planned.unit = dataclasses.replace(planned.unit, refs=planned.unit.refs + refs)
@@ -303,6 +310,10 @@ class UnitCoder:
             ref = unit.refs[index]
             if ref.kind == ReferenceKind.UNIT:
                 return self._decoded(reader, ref.source, chunk)
+            if ref.kind == ReferenceKind.TRANSPOSED:
+                chunks = range(self.writer.state.units[ref.source].chunk_count)
+                data = b"".join(self._decoded(reader, ref.source, i) for i in chunks)
+                return columns_of(np.frombuffer(data, np.uint8), unit, chunk).data
             assert self._lineage is not None
             return self._lineage.tile(unit, chunk, ref)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -25,11 +25,13 @@ GATHER_BYTES = 16 << 20
 
 
 class Given(NamedTuple):
-    """What a chunk may be coded with; and the XXH3-64 of the tiles of units of the same archive that were looked at,
-    by unit, which are good only if those are what was coded."""
+    """What a chunk may be coded with; and the XXH3-64 of chunks of other units of the archive, as their sources are,
+    which must be what was coded."""
 
     ctx: ChunkContext
-    relied: dict[Planned, int]
+    relied: dict[tuple[Planned, int], int]
+    parents: Sequence[memoryview] = ()
+    """The references that are not of this archive."""
 
 
 class _Encoded(NamedTuple):
@@ -77,9 +79,9 @@ class Pipeline:
         def write(encoded: _Encoded | None) -> None:
             assert encoded is not None
             data, xxh3, codec, payload, given = encoded
-            if any(source.chunk_xxh3.get(chunk) != seen for source, seen in given.relied.items()):
+            if any(source.chunk_xxh3.get(place) != seen for (source, place), seen in given.relied.items()):
                 # The source of another unit changed after that was coded; that change will be found, too.
-                alone = dataclasses.replace(given.ctx, references=given.ctx.parents(), role=Role.OTHER, roles=())
+                alone = dataclasses.replace(given.ctx, references=given.parents, role=Role.OTHER, roles=())
                 codec, payload = encode_best(memoryview(data), alone, self._profile)
             self.writer.add_chunk(planned.number, chunk, codec, payload, len(data), xxh3)
             planned.chunk_xxh3[chunk] = xxh3

@@ -13,12 +13,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.mirrors import columns_of
 from arzstream.archive.plan import SMALL_BYTES, Planned
 from arzstream.codec.roles import Role
-from arzstream.container.records import Unit
+from arzstream.container.records import ReferenceKind, Unit
 from arzstream.formats.base import Storage
 from arzstream.formats.training import Part, owners, part_of
+from arzstream.kernels.digests import xxh3_64
 
 __all__ = ["Related", "Relations", "holds_state", "rank"]
 
@@ -27,11 +31,21 @@ _HALVES = ("BF16", "F16")
 
 
 class Related(NamedTuple):
-    """An earlier unit, what it is to the later one, and where its bytes are."""
+    """An earlier unit, what it is to the later one, where its bytes are, and how it is referred to."""
 
     role: Role
     planned: Planned
     job: FileJob
+    kind: int = ReferenceKind.UNIT
+
+    def tile(self, unit: Unit, chunk: int) -> tuple[memoryview, dict[tuple[Planned, int], int]]:
+        """(its tile where ``chunk`` of the later one is, from its source; XXH3-64 of the chunks that this is from)."""
+        if self.kind != ReferenceKind.TRANSPOSED:
+            data = memoryview(self.planned.read_chunk(self.job.read, chunk))
+            return data, {(self.planned, chunk): xxh3_64(data)}
+        chunks = [self.planned.read_chunk(self.job.read, i) for i in range(self.planned.unit.chunk_count)]
+        seen = {(self.planned, i): xxh3_64(data) for i, data in enumerate(chunks)}
+        return columns_of(np.frombuffer(b"".join(chunks), np.uint8), unit, chunk).data, seen
 
 
 def rank(storage: Storage) -> int:

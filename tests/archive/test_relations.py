@@ -329,3 +329,71 @@ def test_tensors_of_another_shape_or_type_are_no_relations(built: Callable[..., 
     archive = sink.archive()
     assert all(entry.unit.refs == () for entry in archive.directory.units)
     assert np.array_equal(archive.numpy("master.a.w"), state["master.a.w"].numpy())
+
+
+# ---- transposed copies
+
+
+def test_a_transposed_copy_costs_bytes(built: Callable[..., Any]) -> None:
+    weight = torch.randn(3000, 700).bfloat16()  # three chunks one way, two the other
+    tensors = {"a": weight, "b": weight.T.contiguous(), "c": torch.randn(700, 3000).bfloat16()}
+    data = safetensors_bytes(tensors)
+    sink, alone = (
+        built({b"w.safetensors": data}),
+        built({b"w.safetensors": safetensors_bytes({"a": weight, "c": tensors["c"]})}),
+    )
+    assert sink.size < alone.size + 1500
+    archive = checked(sink, {"w.safetensors": data})
+    assert [ref.kind for ref in archive.catalog.find("b").entry.unit.refs] == [ReferenceKind.TRANSPOSED]
+    assert archive.catalog.find("c").entry.unit.refs == ()
+    assert np.array_equal(
+        archive.get_slice("b")[300:420, 17:2500].view(torch.int16), tensors["b"][300:420, 17:2500].view(torch.int16)
+    )
+
+
+def test_what_is_transposed_but_for_one_element_is_coded_as_if_it_were_not(built: Callable[..., Any]) -> None:
+    weight = torch.randn(300, 300)
+    other = weight.T.contiguous()
+    other[200, 200] += 1
+    sink = built({b"w.safetensors": safetensors_bytes({"a": weight, "b": other})})
+    archive = checked(sink, {"w.safetensors": safetensors_bytes({"a": weight, "b": other})})
+    assert archive.catalog.find("b").entry.unit.refs == ()
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_either_of_two_that_are_each_other_transposed_may_be_rewritten(
+    which: tuple[int, ...], new_source: New, new_sink: New
+) -> None:
+    weight = torch.randn(1500, 900)  # two chunks
+    both = [safetensors_bytes({"a": weight}), safetensors_bytes({"b": weight.T.contiguous()})]
+    sources, sink = [new_source(data) for data in both], new_sink()
+    with CheckpointBuilder(sink) as builder:
+        files = [builder.add_file(b"%d.safetensors" % i, source) for i, source in enumerate(sources)]
+        for job, source in zip(files, sources, strict=True):
+            builder.update(job, source.size)
+        builder.verify_written(sink)
+        for i in which:
+            sources[i].data[-7] ^= 1
+        for job, source in zip(files, sources, strict=True):
+            finish(builder, job, bytes(source.data))
+        builder.verify_written(sink)
+        builder.seal()
+    checked(sink, {f"{i}.safetensors": bytes(source.data) for i, source in enumerate(sources)})
+
+
+def test_tied_frozen_and_unchanged_tensors_cost_bytes(tmp_path: Path) -> None:
+    """The same tensor under two names, in two files, and in the parent; state of weights that are not trained."""
+    weight, frozen = torch.randn(600, 500).bfloat16(), torch.randn(400, 500).bfloat16()
+    for number in (1, 2):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        moved = weight + number * 0.01
+        tied = {"embed.weight": moved, "head.weight": moved.clone(), "frozen.weight": frozen}
+        save_file(tied, folder / "model.safetensors")
+        torch.save({"moved": moved, "exp_avg.frozen": torch.zeros(400, 500)}, folder / "rest.pt")
+        parent = tmp_path / "1.arz" if number == 2 else None
+        size = arzstream.pack(folder, tmp_path / f"{number}.arz", parent=parent).bytes_out
+    assert size < moved.nbytes * 0.8
+    listed = codecs(tmp_path / "2.arz")
+    assert listed["frozen.weight"] == "unchanged" and listed["head.weight"] == listed["moved"] == "dup"
+    assert arzstream.verify(tmp_path / "2.arz", deep=True, against=tmp_path / "2").tensors
