@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import struct
 import sys
@@ -145,8 +146,8 @@ METADATA_TYPES = {TENSOR, FILE, COMMIT, INDEX, PARENT, VOLUME}
 NUMBERED_TYPES = {TENSOR, FILE, MODEL, CHUNK, TABLE, PARENT, VOLUME}
 KNOWN_TYPES = {*METADATA_TYPES, MODEL, CHUNK, TABLE, PAD}
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX = 0, 1, 3, 4, 5, 6, 7, 8
-KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX}
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX, OPTIM_CTX = 0, 1, 3, 4, 5, 6, 7, 8, 9
+KNOWN_CODECS = {RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX, OPTIM_CTX}
 
 ITEM_SIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1,
@@ -858,7 +859,7 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     need(size <= 4, f"delta_ctx does not apply to {dtype}")
     width, n = 8 * size, length // size
     need(n > 0, "delta_ctx does not apply to no elements")
-    need(len(references) > 0 and all(len(reference) == length for reference in references), "delta_ctx has no parent")
+    need(len(references) > 0 and len(references[0]) == length, "delta_ctx has no parent")
     if payload == b"\0":
         return references[0]
     need(len(payload) >= 24, "a delta_ctx payload is too short")
@@ -867,6 +868,7 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     )
     row, scales_size, model_size = struct.unpack_from("<III", payload, 12)
     need(1 <= used <= 2 and used <= len(references), "delta_ctx uses references that are not there")
+    need(len(references[used - 1]) == length, "delta_ctx has no grandparent")
     limit = (width - top + 1) << (top + 1)
     need(top <= 4 and limit <= 256, f"delta_ctx has {top} leading bits")
     need(10 <= log_segment <= 24, f"delta_ctx has segments of 2^{log_segment}")
@@ -936,6 +938,154 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     return bytes(out)
 
 
+def plain_number(bits: int) -> float:
+    """The number that binary32 ``bits`` are; 0 for what is subnormal, infinite or not a number."""
+    return float(struct.unpack("<f", bits.to_bytes(4, "little"))[0]) if 0 < (bits >> 23 & 255) < 255 else 0.0
+
+
+def stepped(p: int, moment: int | None, square: int, f: float, g: float, epsilon: float) -> int:
+    """The parent's number times f, and a step of Adam times g, as binary32."""
+    x = f * plain_number(p)
+    if moment is not None:
+        v = 0.0 if square >> 31 else plain_number(square)
+        x = x + g * (plain_number(moment) / (math.sqrt(v) + epsilon))
+    if abs(x) >= 2.0**127:
+        return p
+    return int.from_bytes(struct.pack("<f", x), "little") if abs(x) >= 2.0**-126 else 0
+
+
+class Near(NamedTuple):
+    """Modes 0 and 2 of codec 9: what an element is expected to be."""
+
+    centre: int
+    low: int
+    bits: int
+    cell: int
+
+
+def near(q: int, half: int | None, kind: int, scale: int) -> Near:
+    signed = [ordered(q, 32, True), 0]
+    bits, place = 32, 0
+    if half is not None:
+        h, bits, place = half << 16, 16, 15
+        if kind == 2:
+            h = (half >> 15 << 31) + ((half & 0x7FFF) << 13) + (112 << 23)
+            bits = 13 if 0 < (half >> 10 & 31) < 31 else 32
+        signed[1] = ordered(h, 32, True)
+    centre, of_half = (x - (1 << 32) if x >> 31 else x for x in signed)
+    low = 0
+    if bits < 32:
+        low = of_half - (1 << (bits - 1))
+        centre = max(low, min(centre, low + (1 << bits) - 1))
+        place = 15 * (centre - low) >> bits
+    return Near(centre, low, bits, 64 * place + max(0, min(scale - 4 * max(q >> 23 & 255, 1), 63)))
+
+
+def decode_optim(payload: bytes, length: int, dtype: str, references: Sequence[bytes]) -> bytes:
+    """Codec 9. ``references``: decoded bytes of the same tile of the unit's references."""
+    need(dtype == "F32" and length > 0, f"optim_ctx does not apply to {dtype}, or to no elements")
+    need(len(payload) >= 48, "an optim_ctx payload is too short")
+    mode, low_bits, log_segment, sides, kind, n_classes = payload[:6]
+    base, row, scales_size, model_size, f, g, epsilon = struct.unpack_from("<hIII3d", payload, 10)
+    n = length // 4
+    need(mode <= 2 and (16 if mode == 1 else 0) <= low_bits <= 24, "optim_ctx has an impossible mode")
+    need(10 <= log_segment <= 24 and sides <= 3 and kind <= 2, "optim_ctx has an impossible header")
+    need(1 <= n_classes <= 64 and -4096 <= base <= 4095 and row >= 1, "optim_ctx has an impossible header")
+    held: list[list[int] | None] = []
+    for number, size in zip(payload[6:10], (4, 2, 4, 4), strict=True):
+        if number == 255:
+            held.append(None)
+            continue
+        need(number < len(references), "optim_ctx uses a reference that is not there")
+        need(len(references[number]) == size * n, "optim_ctx uses a reference of another size")
+        held.append([int.from_bytes(references[number][i * size :][:size], "little") for i in range(n)])
+    parent, halves, moment, square = held
+    has = [values is not None for values in held]
+    need(has[1] == (kind > 0), "optim_ctx has halves of no kind")
+    if mode == 1:
+        need(has[1:] == [False, False, True], "optim_ctx has the wrong references")
+    else:
+        need(has[2] == has[3] and has[0] == (mode == 0), "optim_ctx has the wrong references")
+        need(mode == 0 or (has[1] and not has[2]), "optim_ctx has the wrong references")
+    for factor, used in ((f, mode == 0), (g, has[2]), (epsilon, has[2])):
+        need(2.0**-60 <= abs(factor) <= 2.0**60 if used else factor == 0.0, "optim_ctx has an impossible factor")
+    need(not has[2] or epsilon > 0, "optim_ctx has an impossible factor")
+
+    at = 48 + scales_size + model_size
+    need(len(payload) >= at, "the models of optim_ctx are too long")
+    bits = Bits(payload[48 : 48 + scales_size])
+    rows = bits.scales((n + row - 1) // row) if sides & 1 else []
+    cols = bits.scales(min(row, n)) if sides & 2 else []
+    need(max(rows, default=0) + max(cols, default=0) <= 255, "optim_ctx has scales that are too large")
+    bits.end()
+    bits = Bits(payload[48 + scales_size : at])
+    classes = read_map(bits, 1024, n_classes)
+    tables = [bits.table(2, 2, 1) for _ in range(n_classes)]
+    bits.end()
+    limit = 8 * (31 - low_bits)
+    exists = [(y % 128 < limit and y != 128) if mode == 1 else y < limit for y in range(256)]
+    need(not any(x and not e for t in tables for x, e in zip(t, exists, strict=True)), "optim_ctx has a false symbol")
+    need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of an optim_ctx payload is not zero")
+    at += -at % 8
+    firsts = range(0, n, 1 << log_segment)
+    need(len(payload) >= at + 8 * len(firsts), "an optim_ctx payload is too short")
+    sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(firsts))]
+    symbols_at = at + 8 * len(firsts)
+    raw_at = symbols_at + sum(symbols_size for symbols_size, _ in sizes)
+    need(raw_at + sum(raw_size for _, raw_size in sizes) == len(payload), "the streams of optim_ctx do not fill it")
+
+    scaled: list[tuple[int, int, int]] = []
+    expected: list[Near] = []
+    for i in range(n):
+        scale = (rows[i // row] if rows else 0) + (cols[i % row] if cols else 0) + base
+        p = parent[i] if parent is not None else 0
+        if mode == 1:
+            assert square is not None
+            q = (square[i] // 2 + scale * 2**20) % 2**32
+            t = (p % 2**31 - q + 2**31) % 2**32 - 2**31
+            z = max(0, min(t // 2**22 + 13, 15)) if p % 2**31 else 0
+            scaled.append((q, p >> 31, 64 * z + square[i] // 2**21 % 8))
+            continue
+        half = halves[i] if halves is not None else None
+        if mode == 2:
+            assert half is not None
+            q = half << 16 if kind == 1 else (half >> 15 << 31) + ((half & 0x7FFF) << 13) + (112 << 23)
+        elif moment is None and f == 1.0:
+            q = p
+        else:
+            q = stepped(p, moment[i] if moment else None, square[i] if square else 0, f, g, epsilon)
+        expected.append(near(q, half, kind, scale))
+
+    out = bytearray()
+    cells = [cell for _, _, cell in scaled] or [one.cell for one in expected]
+    for first, (symbols_size, raw_size) in zip(firsts, sizes, strict=True):
+        elements = range(first, min(n, first + (1 << log_segment)))
+        stream = payload[symbols_at : symbols_at + symbols_size]
+        classes_of = [classes[cells[i]] for i in elements]
+        symbols = read_symbols(stream, classes_of, tables, lanes=32, word=16, precision=12)
+        raw = Bits(payload[raw_at : raw_at + raw_size])
+        for i, symbol in zip(elements, symbols, strict=True):
+            if symbol == 0:
+                out += (raw.number(32) if mode != 1 else 0).to_bytes(4, "little")
+                continue
+            y = symbol % 128 if mode == 1 else symbol
+            below = raw.number(low_bits)
+            r = max(0, y // 2 // 4 - 1)
+            part = ((y // 2 - 4 * r) << r) + raw.number(r) if y > 1 else 0
+            d = (-part if y % 2 else part) * 2**low_bits + below
+            if mode == 1:
+                q, sign, _ = scaled[i]
+                v = (q + d) % 2**31 + ((sign ^ symbol >> 7) << 31)
+            else:
+                one = expected[i]
+                o = one.low + (one.centre + d - one.low) % 2**one.bits
+                v = ordered(o % 2**32, 32, True)
+            out += v.to_bytes(4, "little")
+        raw.end()
+        symbols_at, raw_at = symbols_at + symbols_size, raw_at + raw_size
+    return bytes(out)
+
+
 def decode_elements(codec: int, payload: bytes, length: int, dtype: str, references: Sequence[bytes] = ()) -> bytes:
     """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged.
 
@@ -957,6 +1107,8 @@ def decode_elements(codec: int, payload: bytes, length: int, dtype: str, referen
         return decode_dequantised(payload, length, dtype)
     if codec == DELTA_CTX:
         return decode_delta(payload, length, dtype, references)
+    if codec == OPTIM_CTX:
+        return decode_optim(payload, length, dtype, references)
     return decode_float_fast(payload, length, dtype)
 
 
@@ -1261,7 +1413,7 @@ class Scan:
 
     def reference(self, reference: Any, unit: Unit) -> None:
         kind, source, start, count = (integer(v) for v in array(reference, 4))
-        need(kind in (0, 1, 2, 3), f"a reference of kind {kind}")
+        need(kind in (0, 1, 2, 3, 4), f"a reference of kind {kind}")
         if kind in (1, 3):
             need(source < len(self.parents), f"parent {source} does not stand before")
             need(count == unit.elements, "a reference to a parent of another length than the unit")
@@ -1269,6 +1421,9 @@ class Scan:
             return
         need(source < unit.number, f"unit {unit.number} refers to unit {source}")
         need(start + count <= self.units[source].elements, "a reference goes beyond its unit")
+        if kind == 4:
+            elements = self.units[source].elements
+            need(start == 0 and count == unit.elements == elements, "the transposed of a unit that is not as large")
         if kind == 2:
             need(len(unit.raw["refs"]) == 1, "a duplicate with other references")
             need(start == 0 and count == unit.elements, "a duplicate of some other elements")
@@ -1385,7 +1540,7 @@ class Scan:
         waiting = list(numbers)
         while waiting:
             for kind, source, _, _ in self.units[waiting.pop()].raw["refs"]:
-                if kind in (0, 2) and source not in numbers:
+                if kind in (0, 2, 4) and source not in numbers:
                     numbers.add(source)
                     waiting.append(source)
         return [self.units[number] for number in sorted(numbers)]
@@ -1562,10 +1717,13 @@ class Decoder:
         """Section 5.1: what ``unit`` is coded against, or, for kind 3, what it is; None if that cannot be had."""
         kind, source, start, count = reference
         item = ITEM_SIZE[unit.dtype]
-        if kind == 0:
+        if kind in (0, 4):
             other = self.scan.units[source]
             data, item = self.unit(other), ITEM_SIZE[other.dtype]
-            return None if data is None else data[start * item : (start + count) * item]
+            if data is None or kind == 0:
+                return None if data is None else data[start * item : (start + count) * item]
+            places = (j * unit.rows + i for i in range(unit.rows) for j in range(unit.columns))
+            return b"".join(data[place * item : (place + 1) * item] for place in places)
         digest = self.scan.parents[source].value["digest"]
         if digest not in self.parents:
             self.unsupported[unit.number] = f"unit {unit.number}: parent {digest.hex()} is not here"
@@ -1624,14 +1782,15 @@ class Decoder:
         self.budget.charge(2 * unit.size, f"unit {unit.number}")
         out, item = bytearray(unit.size), ITEM_SIZE[unit.dtype]
         against: list[bytes] = []
-        if any(frame.codec == DELTA_CTX for frame in unit.chunks.values()):
+        if any(frame.codec in (DELTA_CTX, OPTIM_CTX) for frame in unit.chunks.values()):
             for reference in unit.raw["refs"]:
                 data = self.reference(unit, reference)
                 if data is None:
                     return None
-                against.append(data)
+                # What has another number of elements may not be used: it is found too short.
+                against.append(data if reference[3] == unit.elements else b"")
         for k, frame in unit.chunks.items():
-            tiles = [self.tile(unit, k, data) for data in against if len(data) == unit.size]
+            tiles = [self.tile(unit, k, data) for data in against]
             try:
                 data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype, tiles)
             except Corrupt as error:
@@ -1648,9 +1807,9 @@ class Decoder:
         return bytes(out)
 
     def tile(self, unit: Unit, chunk: int, data: bytes) -> bytes:
-        """Section 6: what of ``data``, which is as large as the unit, is where the chunk is."""
+        """Section 6: what of ``data``, which has as many elements as the unit, is where the chunk is."""
         row, rows, column, columns = unit.tile(chunk)
-        item = ITEM_SIZE[unit.dtype]
+        item = len(data) // unit.elements
         starts = [(r * unit.columns + column) * item for r in range(row, row + rows)]
         return b"".join(data[at : at + columns * item] for at in starts)
 

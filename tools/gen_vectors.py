@@ -21,6 +21,7 @@ import vector_bad
 import vector_context
 import vector_float_fast
 import vector_good
+import vector_optim  # noqa: F401  (registers its vectors)
 import vector_quant  # noqa: F401  (registers its vectors)
 import vector_states
 import vector_written

@@ -488,7 +488,7 @@ class Assembler:
     def live_units(self) -> set[int]:
         live = self.named_units()
         for number in sorted(live, reverse=True):
-            live |= {ref[1] for ref in self.units[number].value["refs"] if ref[0] in (0, 2)}
+            live |= {ref[1] for ref in self.units[number].value["refs"] if ref[0] in (0, 2, 4)}
         return live
 
     def content(self) -> bytes:

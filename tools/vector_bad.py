@@ -506,7 +506,7 @@ UNITS: list[tuple[str, str, dict[str, Any]]] = [
     ("part-dimensions", "A part whose offset has fewer dimensions than the whole.", {"tensor": {"part": [[8, 4], [0]]}}),
     ("ref-self", "A unit that refers to itself.", {"tensor": {"refs": [[0, 0, 0, 8]]}}),
     ("ref-later", "A unit that refers to a later one.", {"tensor": {"refs": [[0, 1, 0, 8]]}}),
-    ("ref-kind", "A reference of kind 4.", {"tensor": {"refs": [[4, 0, 0, 8]]}}),
+    ("ref-kind", "A reference of kind 5.", {"tensor": {"refs": [[5, 0, 0, 8]]}}),
     ("ref-inherited", "A unit that inherits from a PARENT that is not there.", {"tensor": {"refs": [[3, 0, 0, 8]]}}),
     ("ref-parent", "A reference to a PARENT that is not there.", {"tensor": {"refs": [[1, 0, 0, 8]]}}),
 ]  # fmt: skip
@@ -547,6 +547,8 @@ bad(
     "A duplicate that also has a unit to code against.",
     lambda: duplicates([[[2, 0, 0, 8], [0, 0, 0, 8]]]),
 )
+bad("transposed-start", "The transposed of a unit from its second element on.", lambda: referring([4, 0, 1, 7]))
+bad("transposed-count", "The transposed of a part of a unit.", lambda: referring([4, 0, 0, 7]))
 bad("duplicate-chunks", "A duplicate with a chunk of its own.", lambda: referring([2, 0, 0, 8]))
 bad("duplicate-digest", "The BLAKE3 of a duplicate is not that of the bytes it stands for.", lambda: wrong_duplicate())
 

@@ -92,6 +92,22 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return done(a)
 
 
+@vector("good-transposed", "A tensor coded against another one transposed, in chunks of rows and in one.")
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    data = weights("BF16", 12)
+    turned = b"".join(data[2 * (4 * j + i) :][:2] for i in range(4) for j in range(3))
+    first = a.raw("BF16", data, [["w", [3, 4]]], grid=[2, 4])
+    rows = a.tensor("BF16", turned, [["t", [4, 3]]], grid=[3, 3], refs=[[4, first, 0, 12]])
+    for k in range(2):
+        a.chunk(rows, k, 8, b"\0")
+    back = a.tensor("BF16", data, [["again", [3, 4]]], refs=[[4, rows, 0, 12]])
+    a.chunk(back, 0, 8, b"\0")
+    a.file(b"model.bin", [first, rows, back])
+    a.commit()
+    return done(a)
+
+
 @vector("good-raw-dtypes", "A raw tensor of every data type.")
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()

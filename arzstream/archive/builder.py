@@ -14,14 +14,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.pipeline import Pipeline
-from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, literal_unit
+from arzstream.archive.plan import SHARED_BYTES, SMALL_BYTES, Planned, literal_unit
+from arzstream.archive.relations import holds_state, rank
 from arzstream.archive.saving import MemorySource
 from arzstream.archive.sharing import plan_units
 from arzstream.archive.summary import PackSummary
@@ -29,6 +30,7 @@ from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
+from arzstream.formats.base import Storage
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
@@ -94,16 +96,23 @@ class CheckpointBuilder:
                 job.prefix.advance(job.read, frontier)
         return self.bytes_coded - before
 
+    def turn(self, job: FileJob, size: int) -> int:
+        """When it is best to :meth:`plan` a file that is complete: those with lower numbers first."""
+        return holds_state(job.look(size, True).storages)
+
     def plan(self, job: FileJob, frontier: int, final: bool = False) -> None:
         """Put what :meth:`update` codes into the queue, without waiting for it."""
         with self._coder.nothing_half_done():
             self._plan(job, frontier, final)
 
     def _plan(self, job: FileJob, frontier: int, final: bool) -> None:
-        by_layer = job.ready(job.look(frontier, final), frontier, final)
+        layout = job.look(frontier, final)
+        by_layer = job.ready(layout, frontier, final)
+        if by_layer:
+            self._coder.relations.announce(job.path, ((v.name, v.shape) for s in layout.storages for v in s.views))
         waiting: list[str] = []
         held = 0
-        for layer, units in plan_units(by_layer, self._parallel):
+        for layer, units in _in_order(by_layer, self._parallel):
             for planned, storages in units:
                 self._coder.code(job, planned)
                 start = 0
@@ -111,7 +120,7 @@ class CheckpointBuilder:
                     job.placed[storage] = (planned, start)
                     start += storage.nbytes
             waiting.append(layer)
-            held += sum(storage.nbytes for storage in by_layer[layer])
+            held += sum(storage.nbytes for _, storages in units for storage in storages)
             if held >= COMMIT_BYTES:
                 self._coder.commit_later(layer if len(waiting) == 1 else "")
                 waiting, held = [], 0
@@ -148,6 +157,7 @@ class CheckpointBuilder:
     def withdraw(self, job: FileJob) -> None:
         """The source vanished: what was coded of it is dead."""
         self._small_literals = [item for item in self._small_literals if item[0] is not job]
+        self._coder.relations.forget(job)
         if job.number is not None:
             self._writer.add_file(FileRecord.withdrawn(job.path), job.number)
             self._writer.commit("")
@@ -271,6 +281,18 @@ class CheckpointBuilder:
             job.number = self._writer.add_file(dataclasses.replace(record, recipe=recipe), job.number)
             job.record = dataclasses.replace(record, recipe=recipe)
         self._coder.commit("", force=True)
+
+
+def _in_order(
+    by_layer: Mapping[str, Sequence[Storage]], parallel: int
+) -> Iterator[tuple[str, list[tuple[Planned, Sequence[Storage]]]]]:
+    """The units of each layer, and first everything that others may be coded against."""
+    turns: dict[int, dict[str, list[Storage]]] = {}
+    for layer, storages in by_layer.items():
+        for storage in storages:
+            turns.setdefault(rank(storage), {}).setdefault(layer, []).append(storage)
+    for turn in sorted(turns):
+        yield from plan_units(turns[turn], parallel)
 
 
 def summary_of(writer: FrameWriter, order: Iterable[int], content: bytes, started: float) -> PackSummary:

@@ -7,14 +7,19 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
+import numpy as np
+
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
-from arzstream.archive.pipeline import MemberDigests, Pipeline
+from arzstream.archive.mirrors import Mirrors, columns_of
+from arzstream.archive.pipeline import Given, MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
-from arzstream.archive.references import context
+from arzstream.archive.references import References, context
+from arzstream.archive.relations import Related, Relations
 from arzstream.codec import registry
+from arzstream.codec.roles import Role
 from arzstream.container.layout import HEADER_BYTES
-from arzstream.container.records import Member, Reference, ReferenceKind
+from arzstream.container.records import Member, Reference, ReferenceKind, Unit
 from arzstream.container.state import ChunkEntry
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError
@@ -40,8 +45,9 @@ class UnitCoder:
         self, writer: FrameWriter, pipeline: Pipeline, progress: Callable[[int], None], lineage: Lineage | None = None
     ) -> None:
         self.writer, self.pipeline, self.progress, self._lineage = writer, pipeline, progress, lineage
-        if lineage is not None:
-            pipeline.references = lineage.tiles
+        self.relations, self._mirrors = Relations(), Mirrors()
+        self._related: dict[Planned, tuple[Role, tuple[Related, ...]]] = {}
+        pipeline.given = self._given
         self.bytes_coded = 0
         self._unfinished: set[Planned] = set()
         self._completed: list[Planned] = []
@@ -83,14 +89,50 @@ class UnitCoder:
             self.progress(planned.unit.nbytes)
             self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
         elif source is not None:
-            source.duplicates += 1
+            source.relied_on += 1
             ref = Reference(ReferenceKind.DUPLICATE, source.number, 0, planned.unit.elements)
             planned.unit = dataclasses.replace(planned.unit, refs=(ref,))
             planned.digests, planned.chunk_xxh3 = source.digests, dict(source.chunk_xxh3)
             self._after.append(lambda: self.pipeline.put(lambda: self._complete(planned)))
         else:
-            planned.unit = dataclasses.replace(planned.unit, refs=refs)
+            mirrored = self._mirrors.find(job, planned)
+            planned.unit = dataclasses.replace(planned.unit, refs=() if mirrored else refs)
+            self._related[planned] = (
+                (Role.OTHER, (Related(Role.PARENT, *mirrored, ReferenceKind.TRANSPOSED),))
+                if mirrored
+                else self.relations.of(job, planned.unit)
+            )
+            for earlier in self._related[planned][1]:
+                earlier.planned.relied_on += 1
             self._after.append(lambda: self._put_chunks(job, planned))
+
+        self.relations.add(job, planned)
+
+    def _given(self, planned: Planned, chunk: int) -> Given:
+        """What a chunk may be coded with: tiles of parents, and of other units as their sources are now."""
+        role, related = self._related.get(planned, (Role.OTHER, ()))
+        parents = [ref for ref in planned.unit.refs if ref.kind == ReferenceKind.PARENT]
+        relied: dict[tuple[Planned, int], int] = {}
+
+        def tile(index: int) -> memoryview:
+            if index < len(parents):
+                assert self._lineage is not None
+                return self._lineage.tile(planned.unit, chunk, parents[index])
+            data, seen = related[index - len(parents)].tile(planned.unit, chunk)
+            relied.update(seen)
+            return data
+
+        if related:
+            try:
+                tiles: Sequence[memoryview] = [tile(index) for index in range(len(parents) + len(related))]
+            except (ArzError, OSError, ValueError):  # gone by now, or cut short
+                related, relied = (), {}
+        if not related:
+            tiles = References(len(parents), tile) if parents else ()
+        half = next((r.planned.unit.dtype for r in related if r.role == Role.HALF), "")
+        roles = (Role.PARENT,) * len(parents) + tuple(r.role for r in related)
+        ctx = dataclasses.replace(context(planned.unit, chunk, tiles), role=role, roles=roles, half=half)
+        return Given(ctx, relied, tiles[: len(parents)] if related else tiles)
 
     def queue(self) -> None:
         """Queue what was taken on."""
@@ -112,13 +154,19 @@ class UnitCoder:
         self.pipeline.put(lambda: self._end(planned, hashers))
 
     def _begin(self, announced: Sequence[Planned]) -> None:
+        for number, planned in enumerate(announced, len(self.writer.state.units)):
+            planned.number = number
+            self._units[number] = planned
+            refs = tuple(
+                Reference(earlier.kind, earlier.planned.number, 0, planned.unit.elements)
+                for earlier in self._related.get(planned, (Role.OTHER, ()))[1]
+            )
+            planned.unit = dataclasses.replace(planned.unit, refs=planned.unit.refs + refs)
         units = [planned.unit for planned in announced]
         if self._lineage is not None:
             self._lineage.announce(self.writer, units)
         first = self.writer.add_units(units)
-        for number, planned in enumerate(announced, first):
-            planned.number = number
-            self._units[number] = planned
+        assert first == announced[0].number
 
     def _coded(self, data: Buffer, hashers: MemberDigests) -> None:
         hashers.update(data)
@@ -179,7 +227,7 @@ class UnitCoder:
     def code_again(self, job: FileJob, changed: Iterable[tuple[Planned, list[int]]]) -> None:
         """The source of these chunks is not what it was."""
         for planned, chunks in changed:
-            if planned.duplicates or not planned.unit.has_chunks:
+            if planned.relied_on or not planned.unit.has_chunks:
                 self._replace(job, planned)
                 continue
             self._unfinished.add(planned)
@@ -208,7 +256,7 @@ class UnitCoder:
         fresh = Planned(dataclasses.replace(planned.unit, refs=()), planned.extents)
         source = planned.unit.duplicate_of
         if source is not None:
-            self._units[source].duplicates -= 1
+            self._units[source].relied_on -= 1
         self.code(job, fresh)
         job.replace_unit(planned, fresh)
 
@@ -247,7 +295,7 @@ class UnitCoder:
         try:
             if xxh3_64(payload) != entry.stored_xxh3:
                 raise CorruptError("what was written is not what is read back")
-            ctx = context(unit, chunk, self.pipeline.references(unit, chunk))
+            ctx = context(unit, chunk, self._written(reader, unit, chunk))
             registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
@@ -255,3 +303,34 @@ class UnitCoder:
             raise CorruptError(
                 f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
             ) from error
+
+    def _written(self, reader: RangeReader, unit: Unit, chunk: int) -> Sequence[memoryview]:
+        """The tiles that a chunk was coded against, as a reader of the archive finds them."""
+
+        def tile(index: int) -> memoryview:
+            ref = unit.refs[index]
+            if ref.kind == ReferenceKind.UNIT:
+                return self._decoded(reader, ref.source, chunk)
+            if ref.kind == ReferenceKind.TRANSPOSED:
+                chunks = range(self.writer.state.units[ref.source].chunk_count)
+                data = b"".join(self._decoded(reader, ref.source, i) for i in chunks)
+                return columns_of(np.frombuffer(data, np.uint8), unit, chunk).data
+            assert self._lineage is not None
+            return self._lineage.tile(unit, chunk, ref)
+
+        return References(len(unit.refs), tile) if unit.refs else ()
+
+    def _decoded(self, reader: RangeReader, number: int, chunk: int) -> memoryview:
+        """A chunk of a unit that another one is coded against, from the archive."""
+        unit = self.writer.state.units[number]
+        if unit.duplicate_of is not None:  # it has the same shape, and so the same chunks
+            return self._decoded(reader, unit.duplicate_of, chunk)
+        if unit.inherited is not None:
+            assert self._lineage is not None
+            return self._lineage.tile(unit, chunk, unit.inherited)
+        entry = self.writer.state.chunks[number][chunk]
+        payload, out = memoryview(bytearray(entry.stored)), memoryview(bytearray(entry.decoded))
+        reader.read_into(entry.offset + HEADER_BYTES, payload)
+        ctx = context(unit, chunk, self._written(reader, unit, chunk))
+        registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
+        return out.toreadonly()

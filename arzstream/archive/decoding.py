@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
+from arzstream.archive.mirrors import turned
 from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
@@ -125,7 +126,12 @@ class Decoder:
         rows, cols = (tile.row0, tile.row1), (tile.col0, tile.col1)
 
         def fill(out: np.ndarray) -> None:
-            rectangle_into(self, ref.source, ref.start, unit.shape[1], rows, cols, out)
+            if ref.kind != ReferenceKind.TRANSPOSED:
+                rectangle_into(self, ref.source, ref.start, unit.shape[1], rows, cols, out)
+                return
+            flat = np.empty(len(out), np.uint8)
+            rectangle_into(self, ref.source, 0, unit.shape[0], cols, rows, flat)
+            out[...] = turned(flat, cols[1] - cols[0], source.type.itemsize)
 
         key = (id(self.directory), ref, unit.shape, rows, cols)
         return self._tiles.get(key, tile.elements * source.type.itemsize, fill)

@@ -19,7 +19,7 @@ import numpy as np
 from arzstream.archive.ancestry import Ancestor, Ancestry, SearchPath
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.plan import SMALL_BYTES, Planned, ReadAt
-from arzstream.archive.references import Match, ParentTensors, References, Tensors, covers, fill, matches
+from arzstream.archive.references import Match, ParentTensors, Tensors, covers, fill, matches
 from arzstream.container.records import Parent, Reference, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, StorageError
@@ -115,14 +115,11 @@ class Lineage:
         while used and len(writer.state.parents) <= max(used):
             writer.add_parent(self._sources[len(writer.state.parents)].record)
 
-    def tiles(self, unit: Unit, chunk: int) -> Sequence[memoryview]:
-        """The tiles of the references of ``unit`` where ``chunk`` is."""
-        if not any(ref.kind == ReferenceKind.PARENT for ref in unit.refs):
-            return ()
-        return References(len(unit.refs), lambda index: self._tile(unit, chunk, unit.refs[index]))
+    def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        """The tile of ``ref``, one to a parent, where ``chunk`` of ``unit`` is.
 
-    def _tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
-        """Each is asked for twice, when a chunk is coded and when it is proved: what is decoded is kept in between."""
+        Each is asked for twice, when a chunk is coded and when it is proved: what is decoded is kept in between.
+        """
         key = (ref.source, ref.start, unit.dtype, unit.shape, unit.grid, unit.members, chunk)
         with self._lock:
             kept = self._kept.pop(key, None)

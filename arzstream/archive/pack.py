@@ -162,7 +162,8 @@ class _Work:
                 jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
             ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
             stack.callback(_end_hashing, stop, ahead)  # before the sources are closed
-            for _, source, _, job in jobs:
+            # Stable: the order is that of the paths, but for files whose tensors are coded against those of others.
+            for _, source, _, job in sorted(jobs, key=lambda item: builder.turn(item[3], item[1].size)):
                 builder.plan(job, source.size, final=True)
             for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
                 if reader is not None:

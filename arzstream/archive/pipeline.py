@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -11,15 +12,27 @@ import numpy as np
 
 from arzstream.archive.plan import Buffer, Planned, ReadAt
 from arzstream.archive.references import context
+from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import encode_best
+from arzstream.codec.roles import Role
 from arzstream.container.records import Member, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
 from arzstream.kernels.memory import PAYLOADS
 
-__all__ = ["MemberDigests", "Pipeline", "gathered"]
+__all__ = ["Given", "MemberDigests", "Pipeline", "gathered"]
 
 GATHER_BYTES = 16 << 20
+
+
+class Given(NamedTuple):
+    """What a chunk may be coded with; and the XXH3-64 of chunks of other units of the archive, as their sources are,
+    which must be what was coded."""
+
+    ctx: ChunkContext
+    relied: dict[tuple[Planned, int], int]
+    parents: Sequence[memoryview] = ()
+    """The references that are not of this archive."""
 
 
 class _Encoded(NamedTuple):
@@ -27,6 +40,7 @@ class _Encoded(NamedTuple):
     xxh3: int
     codec: int
     payload: bytes | memoryview
+    given: Given
 
 
 class Pipeline:
@@ -38,8 +52,8 @@ class Pipeline:
 
     def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int) -> None:
         self.writer = writer
-        self.references: Callable[[Unit, int], Sequence[memoryview]] = lambda unit, chunk: ()
-        """The tiles that a chunk of a unit may be coded against."""
+        self.given: Callable[[Planned, int], Given] = lambda planned, chunk: Given(context(planned.unit, chunk), {})
+        """What a chunk may be coded with."""
         self._profile = profile
         self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
         self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = (
@@ -65,7 +79,11 @@ class Pipeline:
 
         def write(encoded: _Encoded | None) -> None:
             assert encoded is not None
-            data, xxh3, codec, payload = encoded
+            data, xxh3, codec, payload, given = encoded
+            if any(source.chunk_xxh3.get(place) != seen for (source, place), seen in given.relied.items()):
+                # The source of another unit changed after that was coded; that change will be found, too.
+                alone = dataclasses.replace(given.ctx, references=given.parents, role=Role.OTHER, roles=())
+                codec, payload = encode_best(memoryview(data), alone, self._profile)
             self.writer.add_chunk(planned.number, chunk, codec, payload, len(data), xxh3)
             planned.chunk_xxh3[chunk] = xxh3
             done(data)
@@ -105,9 +123,9 @@ class Pipeline:
     def _encode(self, planned: Planned, chunk: int, read_at: ReadAt) -> _Encoded:
         data = planned.read_chunk(read_at, chunk)
         xxh3 = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
-        ctx = context(planned.unit, chunk, self.references(planned.unit, chunk))
-        codec, payload = encode_best(memoryview(data), ctx, self._profile)
-        return _Encoded(data, xxh3, codec, payload)
+        given = self.given(planned, chunk)
+        codec, payload = encode_best(memoryview(data), given.ctx, self._profile)
+        return _Encoded(data, xxh3, codec, payload, given)
 
     def _step(self) -> None:
         cost, future, action = self._queue.popleft()

@@ -56,8 +56,8 @@ class Planned:
     number: int = -1
     digests: tuple[bytes, ...] = ()
     chunk_xxh3: dict[int, int] = dataclasses.field(default_factory=dict)
-    duplicates: int = 0
-    """How many units duplicate this one."""
+    relied_on: int = 0
+    """How many units duplicate this one, or may be coded against it."""
     abandoned: bool = False
     """Something failed while it was coded, in part or again: it does not count, its bytes are coded anew."""
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -136,6 +137,7 @@ class _Rebase:
         """Code all units that files name; returns the new number of each."""
         directory, coded, held = self._source.directory, {}, 0
         owners = {p.unit: r.path for _, r in reversed(directory.files) for p in r.recipe if isinstance(p, Piece)}
+        self._announce(owners)
         for number in sorted(owners):
             entry = directory.by_number[number]
             unit = dataclasses.replace(entry.unit, refs=(), models=())
@@ -153,6 +155,15 @@ class _Rebase:
             if not directory.by_number[number].agrees(planned.digests):
                 raise CorruptError(f"{self._source.name}: unit {number} does not decode to what was coded (BLAKE3)")
         return {number: planned.number for number, planned in coded.items()}
+
+    def _announce(self, owners: Mapping[int, bytes]) -> None:
+        """What each file holds, in its order."""
+        tensors: dict[bytes, list[tuple[str, tuple[int, ...]]]] = {}
+        for number, path in owners.items():
+            members = self._source.directory.by_number[number].unit.members
+            tensors.setdefault(path, []).extend((m.name, m.shape) for m in members if m.name is not None)
+        for path, found in tensors.items():
+            self._coder.relations.announce(path, found)
 
     def _count(self, nbytes: int) -> None:
         self._done += nbytes

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from arzstream.codec.dtypes import DType
+from arzstream.codec.roles import Role
 
 __all__ = ["ChunkContext", "Codec"]
 
@@ -22,6 +23,20 @@ class ChunkContext:
     """Decoded bytes of the same tile of the unit's references, in order; one is decoded when it is looked at."""
     models: tuple[bytes, ...] = ()
     """Decoded MODEL payloads of the unit, in order."""
+    role: Role = Role.OTHER
+    """For encoders, who must not believe it: what the elements are."""
+    roles: tuple[Role, ...] = ()
+    """The same of each reference; empty where all are parents."""
+
+    half: str = ""
+    """The dtype of the reference that is in half precision."""
+
+    def parents(self) -> Sequence[memoryview]:
+        """The references that are the same tensor earlier."""
+        if not self.roles:
+            return self.references
+        count = next((i for i, role in enumerate(self.roles) if role != Role.PARENT), len(self.roles))
+        return self.references[:count]
 
 
 class Codec(Protocol):

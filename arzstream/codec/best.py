@@ -14,8 +14,10 @@ from arzstream.codec.delta_ctx import encode_delta
 from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
+from arzstream.codec.optim_ctx import encode_optim
 from arzstream.codec.quant_blocks import encode_blocks
 from arzstream.codec.registry import get
+from arzstream.codec.roles import Role
 from arzstream.codec.zstd import STRIDES, encode_planes
 
 __all__ = ["PROFILES", "Profile", "encode_best"]
@@ -78,7 +80,7 @@ PROFILES = {
     "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
 }
 
-RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX = 0, 1, 3, 4, 5, 6, 7, 8
+RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX, OPTIM_CTX = 0, 1, 3, 4, 5, 6, 7, 8, 9
 PIECE, SAMPLE_MIN_PIECES, SAMPLE_PIECES = 2048, 16, 1 << 17
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and one for each 2^17 bytes of a large chunk."""
 FAST_PIECE, FAST_GAIN = 512, 0.03
@@ -86,6 +88,8 @@ FAST_PIECE, FAST_GAIN = 512, 0.03
 FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 CLEARLY = 0.9
 """A payload below this share of what a sample says that other codecs take needs no comparison with them."""
+GIVEN_SAMPLE, BETTER = 1 << 15, 0.95
+"""Elements that tell what coding against the parents takes; a payload below this share of that is as good as less."""
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
 RAW_GAIN = 0.99
@@ -178,20 +182,57 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     const = get(CONST).encode(data, ctx)
     if const is not None:
         return CONST, const
-    changes = encode_delta(data, ctx) if ctx.references else None
-    if changes is None:
+    codec, given = _encode_given(data, ctx) if ctx.references else (RAW, None)
+    if given is None:
         return _encode_alone(data, ctx, wish)
-    limit = len(changes) / (1 - wish.delta_gain)
+    limit = len(given) / (1 - wish.delta_gain)
     if limit < CLEARLY * _alone_share(data, ctx) * len(data):
-        return DELTA_CTX, changes
+        return codec, given
     alone_id, alone = _encode_alone(data, ctx, wish)
-    return (DELTA_CTX, changes) if limit < len(alone) else (alone_id, alone)
+    return (codec, given) if limit < len(alone) else (alone_id, alone)
+
+
+def _encode_given(data: memoryview, ctx: ChunkContext) -> tuple[int, bytes | None]:
+    """The better of the codecs that use references: what the rest of the checkpoint tells, or the parents alone."""
+    parents = dataclasses.replace(ctx, references=ctx.parents(), role=Role.OTHER, roles=())
+    if ctx.role == Role.OTHER or (parents.references and _same(parents.references[0], data)):
+        return DELTA_CTX, encode_delta(data, parents)
+    state = encode_optim(data, ctx)
+    if not parents.references:
+        return OPTIM_CTX, state
+    if state is not None:
+        some, few = _first_rows(data, parents)
+        sampled = encode_delta(some, few)
+        if sampled is None or len(state) < BETTER * len(sampled) * len(data) / len(some):
+            return OPTIM_CTX, state
+    changes = encode_delta(data, parents)
+    if state is not None and (changes is None or len(state) < len(changes)):
+        return OPTIM_CTX, state
+    return DELTA_CTX, changes
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
+    if one[:PIECE] != other[:PIECE]:
+        return False
+    return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
+
+
+def _first_rows(data: memoryview, ctx: ChunkContext) -> tuple[memoryview, ChunkContext]:
+    """Rows enough to tell what the whole takes, about; from the middle, where there are more."""
+    rows = max(1, GIVEN_SAMPLE // ctx.cols)
+    if rows >= ctx.rows:
+        return data, ctx
+    first, row_bytes = (ctx.rows - rows) // 2, ctx.cols * ctx.dtype.itemsize
+    part = slice(first * row_bytes, (first + rows) * row_bytes)
+    return data[part], dataclasses.replace(ctx, rows=rows, references=[ref[part] for ref in ctx.references])
 
 
 def _alone_share(data: memoryview, ctx: ChunkContext) -> float:
     """What share of ``data`` would about be left without references, by a sample without rows."""
     some = _sample(data, PIECE)
-    row = dataclasses.replace(ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=())
+    row = dataclasses.replace(
+        ctx, rows=1, cols=len(some) // ctx.dtype.itemsize, references=(), role=Role.OTHER, roles=()
+    )
     alone = _encode_alone(some, row, PROFILES["fast"])
     return len(alone[1]) / len(some)
 

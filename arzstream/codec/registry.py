@@ -21,6 +21,7 @@ _OURS = {
     6: ("quant_blocks", "QuantBlocks"),
     7: ("dequantised", "Dequantised"),
     8: ("delta_ctx", "DeltaCtx"),
+    9: ("optim_ctx", "OptimCtx"),
 }
 """Name of the codec, which is that of its module, and its class there."""
 

@@ -123,16 +123,16 @@ class Member:
 
 class ReferenceKind:
     """``kind`` of a reference: a unit, or a parent's tensors, to code against; the unit that this one duplicates; the
-    parent's tensors whose bytes these are."""
+    parent's tensors whose bytes these are; a unit, transposed, to code against."""
 
-    UNIT, PARENT, DUPLICATE, INHERITED = range(4)
+    UNIT, PARENT, DUPLICATE, INHERITED, TRANSPOSED = range(5)
     OF_PARENTS = frozenset({PARENT, INHERITED})
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """``count`` elements from ``start`` on of unit ``source`` (kinds 0 and 2); or, of parent ``source``, the tensors of
-    file ``start``, files counted by path, that are called as those of this unit of ``count`` elements (1 and 3)."""
+    """``count`` elements from ``start`` on of unit ``source`` (kinds 0, 2 and 4); or, of parent ``source``, the tensors
+    of file ``start``, files counted by path, that are called as those of this unit of ``count`` elements (1 and 3)."""
 
     kind: int
     source: int
@@ -307,7 +307,7 @@ def units_of_frame(value: Any, limits: Limits = DEFAULT_LIMITS) -> list[Unit]:
 
 def _reference(value: Any) -> Reference:
     kind, source, start, count = (_natural(n, "a reference") for n in _array(value, "a reference", 4))
-    if kind > ReferenceKind.INHERITED:
+    if kind > ReferenceKind.TRANSPOSED:
         raise CorruptError("a reference is of an unknown kind")
     return Reference(kind, source, start, count)
 

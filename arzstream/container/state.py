@@ -269,6 +269,12 @@ def check_references(number: int, unit: Unit, units: Mapping[int, Unit], models:
         source = units.get(ref.source)
         if source is None or ref.source >= number or ref.start + ref.count > source.elements:
             raise CorruptError(f"unit {number} refers to a unit, or elements of one, that is not there before it")
+        if ref.kind == ReferenceKind.TRANSPOSED and (ref.start, ref.count, source.elements) != (
+            0,
+            unit.elements,
+            unit.elements,
+        ):
+            raise CorruptError(f"unit {number} refers to the transposed of a unit that is not as large")
         if unit.duplicate_of is not None and (not source.has_chunks or source.dtype != unit.dtype):
             raise CorruptError(f"unit {number} duplicates a unit that it cannot duplicate")
 

@@ -180,5 +180,6 @@ NB_MODULE(_native, m) {
   m.def("float_fast_decode", &float_fast_decode);
   bind_context(m);
   bind_delta(m);
+  bind_optim(m);
   bind_records(m);
 }

@@ -45,6 +45,7 @@ class Scratch {
 
 void bind_context(nb::module_& m);
 void bind_delta(nb::module_& m);
+void bind_optim(nb::module_& m);
 void bind_records(nb::module_& m);
 
 }  // namespace arz_python

@@ -192,6 +192,49 @@ struct DeltaDecode {
   uint8_t* out;
 };
 
+// ---- optimiser state
+
+constexpr size_t kOptimCells = 1024;
+
+enum Halves : unsigned { kHalfNone = 0, kHalfBrain = 1, kHalfIeee = 2 };
+
+// count binary32 numbers each; moment and square may be null. factors: of the parent, of the step, and what is added to
+// the root of a square.
+struct OptimPredict {
+  const uint8_t *parent, *moment, *square;
+  double factors[3];
+  size_t count;
+  uint8_t* out;
+};
+
+struct OptimRule {
+  bool scaled;                  // magnitudes in units of the roots of `expected`, or differences to it
+  unsigned raw, halves;         // low bits of a difference that are raw; what `halves` are
+  int32_t base;
+};
+
+// expected, before: binary32; before and halves may be null.
+struct OptimRefs {
+  const uint8_t *expected, *before, *halves;
+  Scales scales;
+};
+
+struct OptimDecode {
+  OptimRule rule;
+  OptimRefs refs;
+  size_t count;
+  const uint8_t* classes;       // of each cell
+  unsigned log_segment;
+  const uint16_t* freqs;        // 256 for each class, none for symbols that do not exist
+  size_t n_classes;
+  uint32_t* scratch;            // kSlots for each class
+  const uint8_t* payload;
+  size_t payload_size;
+  size_t symbols_at, raw_at;
+  const uint32_t *symbol_bytes, *raw_bytes;  // per segment
+  uint8_t* out;
+};
+
 // ---- records
 
 // Offsets of fields in a record, or -1: spec/registry.md, section 6.
@@ -269,6 +312,14 @@ struct Kernels {
   void (*delta_steps)(const DeltaSteps&, const uint8_t* symbols, uint16_t* cells, uint32_t* counts, size_t n_counts);
   size_t (*delta_raw)(const DeltaRaw&, const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
   int (*delta_decode)(const DeltaDecode&);
+
+  void (*optim_predict)(const OptimPredict&);
+  void (*optim_ratios)(const uint8_t* data, const uint8_t* squares, size_t count, uint16_t* fields);
+  void (*optim_count)(const OptimRule&, const OptimRefs&, const uint8_t* data, size_t count, uint8_t* symbols,
+                      uint16_t* cells, uint32_t* counts);
+  size_t (*optim_raw)(const OptimRule&, const OptimRefs&, const uint8_t* data, size_t count, unsigned log_segment,
+                      const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
+  int (*optim_decode)(const OptimDecode&);
 
   // `length` bytes of each of `count` records of `record` bytes; `data` is where they begin in the first
   void (*take_part)(const uint8_t* data, size_t count, size_t record, size_t length, uint8_t* out);
