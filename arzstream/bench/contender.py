@@ -172,8 +172,8 @@ class Chunked(BufferContender):
     """arzstream's codecs on the chunks that ``pack`` makes.
 
     Encoding includes the XXH3-64 of the chunk and of its payload; decoding checks both, as every read of an archive
-    does, and fills memory that is there already. Payloads lie where earlier ones have been, as in ``pack`` when some are
-    written: what was coded in the round before was let go of, as was every peer's.
+    does, and fills memory that is there already. Payloads lie where earlier ones have been, as in ``pack``: what was
+    coded in the round before was let go of, as was every peer's.
     """
 
     def cut(self, sample: Sample) -> list[Item]:
