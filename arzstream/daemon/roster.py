@@ -57,7 +57,8 @@ class Roster:
     def look_at_live(self, now: tuple[float, float]) -> bool:
         """Look at what is followed only; True if that is not enough."""
         for path, track in self.tracks.items():
-            if track.frozen or track.unreadable is not None or track.entry.state is State.BLOCKED:
+            # What only waits for its turn is looked at with everything else, and once more when it was coded.
+            if track.frozen or track.queued or track.unreadable is not None or track.entry.state is State.BLOCKED:
                 continue
             try:
                 track.update(self.census.one(path), now, trusted=self._clock.trusted)

@@ -91,6 +91,8 @@ class Steering:
             return
         if entry.state in (State.BLOCKED, State.GONE):
             self._move(track, State.SEEN)
+        if track.queued and self._must_wait(track, now[0]):
+            return
         try:
             if entry.state is State.SEEN and not self._may_begin(track):
                 return
