@@ -317,7 +317,7 @@ def test_units_are_coded_weights_first() -> None:
 
     layout = SafetensorsParser().update(lambda offset, length: data[offset : offset + length], len(data), True)
     by_layer = {"x": list(layout.storages)}
-    order = [s.views[0].name for _, storages in builder_module._in_order(by_layer) for s in storages]
+    order = [s.views[0].name for _, units in builder_module._in_order(by_layer, 1) for _, found in units for s in found]
     assert set(order[:2]) == {"a.w", "exp_avg.small"}
     assert order[2:] == ["exp_avg_sq.a.w", "exp_avg.a.w", "master.a.w"]
 
