@@ -848,12 +848,59 @@ def read_map(bits: Bits, count: int, limit: int) -> list[int]:
     for move in bits.scales(count):
         entry = (entry + move - 128) % 256
         entries.append(entry)
-    need(max(entries) < limit, "delta_ctx has an entry of a map that is out of range")
+    need(max(entries) < limit, "optim_ctx has an entry of a map that is out of range")
     return entries
 
 
-def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[bytes]) -> bytes:
-    """Codec 8. ``references``: decoded bytes of the same tile of the unit's references."""
+DELTA_INPUT_BITS = (6, 3, 3, 1, 3)
+
+
+class DeltaModel:
+    """A model of codec 8: what elements have how many leading bits, which class they are in, its tables."""
+
+    def __init__(self, data: bytes) -> None:
+        need(len(data) >= 8, "a model of delta_ctx is too short")
+        self.references, self.top, self.classes, _, tree_size, zero = struct.unpack_from("<4BHH", data)
+        need(
+            1 <= self.references <= 3 and self.top <= 4 and 1 <= self.classes <= 64, "a model has an impossible header"
+        )
+        need(zero == 0 and 8 + tree_size <= len(data), "a model has an impossible header")
+        self.inputs = (0, 2, 4, 5)[self.references]
+        bits = Bits(data[8 : 8 + tree_size])
+        self.tree = self._node(bits, [(0, (1 << n) - 1) for n in DELTA_INPUT_BITS])
+        bits.end()
+        bits = Bits(data[8 + tree_size :])
+        self.tables = [bits.table(self.top, 2, 1) for _ in range(self.classes)]
+        bits.end()
+        need(all(any(table) and not table[0] for table in self.tables), "a model has a table without a use")
+
+    def _node(self, bits: Bits, ranges: list[tuple[int, int]]) -> int | tuple:
+        """A class, or (input, threshold, node at most that, node above)."""
+        if not bits.number(1):
+            label = bits.number((self.classes - 1).bit_length())
+            need(label < self.classes, "a tree has a class that does not exist")
+            return label
+        asked = bits.number(3)
+        need(asked < self.inputs, "a tree asks for what is not known")
+        threshold = bits.number(DELTA_INPUT_BITS[asked]) if asked != 3 else 0
+        low, high = ranges[asked]
+        need(low <= threshold < high, "a tree has a split that splits nothing")
+        sides = []
+        for part in ((low, threshold), (threshold + 1, high)):
+            sides.append(self._node(bits, [*ranges[:asked], part, *ranges[asked + 1 :]]))
+        return (asked, threshold, *sides)
+
+    def class_of(self, inputs: list[int]) -> int:
+        node = self.tree
+        while isinstance(node, tuple):
+            node = node[3] if inputs[node[0]] > node[1] else node[2]
+        return node
+
+
+def decode_delta(
+    payload: bytes, length: int, dtype: str, references: Sequence[bytes], models: Sequence[bytes] = ()
+) -> bytes:
+    """Codec 8. ``references``: decoded bytes of the same tile of the unit's references; ``models``: of the unit."""
     is_float = dtype in FLOAT_FIELDS
     size, exponent_bits, mantissa_bits = FLOAT_FIELDS[dtype] if is_float else (ITEM_SIZE[dtype], 0, 0)
     need(size <= 4, f"delta_ctx does not apply to {dtype}")
@@ -863,19 +910,14 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     if payload == b"\0":
         return references[0]
     need(len(payload) >= 24, "a delta_ctx payload is too short")
-    used, top, log_segment, sides, base, first_exponent, exponents, step_base, n_groups, n_classes, zero = (
-        struct.unpack_from("<4Bh2Bb3B", payload)
-    )
-    row, scales_size, model_size = struct.unpack_from("<III", payload, 12)
-    need(1 <= used <= 2 and used <= len(references), "delta_ctx uses references that are not there")
-    need(len(references[used - 1]) == length, "delta_ctx has no grandparent")
-    limit = (width - top + 1) << (top + 1)
-    need(top <= 4 and limit <= 256, f"delta_ctx has {top} leading bits")
+    used, number, log_segment, sides, base, step_base, zero = struct.unpack_from("<4BhbB", payload)
+    row, exceptions, scales_size, model_size = struct.unpack_from("<IIII", payload, 8)
+    need(1 <= used <= 3 and used <= len(references), "delta_ctx uses references that are not there")
+    need(all(len(reference) == length for reference in references[:used]), "delta_ctx has a reference of another size")
     need(10 <= log_segment <= 24, f"delta_ctx has segments of 2^{log_segment}")
-    need(sides <= 3 and -4096 <= base <= 4095 and 1 <= exponents <= 16, "delta_ctx has an impossible header")
-    need(1 <= n_groups <= 64 and 1 <= n_classes <= 64, "delta_ctx has too many groups or classes, or none")
-    need(used == 2 or (n_groups == n_classes and step_base == 0), "delta_ctx has steps without a grandparent")
-    need(zero == 0 and row >= 1, "delta_ctx has an impossible header")
+    need(sides <= 3 and -4096 <= base <= 4095 and zero == 0 and row >= 1, "delta_ctx has an impossible header")
+    need(used > 1 or step_base == 0, "delta_ctx has steps without a second reference")
+    need(number <= len(models) and (number == 0 or model_size == 0), "delta_ctx has a model that does not exist")
 
     at = 24 + scales_size + model_size
     need(len(payload) >= at, "the models of delta_ctx are too long")
@@ -884,12 +926,10 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     cols = bits.scales(min(row, n)) if sides & 2 else []
     need(max(rows, default=0) + max(cols, default=0) <= 255, "delta_ctx has scales that are too large")
     bits.end()
-    bits = Bits(payload[24 + scales_size : at])
-    groups = read_map(bits, 64 * exponents, n_groups)
-    classes = read_map(bits, 16 * n_groups, n_classes) if used == 2 else []
-    tables = [bits.table(top, 2, 1) for _ in range(n_classes)]
-    bits.end()
-    need(not any(table[0] or any(table[limit:]) for table in tables), "delta_ctx has a symbol that does not exist")
+    model = DeltaModel(models[number - 1] if number else payload[24 + scales_size : at])
+    limit = (width - model.top + 1) << (model.top + 1)
+    need(model.references == used and limit <= 256, "delta_ctx has a model for something else")
+    need(not any(any(table[limit:]) for table in model.tables), "delta_ctx has a symbol that does not exist")
     need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a delta_ctx payload is not zero")
     at += -at % 8
 
@@ -898,43 +938,58 @@ def decode_delta(payload: bytes, length: int, dtype: str, references: Sequence[b
     sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(firsts))]
     symbols_at = at + 8 * len(firsts)
     raw_at = symbols_at + sum(symbols_size for symbols_size, _ in sizes)
-    need(raw_at + sum(raw_size for _, raw_size in sizes) == len(payload), "the streams of delta_ctx do not fill it")
+    patches_at = raw_at + sum(raw_size for _, raw_size in sizes)
+    need(patches_at + (4 + size) * exceptions == len(payload), "the streams of delta_ctx do not fill it")
+
+    def step(new: int, old: int) -> int:
+        change = ordered(new, width, is_float) - ordered(old, width, is_float)
+        return (change + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
+
+    def size_of(change: int, expected: int) -> int:
+        return max(1, min(abs(change).bit_length() - expected // 4 + step_base, 7)) if change else 0
 
     values = [[int.from_bytes(r[i * size : (i + 1) * size], "little") for i in range(n)] for r in references[:used]]
     out = bytearray()
     for first, (symbols_size, raw_size) in zip(firsts, sizes, strict=True):
         elements = range(first, min(n, first + (1 << log_segment)))
-        classes_of = []
+        classes, downwards = [], []
         for i in elements:
             p = values[0][i]
             e = max(p >> mantissa_bits & ((1 << exponent_bits) - 1), 1)
             scale = (rows[i // row] if rows else 0) + (cols[i % row] if cols else 0) + base - 4 * e
-            c = max(0, min(scale, 63))
-            k = groups[64 * max(0, min(e - first_exponent, exponents - 1)) + c]
-            if used == 2:
-                u = ordered(p, width, is_float) - ordered(values[1][i], width, is_float)
-                u = (u + (1 << (width - 1))) % (1 << width) - (1 << (width - 1))
-                h = 0
-                if u:
-                    h = max(1, min(abs(u).bit_length() - c // 4 + step_base, 7))
-                    h += 7 * ((u < 0) != (is_float and p >> (width - 1) == 1))
-                k = classes[16 * k + h]
-            classes_of.append(k)
+            inputs = [max(0, min(scale, 63)), (p << 3 >> mantissa_bits) & 7 if is_float else 0]
+            down = is_float and p >> (width - 1) == 1
+            if used >= 2:
+                u = step(p, values[1][i])
+                inputs += [size_of(u, inputs[0]), int(u != 0 and (u < 0) != down)]
+                down = u < 0 if u else down
+            if used == 3:
+                inputs.append(size_of(step(values[1][i], values[2][i]), inputs[0]))
+            classes.append(model.class_of(inputs))
+            downwards.append(down)
         stream = payload[symbols_at : symbols_at + symbols_size]
-        symbols = read_symbols(stream, classes_of, tables, lanes=32, word=16, precision=12)
+        symbols = read_symbols(stream, classes, model.tables, lanes=32, word=16, precision=12)
         raw = Bits(payload[raw_at : raw_at + raw_size])
-        for i, y in zip(elements, symbols, strict=True):
-            p, change = values[0][i], 0
+        for i, y, down in zip(elements, symbols, downwards, strict=True):
+            change = 0
             if y >= 2:
                 token = y // 2
-                r = max(0, (token >> top) - 1)
-                change = ((token - (r << top)) << r) + raw.number(r)
-                if (y % 2 == 1) != (is_float and p >> (width - 1) == 1):
+                r = max(0, (token >> model.top) - 1)
+                change = ((token - (r << model.top)) << r) + raw.number(r)
+                if (y % 2 == 1) != down:
                     change = -change
-            v = ordered((ordered(p, width, is_float) + change) % (1 << width), width, is_float)
+            v = ordered((ordered(values[0][i], width, is_float) + change) % (1 << width), width, is_float)
             out += v.to_bytes(size, "little")
         raw.end()
         symbols_at, raw_at = symbols_at + symbols_size, raw_at + raw_size
+    places = struct.unpack_from(f"<{exceptions}I", payload, patches_at)
+    need(
+        all(a < b for a, b in zip((-1, *places), (*places, n), strict=False)),
+        "exceptions of delta_ctx are out of order",
+    )
+    for k, place in enumerate(places):
+        patch_at = patches_at + 4 * exceptions + k * size
+        out[place * size : (place + 1) * size] = payload[patch_at : patch_at + size]
     return bytes(out)
 
 
@@ -1086,10 +1141,17 @@ def decode_optim(payload: bytes, length: int, dtype: str, references: Sequence[b
     return bytes(out)
 
 
-def decode_elements(codec: int, payload: bytes, length: int, dtype: str, references: Sequence[bytes] = ()) -> bytes:
+def decode_elements(
+    codec: int,
+    payload: bytes,
+    length: int,
+    dtype: str,
+    references: Sequence[bytes] = (),
+    models: Sequence[bytes] = (),
+) -> bytes:
     """The decoded bytes of a chunk. ``codec`` is a known one; ``length`` has been charged.
 
-    ``references``: decoded bytes of the same tile of the unit's references.
+    ``references``: decoded bytes of the same tile of the unit's references; ``models``: the unit's.
     """
     if codec == RAW:
         need(len(payload) == length, "a raw payload has another length than its decoded bytes")
@@ -1106,7 +1168,7 @@ def decode_elements(codec: int, payload: bytes, length: int, dtype: str, referen
     if codec == DEQUANTISED:
         return decode_dequantised(payload, length, dtype)
     if codec == DELTA_CTX:
-        return decode_delta(payload, length, dtype, references)
+        return decode_delta(payload, length, dtype, references, models)
     if codec == OPTIM_CTX:
         return decode_optim(payload, length, dtype, references)
     return decode_float_fast(payload, length, dtype)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import optim_fit
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_classes import fold
+from arzstream.codec.cell_classes import fold
 from arzstream.codec.roles import Role
 from arzstream.codec.scales import COLUMN_SAMPLE, log2_eighths, rice_parameters
 from arzstream.kernels import context, delta, optim

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_classes import MAX_CLASSES, fold, map_moves, unfold_moves
+from arzstream.codec.cell_classes import MAX_CLASSES, fold, map_moves, unfold_moves
 from arzstream.codec.float_ctx import row_length
 from arzstream.codec.optim_choice import NOTHING, Choice, choose, expectation, with_rice
 from arzstream.codec.optim_fit import LARGEST

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.errors import CorruptError
-from arzstream.kernels.api import check, kernels
+from arzstream.kernels.api import SLOTS, check, kernels
 
 __all__ = [
-    "SCALES",
-    "STEPS",
-    "ZERO",
-    "Cells",
+    "EARLIER_BITS",
+    "MANTISSA_BITS",
+    "MAX_REFERENCES",
+    "SCALE_BITS",
+    "STEP_BITS",
+    "UNCHANGED",
     "Elements",
-    "delta_count",
+    "Rule",
+    "cell_bits",
+    "delta_cells",
+    "delta_classes",
     "delta_decode",
     "delta_fields",
     "delta_raw",
-    "delta_steps",
+    "rans_tables",
     "symbol_limit",
 ]
 
@@ -28,9 +34,11 @@ U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
 
-SCALES, STEPS = 64, 16
-"""Cells of scales for each exponent, and of steps for each group."""
-ZERO = 1
+SCALE_BITS, MANTISSA_BITS, STEP_BITS, EARLIER_BITS = 6, 3, 4, 3
+"""Bits of a cell, lowest first: expected size of the change, the parent's mantissa, the change before, the one before
+that."""
+MAX_REFERENCES = 3
+UNCHANGED = 1
 """The symbol of what did not change."""
 
 
@@ -48,20 +56,19 @@ class Elements:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
-    """How elements are sorted into cells: rows of ``row_len``, logarithms of the scales of rows and columns (empty
-    where there are none), what is added to their sum, the first exponent of its own and how many there are."""
+class Rule:
+    """What cells are made with: rows of ``row_len``, logarithms of the scales of changes of rows and columns (empty
+    where there are none), what is added to their sum, and what is added to the size of the changes before."""
 
     row_len: int
     rows: U8
     cols: U8
     base: int
-    first: int
-    exponents: int
+    step_base: int
 
     @property
-    def arguments(self) -> tuple[int, U8, U8, int, int, int]:
-        return self.row_len, self.rows, self.cols, self.base, self.first, self.exponents
+    def arguments(self) -> tuple[int, U8, U8, int, int]:
+        return self.row_len, self.rows, self.cols, self.base, self.step_base
 
 
 def symbol_limit(itemsize: int, top: int) -> int:
@@ -69,29 +76,34 @@ def symbol_limit(itemsize: int, top: int) -> int:
     return (8 * itemsize - top + 1) << (top + 1)
 
 
+def cell_bits(references: int) -> int:
+    """Bits of a cell, with so many references."""
+    return SCALE_BITS + MANTISSA_BITS + STEP_BITS * (references > 1) + EARLIER_BITS * (references > 2)
+
+
 def delta_fields(data: U8, parent: U8, kind: Elements) -> U16:
-    """Sizes of changes as floats with two bits of mantissa: absolute ones, in units that only the type knows."""
+    """Sizes of changes: the exponent and two bits of mantissa of their binary32; 0 of what is no number. Types whose
+    bias is not half their exponents have all of them off by the same power of two."""
     fields = np.empty(len(data) // kind.itemsize, np.uint16)
     kernels().delta_fields(data, parent, *kind.arguments, fields)
     return fields
 
 
-def delta_count(data: U8, parent: U8, kind: Elements, top: int, cells: Cells) -> tuple[U8, U16, U32]:
-    """(symbols, cells of scales, counts of shape (cells, 256))."""
+def delta_cells(data: U8, references: Sequence[U8], kind: Elements, top: int, rule: Rule) -> tuple[U8, U16]:
+    """(symbols, cells) of all elements."""
     count = len(data) // kind.itemsize
-    symbols, found = np.empty(count, np.uint8), np.empty(count, np.uint16)
-    counts = np.empty(256 * SCALES * cells.exponents, np.uint32)
-    kernels().delta_count(data, parent, *kind.arguments, top, *cells.arguments, symbols, found, counts)
-    return symbols, found, counts.reshape(-1, 256)
+    symbols, cells = np.empty(count, np.uint8), np.empty(count, np.uint16)
+    kernels().delta_cells(data, list(references), *kind.arguments, top, *rule.arguments, symbols, cells)
+    return symbols, cells
 
 
-def delta_steps(
-    parent: U8, grandparent: U8, kind: Elements, step_base: int, groups: U8, n_groups: int, symbols: U8, cells: U16
-) -> U32:
-    """Cells of scales become those of ``groups`` and the step before, in place; counts of shape (cells, 256)."""
-    counts = np.empty(256 * STEPS * n_groups, np.uint32)
-    kernels().delta_steps(parent, grandparent, *kind.arguments, step_base, groups, symbols, cells, counts)
-    return counts.reshape(-1, 256)
+def delta_classes(cells: U16, symbols: U8, class_of: U8, freqs: U16, most: int) -> tuple[U8, U32] | None:
+    """(classes of all elements, the numbers of those whose symbol has no frequency there), None if these are more than
+    ``most``. Their symbols become the likeliest of their class, in place."""
+    classes, exceptions = np.empty(len(cells), np.uint8), np.empty(most, np.uint32)
+    stand_ins = freqs.argmax(axis=1).astype(np.uint8)
+    found = kernels().delta_classes(cells, class_of, freqs.reshape(-1), stand_ins, symbols, classes, exceptions)
+    return (classes, exceptions[:found]) if found <= most else None
 
 
 def delta_raw(
@@ -104,37 +116,34 @@ def delta_raw(
     return out[:written], raw_bytes
 
 
+def rans_tables(freqs: U16) -> U32:
+    """What :func:`delta_decode` looks symbols up in; ``freqs``: shape (classes, 256). Raises CorruptError unless each
+    class's sum to 4096, none as much."""
+    slots = np.empty(SLOTS * len(freqs), np.uint32)
+    if not kernels().rans_tables(np.ascontiguousarray(freqs).reshape(-1), slots):
+        raise CorruptError("a frequency table has a wrong sum; the chunk is damaged")
+    return slots
+
+
 def delta_decode(
     payload: U8,
-    parent: U8,
-    grandparent: U8,
+    references: Sequence[U8],
     kind: Elements,
     top: int,
     log_segment: int,
-    cells: Cells,
-    step_base: int,
-    groups: U8,
-    classes: U8,
-    freqs: U16,
+    rule: Rule,
+    class_of: U8,
+    slots: U32,
     places: tuple[int, int],
     symbol_bytes: U32,
     raw_bytes: U32,
     out: U8,
 ) -> None:
-    """Decode a chunk of codec ``delta_ctx`` into ``out``.
+    """Decode the symbols and raw bits of a chunk of codec ``delta_ctx`` into ``out``.
 
-    ``groups``: of each cell of scales. ``classes``: of each group and step; empty without a grandparent, when groups
-    are classes. ``freqs``: shape (classes, 256). ``places`` are the offsets of the symbol and raw streams. Raises
-    CorruptError.
+    ``class_of``: of each cell. ``slots``: of :func:`rans_tables`, in which only symbols that exist have slots.
+    ``places`` are the offsets of the symbol and raw streams. Raises CorruptError.
     """
-    steps = len(classes) > 0
-    if int(groups.max()) >= (len(classes) // STEPS if steps else len(freqs)) or (
-        steps and int(classes.max()) >= len(freqs)
-    ):
-        raise CorruptError("a delta_ctx chunk has a class that does not exist; the chunk is damaged")
-    if freqs[:, 0].any() or freqs[:, symbol_limit(kind.itemsize, top) :].any():
-        raise CorruptError("a delta_ctx chunk has a symbol that does not exist; the chunk is damaged")
-    settings = (*kind.arguments, top, log_segment, *cells.arguments, step_base)
-    model = (groups, classes, np.ascontiguousarray(freqs).reshape(-1))
+    settings = (*kind.arguments, top, log_segment, *rule.arguments)
     streams = (*places, symbol_bytes, raw_bytes)
-    check(kernels().delta_decode(payload, parent, grandparent, *settings, *model, *streams, out))
+    check(kernels().delta_decode(payload, list(references), *settings, class_of, slots, *streams, out))

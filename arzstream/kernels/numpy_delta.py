@@ -5,6 +5,7 @@ Functions, arguments and results are those of the native module; ``delta.py`` ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from arzstream.kernels.numpy_context import rans_ctx_decode
 from arzstream.kernels.numpy_reference import OK
 
-__all__ = ["delta_count", "delta_decode", "delta_fields", "delta_raw", "delta_steps"]
+__all__ = ["delta_cells", "delta_classes", "delta_decode", "delta_fields", "delta_raw", "rans_tables"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -22,9 +23,11 @@ I64 = NDArray[np.int64]
 
 BAD_RAW = 6  # as in kernels.h
 FIELD_TOP = 2
-"""Bits below the leading one in the fields of changes."""
-SCALES, STEPS = 64, 16
-"""Cells of scales, and of steps; of the latter one is never used."""
+"""Bits of mantissa in the fields of changes."""
+SLOTS = 4096
+SCALES, STEPS = 64, 7
+"""Expected sizes of changes, and sizes of those before."""
+TOO_MANY = 2**64 - 1
 
 
 class _Type(NamedTuple):
@@ -65,35 +68,68 @@ def _exponents(data: U8, kind: _Type) -> I64:
     return exponents
 
 
+def _numbers(data: U8, kind: _Type) -> NDArray[np.float32]:
+    """Elements as binary32, but for a power of two in types whose bias is not half their exponents."""
+    values = data.view(f"<u{kind.itemsize}").astype(np.uint32)
+    sign = values >> np.uint32(kind.width - 1) << np.uint32(31)
+    magnitude = (values & np.uint32((1 << kind.width - 1) - 1)) << np.uint32(23 - kind.mantissa_bits)
+    bias = (1 << kind.exponent_bits - 1) - 1
+    numbers: NDArray[np.float32] = (magnitude | sign).view(np.float32) * np.float32(2.0 ** (127 - bias))
+    return numbers
+
+
 def delta_fields(data: U8, parent: U8, itemsize: int, exponent_bits: int, mantissa_bits: int, fields: U16) -> None:
-    """Sizes of changes as small floats: exponent and FIELD_TOP bits; 0 where nothing changed."""
+    """Sizes of changes: exponent and FIELD_TOP bits of mantissa of their binary32; 0 of what is no number."""
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
-    size = np.abs(_signed(_ordered(data, kind) - _ordered(parent, kind), kind))
-    length = _bit_lengths(size)
-    below = size << FIELD_TOP >> np.maximum(length - 1, 0) & (1 << FIELD_TOP) - 1
-    fields[...] = np.where(size, _exponents(parent, kind) + length << FIELD_TOP | below, 0)
+    if exponent_bits:
+        with np.errstate(invalid="ignore", over="ignore"):
+            size = np.abs(_numbers(data, kind) - _numbers(parent, kind))
+    else:
+        change = np.abs(_signed(_ordered(data, kind) - _ordered(parent, kind), kind))
+        size = (change & 0x7FFFFFFF).astype(np.float32)
+    found = size.view(np.uint32) >> np.uint32(23 - FIELD_TOP)
+    fields[...] = np.where(found < 255 << FIELD_TOP, found, 0)
 
 
-def _scale_cells(
-    parent: U8, kind: _Type, row_len: int, rows: U8, cols: U8, base: int, first: int, exponents: int
-) -> U16:
-    """Of each element the expected size of its change, in quarters of an octave, and its parent's exponent."""
+class _Known(NamedTuple):
+    """What is known of elements: their cells, and whether what is expected lowers the ordered integer."""
+
+    cells: U16
+    lowering: NDArray[np.bool_]
+
+
+def _known(
+    references: Sequence[U8], kind: _Type, row_len: int, rows: U8, cols: U8, base: int, step_base: int
+) -> _Known:
+    parent = references[0]
     at = np.arange(len(parent) // kind.itemsize)
-    exponent = _exponents(parent, kind)
-    scale = base - 4 * exponent
+    scale = base - 4 * _exponents(parent, kind)
     if len(rows):
         scale += rows[at // row_len]
     if len(cols):
         scale += cols[at % row_len]
-    cells = np.clip(exponent - first, 0, exponents - 1) * SCALES + np.clip(scale, 0, SCALES - 1)
-    return cells.astype(np.uint16)
+    scale = np.clip(scale, 0, SCALES - 1)
+    cells = scale | _mantissas(parent, kind) << 6
+    lowering = _negative(parent, kind)
+    if len(references) > 1:
+        step = _signed(_ordered(parent, kind) - _ordered(references[1], kind), kind)
+        size = np.clip(_bit_lengths(np.abs(step)) - (scale >> 2) + step_base, 1, STEPS)
+        cells |= np.where(step != 0, size | ((step < 0) ^ lowering).astype(np.int64) << 3, 0) << 9
+        lowering = np.where(step != 0, step < 0, lowering)
+    if len(references) > 2:
+        step = _signed(_ordered(references[1], kind) - _ordered(references[2], kind), kind)
+        size = np.clip(_bit_lengths(np.abs(step)) - (scale >> 2) + step_base, 1, STEPS)
+        cells |= np.where(step != 0, size, 0) << 13
+    return _Known(cells.astype(np.uint16), lowering)
 
 
-def _steps(parent: U8, grandparent: U8, kind: _Type, cells: U16, step_base: int) -> I64:
-    """Size and direction of the changes before: 0 for none, 1 to 7 away from zero, 8 to 14 towards it."""
-    before = _signed(_ordered(parent, kind) - _ordered(grandparent, kind), kind)
-    size = np.clip(_bit_lengths(np.abs(before)) - (cells.astype(np.int64) % SCALES >> 2) + step_base, 1, 7)
-    return np.where(before == 0, 0, size + 7 * ((before < 0) ^ _negative(parent, kind)))
+def _mantissas(data: U8, kind: _Type) -> I64:
+    """The first three bits of the mantissa; of integers none."""
+    if not kind.exponent_bits:
+        return np.zeros(len(data) // kind.itemsize, np.int64)
+    values = data.view(f"<u{kind.itemsize}").astype(np.int64)
+    top: I64 = (values << 3 >> kind.mantissa_bits) & 7
+    return top
 
 
 def _negative(parent: U8, kind: _Type) -> NDArray[np.bool_]:
@@ -103,9 +139,9 @@ def _negative(parent: U8, kind: _Type) -> NDArray[np.bool_]:
     return parent.view(f"<i{kind.itemsize}") < 0
 
 
-def delta_count(
+def delta_cells(
     data: U8,
-    parent: U8,
+    references: Sequence[U8],
     itemsize: int,
     exponent_bits: int,
     mantissa_bits: int,
@@ -114,39 +150,42 @@ def delta_count(
     rows: U8,
     cols: U8,
     base: int,
-    first: int,
-    exponents: int,
-    symbols: U8,
-    cells: U16,
-    counts: U32,
-) -> None:
-    """Symbols, cells, and how often each symbol occurs in each cell."""
-    kind = _Type(itemsize, exponent_bits, mantissa_bits)
-    change = _signed(_ordered(data, kind) - _ordered(parent, kind), kind)
-    size = np.abs(change)
-    token = _tokens(size, top)
-    symbols[...] = np.where(size == 0, 1, 2 * token + ((change < 0) ^ _negative(parent, kind))).astype(np.uint8)
-    cells[...] = _scale_cells(parent, kind, row_len, rows, cols, base, first, exponents)
-    counts[...] = np.bincount(cells.astype(np.int64) * 256 + symbols, minlength=len(counts))
-
-
-def delta_steps(
-    parent: U8,
-    grandparent: U8,
-    itemsize: int,
-    exponent_bits: int,
-    mantissa_bits: int,
     step_base: int,
-    groups: U8,
     symbols: U8,
     cells: U16,
-    counts: U32,
 ) -> None:
-    """Cells become groups[cell] and the step before; and how often each symbol occurs in each of those."""
+    """Symbols and cells."""
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
-    steps = _steps(parent, grandparent, kind, cells, step_base)
-    cells[...] = groups[cells].astype(np.uint16) * STEPS + steps.astype(np.uint16)
-    counts[...] = np.bincount(cells.astype(np.int64) * 256 + symbols, minlength=len(counts))
+    known = _known(references, kind, row_len, rows, cols, base, step_base)
+    change = _signed(_ordered(data, kind) - _ordered(references[0], kind), kind)
+    size = np.abs(change)
+    symbols[...] = np.where(size == 0, 1, 2 * _tokens(size, top) + ((change < 0) ^ known.lowering)).astype(np.uint8)
+    cells[...] = known.cells
+
+
+def delta_classes(
+    cells: U16, class_of: U8, freqs: U16, stand_ins: U8, symbols: U8, classes: U8, exceptions: U32
+) -> int:
+    """Classes; symbols without a frequency become their classes' stand-ins. Returns how many, or TOO_MANY."""
+    classes[...] = class_of[cells]
+    found = np.flatnonzero(freqs[classes.astype(np.int64) * 256 + symbols] == 0)
+    if len(found) > len(exceptions):
+        return TOO_MANY
+    exceptions[: len(found)] = found
+    symbols[found] = stand_ins[classes[found]]
+    return len(found)
+
+
+def rans_tables(freqs: U16, slots: U32) -> bool:
+    """Of each slot the frequency, the place in it, and the symbol of whom it is."""
+    tables = freqs.reshape(-1, 256).astype(np.int64)
+    if (tables.sum(axis=1) != SLOTS).any() or (tables >= SLOTS).any():
+        return False
+    for table, part in zip(tables, slots.reshape(-1, SLOTS), strict=True):
+        symbol = np.repeat(np.arange(256), table)
+        place = np.arange(SLOTS) - (np.cumsum(table) - table)[symbol]
+        part[...] = table[symbol] | place << 12 | symbol << 24
+    return True
 
 
 def _tokens(size: I64, top: int) -> I64:
@@ -212,8 +251,7 @@ def _unpack(stream: U8, bits: I64) -> I64 | None:
 
 def delta_decode(
     payload: U8,
-    parent: U8,
-    grandparent: U8,
+    references: Sequence[U8],
     itemsize: int,
     exponent_bits: int,
     mantissa_bits: int,
@@ -223,31 +261,23 @@ def delta_decode(
     rows: U8,
     cols: U8,
     base: int,
-    first: int,
-    exponents: int,
     step_base: int,
-    groups: U8,
-    classes_of: U8,
-    freqs: U16,
+    class_of: U8,
+    slots: U32,
     symbols_at: int,
     raw_at: int,
     symbol_bytes: U32,
     raw_bytes: U32,
     out: U8,
 ) -> int:
-    """A chunk of codec ``delta_ctx`` into ``out``. Returns a status.
-
-    ``groups`` are of the cells of scales; ``classes_of``, empty without a grandparent, of those of groups and steps.
-    """
+    """The symbols and raw bits of a chunk of codec ``delta_ctx`` into ``out``. Returns a status."""
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
-    cells = _scale_cells(parent, kind, row_len, rows, cols, base, first, exponents)
-    classes = groups[cells]
-    if len(classes_of):
-        steps = _steps(parent, grandparent, kind, cells, step_base)
-        classes = classes_of[classes.astype(np.int64) * STEPS + steps]
-    symbols = np.empty(len(cells), np.uint8)
+    known = _known(references, kind, row_len, rows, cols, base, step_base)
+    owners = (slots >> np.uint32(24)).reshape(-1, SLOTS)
+    freqs = np.concatenate([np.bincount(of, minlength=256) for of in owners]).astype(np.uint16)
+    symbols = np.empty(len(known.cells), np.uint8)
     streams = payload[symbols_at:raw_at]
-    status: int = rans_ctx_decode(streams, symbol_bytes, 1 << log_segment, classes, freqs, symbols)
+    status: int = rans_ctx_decode(streams, symbol_bytes, 1 << log_segment, class_of[known.cells], freqs, symbols)
     if status != OK:
         return status
     bits = _raw_bits(symbols, top)
@@ -262,8 +292,8 @@ def delta_decode(
         at += length
     token = symbols.astype(np.int64) >> 1
     size = (token - (bits << top) << bits) + low
-    change = np.where((symbols & 1).astype(np.bool_) ^ _negative(parent, kind), -size, size)
-    changed = _signed(_ordered(parent, kind) + change, kind)
+    change = np.where((symbols & 1).astype(np.bool_) ^ known.lowering, -size, size)
+    changed = _signed(_ordered(references[0], kind) + change, kind)
     if exponent_bits:
         changed = np.where(changed < 0, changed ^ ((1 << (kind.width - 1)) - 1), changed)
     out.view(f"<i{itemsize}")[...] = changed.astype(f"<i{itemsize}")

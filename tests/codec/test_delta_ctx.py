@@ -3,6 +3,7 @@ what the changes weigh, safe with hostile payloads."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import sys
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from arzstream.codec import delta_ctx
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import DELTA_CTX, PROFILES, encode_best
-from arzstream.codec.delta_classes import MAX_CLASSES, fold, map_moves, unfold_moves
-from arzstream.codec.delta_ctx import DeltaCtx, encode_delta
+from arzstream.codec.delta_ctx import DeltaCtx, encode_delta, look, origin_of
+from arzstream.codec.delta_learning import Changes, learn
+from arzstream.codec.delta_model import Model
 from arzstream.codec.dtypes import DTYPES, DType
 from arzstream.errors import CorruptError
 from arzstream.kernels import api
@@ -67,7 +69,7 @@ def check(data: bytes, ctx: ChunkContext, oracle: bool = True) -> bytes:
         assert decode(payload, len(data), ctx) == data, path
     if oracle:
         references = [bytes(r) for r in ctx.references]
-        assert ORACLE.decode_delta(payload, len(data), ctx.dtype.name, references) == data
+        assert ORACLE.decode_delta(payload, len(data), ctx.dtype.name, references, ctx.models) == data
     return payload
 
 
@@ -79,6 +81,14 @@ def bf16(values: np.ndarray) -> np.ndarray:
     """Rounded to nearest, ties to even."""
     bits = values.astype("<f4").view("<u4")
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+
+
+def shared_model(data: bytes, ctx: ChunkContext, references: int, top: int = 3) -> Model:
+    """A model learned from a chunk, as one that many share."""
+    origin = origin_of(memoryview(data), ctx)
+    looked = look(memoryview(data), ctx, references, top, origin)
+    assert looked is not None
+    return learn(Changes.of(references, [looked[:0:-1]]), top, origin)
 
 
 def run(rows: int, cols: int, rate: float, steps: int = 3, spread: float = 0.7) -> list[np.ndarray]:
@@ -175,7 +185,7 @@ def test_scales_and_steps_pay() -> None:
     signed = made[2].astype(np.int64) - made[1]
     counts = np.unique(np.where(made[1] >> 15, -signed, signed), return_counts=True)[1]
     entropy = float(-(counts / counts.sum()) @ np.log2(counts / counts.sum()))
-    assert of_one[3] == 3 and of_one[0] == 1 and of_two[0] == 2
+    assert of_one[3] == 3 and of_one[0] == 1 and of_two[0] == 2  # both sides have scales
     assert 8 * len(of_one) / made[0].size < 0.9 * entropy
     assert len(of_two) < 0.97 * len(of_one)
 
@@ -243,19 +253,57 @@ def test_the_best_is_never_larger_than_without_references(profile: str) -> None:
         assert len(payload) <= len(alone)
 
 
-def test_cells_are_folded_into_as_many_classes_as_pay() -> None:
+@pytest.mark.parametrize("references", [1, 2, 3])
+@pytest.mark.parametrize("name", ["BF16", "F32"])
+def test_chunks_share_a_model_of_other_chunks(references: int, name: str, short_segments: None) -> None:
+    """It takes no room in them, and what it has no frequency for is an exception."""
+    made = [bf16(w) if name == "BF16" else w for w in run(320, 510, 1e-3, steps=4)]
+    ctx = context_of(name, 320, 510, *made[2::-1][:references])
+    model = shared_model(made[3].tobytes(), ctx, references, 3 if name == "BF16" else 2)
+    other = [bf16(w) if name == "BF16" else w for w in run(60, 130, 1e-3, steps=4)]
+    ctx = context_of(name, 60, 130, *other[2::-1][:references])
+    odd = other[3].copy()
+    odd.view("<u2").reshape(-1)[:: odd.size // 9] ^= 0x0300
+    for data in (other[3], odd):
+        alone = check(data.tobytes(), ctx)
+        payload = check(data.tobytes(), dataclasses.replace(ctx, models=(model.stored,)))
+        assert payload[0] == references and payload[1] == 1
+        assert len(payload) < len(alone)
+        exceptions = int.from_bytes(payload[12:16], "little")
+        assert 0 < exceptions < 130
+
+
+def test_the_model_with_the_most_references_is_taken_and_a_bad_one_left() -> None:
+    made = [bf16(w) for w in run(320, 510, 1e-3)]
+    ctx = context_of("BF16", 320, 510, made[1], made[0])
+    models = tuple(shared_model(made[2].tobytes(), ctx, references).stored for references in (1, 2))
+    assert check(made[2].tobytes(), dataclasses.replace(ctx, models=models))[:2] == b"\2\2"
+    assert check(made[2].tobytes(), dataclasses.replace(ctx, models=models[::-1]))[:2] == b"\2\1"
+    noise = np.random.default_rng(0).integers(0, 65536, made[2].shape).astype("<u2")
+    assert check(noise.tobytes(), dataclasses.replace(ctx, models=models))[1] == 0  # one of its own
+
+
+def test_what_is_learned_is_what_decides() -> None:
+    """Cells of which a bit of each input decides get classes of their own, and no more."""
     rng = np.random.default_rng(4)
-    counts = np.zeros((200, 256), np.uint32)
-    for cell in range(200):
-        if cell % 3:
-            tokens = 2 * np.minimum(rng.geometric(0.5 if cell < 100 else 0.05, 3000), 100)
-            counts[cell] = np.bincount(tokens, minlength=256)
-    folded = fold(counts)
-    assert len(folded.counts) == 2 and np.array_equal(folded.counts.sum(axis=0), counts.sum(axis=0))
-    assert len(set(folded.classes[:100])) == len(set(folded.classes[100:])) == 1
-    many = np.zeros((1000, 256), np.uint32)
-    many[np.arange(1000), np.arange(1000) // 4] = 1 << 20
-    assert len(fold(many).counts) <= MAX_CLASSES
-    assert len(fold(many, 5).counts) <= 5
-    moves = map_moves(folded.classes)
-    assert np.array_equal(unfold_moves(moves), folded.classes)
+    cells = rng.integers(0, 1 << 13, 200_000).astype(np.uint16)
+    near = (cells & 63) > 20
+    again = (cells >> 9 & 7) > 3
+    likely = np.where(near, np.where(again, 40, 30), 10)
+    symbols = (likely + rng.geometric(0.5, len(cells))).clip(2, 90).astype(np.uint8)
+    model = learn(Changes.of(2, [(cells, symbols)]), 2, 0)
+    assert len(model.freqs) == 3
+    classes = model.class_of[cells]
+    assert len({(int(k), int(y)) for k, y in zip(classes, likely, strict=True)}) == 3
+    assert len(learn(Changes.of(2, [(cells, symbols)]), 2, 0, classes=2).freqs) == 2
+
+
+def test_learning_is_the_same_twice_and_whatever_the_order() -> None:
+    made = [bf16(w) for w in run(100, 120, 1e-3)]
+    ctx = context_of("BF16", 100, 120, made[1], made[0])
+    looked = look(memoryview(made[2].tobytes()), ctx, 2, 3, 20)
+    assert looked is not None
+    _, symbols, cells = looked
+    halves = [(cells[:6000], symbols[:6000]), (cells[6000:], symbols[6000:])]
+    stored = {learn(Changes.of(2, parts), 3, 20).stored for parts in (halves, halves[::-1], [(cells, symbols)])}
+    assert len(stored) == 1

@@ -18,41 +18,38 @@ from arzstream.kernels import api, context, delta
 TOP, LOG_SEGMENT = 2, 10
 
 
-def exercise(kind: delta.Elements, count: int, grand: bool, rng: np.random.Generator, fence: Fence) -> None:
+def exercise(kind: delta.Elements, count: int, references: int, rng: np.random.Generator, fence: Fence) -> None:
     """One chunk there and back, and damaged."""
     size = count * kind.itemsize
     made = [rng.integers(0, 256, size, np.uint8)]
-    for shift in (3, 1):
+    for shift in (3, 1, 2)[:references]:
         change = rng.integers(0, 256, size, np.uint8) >> shift
         made.append(made[-1] ^ (change * (rng.random(size) < 0.3)).astype(np.uint8))
-    grandparent, parent, data = (fence.copy(x) for x in made)
+    *known, data = (fence.copy(x) for x in made)
+    known.reverse()
     rows, cols = (fence.copy(rng.integers(0, 100, n, np.uint8)) for n in (-(-count // 40), min(40, count)))
-    cells = delta.Cells(40, rows, cols, int(rng.integers(-100, 600)), 100, 16)
-    symbols, found, _ = delta.delta_count(data, parent, kind, TOP, cells)
-    delta.delta_fields(data, parent, kind)
-    groups = fence.copy((np.arange(1024) % 5).astype(np.uint8))
-    of_elements, classes = groups[found], np.empty(0, np.uint8)
-    if grand:
-        classes = fence.copy((np.arange(80) % 7).astype(np.uint8))
-        symbols_at = fence.copy(symbols)
-        delta.delta_steps(parent, grandparent, kind, 2, groups, 5, symbols_at, found)
-        of_elements = classes[found]
+    rule = delta.Rule(40, rows, cols, int(rng.integers(-100, 600)), 2 if references > 1 else 0)
+    symbols, cells = delta.delta_cells(data, known, kind, TOP, rule)
+    delta.delta_fields(data, known[0], kind)
+    class_of = fence.copy((np.arange(1 << delta.cell_bits(references)) % 7).astype(np.uint8))
     limit = delta.symbol_limit(kind.itemsize, TOP)
     table = np.zeros(256, np.uint16)
     table[1:limit] = (4096 - 1) // (limit - 1)
     table[1] += 4096 - table.sum()
     freqs = fence.copy(np.tile(table, 7)).reshape(7, 256)
-    streams, symbol_bytes = context.rans_ctx_encode(symbols, of_elements, 1 << LOG_SEGMENT, freqs)
+    found = delta.delta_classes(fence.copy(cells), symbols, class_of, freqs, 0)
+    assert found is not None
+    streams, symbol_bytes = context.rans_ctx_encode(symbols, found[0], 1 << LOG_SEGMENT, freqs)
     octaves = np.maximum((symbols.astype(np.int64) >> 1 >> TOP) - 1, 0)
-    raw, raw_bytes = delta.delta_raw(data, parent, symbols, kind, TOP, LOG_SEGMENT, int(octaves.sum()))
+    raw, raw_bytes = delta.delta_raw(data, known[0], symbols, kind, TOP, LOG_SEGMENT, int(octaves.sum()))
     payload = np.concatenate([streams, raw])
-    settings = (*kind.arguments, TOP, LOG_SEGMENT, *cells.arguments, 2 if grand else 0)
-    model = (groups, classes, freqs.reshape(-1), 0, len(streams), symbol_bytes, raw_bytes)
+    slots = fence.copy(delta.rans_tables(freqs))
+    settings = (*kind.arguments, TOP, LOG_SEGMENT, *rule.arguments)
+    model = (class_of, slots, 0, len(streams), symbol_bytes, raw_bytes)
 
     def decode(damaged: np.ndarray) -> tuple[int, np.ndarray]:
         out = fence.empty(size)
-        references = (parent, grandparent if grand else np.empty(0, np.uint8))
-        return api.kernels().delta_decode(fence.copy(damaged), *references, *settings, *model, out), out
+        return api.kernels().delta_decode(fence.copy(damaged), known, *settings, *model, out), out
 
     for k, damaged in enumerate(hostile(payload, 0, rng)):
         status, out = decode(damaged)
@@ -68,8 +65,8 @@ def main(path: str) -> None:
     for kind in (delta.Elements(2, 8, 7), delta.Elements(4, 8, 23), delta.Elements(1, 4, 3), delta.Elements(2)):
         for at_end in (True, False):
             for count in (1, 3, 4, 7, 8, 9, 31, 33, 63, 65, 1023, 1024, 1025, 2047, 2049, 4100):
-                for grand in (False, True):
-                    exercise(kind, count, grand, rng, Fence(at_end))
+                for references in (1, 2, 3):
+                    exercise(kind, count, references, rng, Fence(at_end))
 
 
 if __name__ == "__main__":

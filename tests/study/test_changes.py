@@ -31,9 +31,9 @@ def test_tokens_away_from_zero_are_the_symbols_of_codec_8(name: str) -> None:
     m = random_matrix(name)
     assert m.dtype.float_bits
     kind = delta.Elements(m.dtype.itemsize, *m.dtype.float_bits)
-    cells = delta.Cells(70, np.empty(0, np.uint8), np.empty(0, np.uint8), 0, 0, 1)
+    rule = delta.Rule(70, np.empty(0, np.uint8), np.empty(0, np.uint8), 0, 0)
     data, parent = (m.words(k).reshape(-1).view(np.uint8) for k in (0, 1))
-    symbols = delta.delta_count(data, parent, kind, changes.TOP, cells)[0].reshape(20, 70)
+    symbols = delta.delta_cells(data, [parent], kind, changes.TOP, rule)[0].reshape(20, 70)
     bits = 8 * m.dtype.itemsize
     difference = m.ordered(0) - m.ordered(1)
     near = np.abs(difference) < 1 << bits - 1  # the codec counts modulo 2^bits

@@ -1,4 +1,6 @@
 // Python's view of the kernels of differences to references; see binding.cpp.
+#include <nanobind/stl/vector.h>
+
 #include "binding.h"
 
 namespace arz_python {
@@ -27,9 +29,21 @@ Scales scales_of(const In<uint8_t>& rows, const In<uint8_t>& cols, size_t row_le
   return {row_len, rows.size() ? rows.data() : nullptr, cols.size() ? cols.data() : nullptr};
 }
 
-DeltaCells cells_of(int base, unsigned first, unsigned exponents) {
-  need(base >= -4096 && base < 4096 && first <= 255 && exponents >= 1 && exponents <= 16, "cells out of range");
-  return {base, first, exponents};
+using References = const std::vector<In<uint8_t>>&;
+
+DeltaKnown known_of(References references, unsigned itemsize, unsigned exponent_bits, unsigned mantissa_bits, size_t bytes,
+                    size_t row_len, const In<uint8_t>& rows, const In<uint8_t>& cols, int base, int step_base) {
+  need(!references.empty() && references.size() <= kMaxReferences, "an impossible number of references");
+  need(base >= -4096 && base < 4096 && step_base >= -128 && step_base < 128, "cells out of range");
+  DeltaKnown known{};
+  for (size_t k = 0; k < references.size(); ++k) {
+    const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, bytes, references[k].size());
+    known.type = chunk.type, known.count = chunk.count, known.references[k] = references[k].data();
+  }
+  known.n_references = static_cast<unsigned>(references.size());
+  known.scales = scales_of(rows, cols, row_len, known.count);
+  known.base = base, known.step_base = step_base;
+  return known;
 }
 
 void check_top(unsigned itemsize, unsigned top) {
@@ -48,35 +62,35 @@ void delta_fields(In<uint8_t> data, In<uint8_t> parent, unsigned itemsize, unsig
   active().delta_fields(chunk.type, data.data(), parent.data(), chunk.count, fields.data());
 }
 
-void delta_count(In<uint8_t> data, In<uint8_t> parent, unsigned itemsize, unsigned exponent_bits,
+void delta_cells(In<uint8_t> data, References references, unsigned itemsize, unsigned exponent_bits,
                  unsigned mantissa_bits, unsigned top, size_t row_len, In<uint8_t> rows, In<uint8_t> cols, int base,
-                 unsigned first, unsigned exponents, Out<uint8_t> symbols, Out<uint16_t> cells, Out<uint32_t> counts) {
-  const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, data.size(), parent.size());
+                 int step_base, Out<uint8_t> symbols, Out<uint16_t> cells) {
   check_top(itemsize, top);
-  const DeltaCount job{chunk.type, data.data(), parent.data(), chunk.count, scales_of(rows, cols, row_len, chunk.count),
-                       cells_of(base, first, exponents), top};
-  need(symbols.size() == chunk.count && cells.size() == chunk.count &&
-           counts.size() == size_t{256} * kScaleCells * exponents,
-       "symbols do not fit");
+  const DeltaKnown known = known_of(references, itemsize, exponent_bits, mantissa_bits, data.size(), row_len, rows, cols,
+                                    base, step_base);
+  need(symbols.size() == known.count && cells.size() == known.count, "symbols do not fit");
   nb::gil_scoped_release unlocked;
-  active().delta_count(job, symbols.data(), cells.data(), counts.data());
+  active().delta_cells(known, data.data(), top, symbols.data(), cells.data());
 }
 
-void delta_steps(In<uint8_t> parent, In<uint8_t> grandparent, unsigned itemsize, unsigned exponent_bits,
-                 unsigned mantissa_bits, int step_base, In<uint8_t> groups, In<uint8_t> symbols, Out<uint16_t> cells,
-                 Out<uint32_t> counts) {
-  const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, parent.size(), grandparent.size());
-  need(step_base >= -128 && step_base < 128, "steps out of range");
-  need(symbols.size() == chunk.count && cells.size() == chunk.count && counts.size() % (256 * kStepCells) == 0 &&
-           counts.size() <= 256 * 64 * kStepCells,
-       "symbols do not fit");
-  all_below(groups, counts.size() / (256 * kStepCells));
+size_t delta_classes(In<uint16_t> cells, In<uint8_t> class_of, In<uint16_t> freqs, In<uint8_t> stand_ins,
+                     Out<uint8_t> symbols, Out<uint8_t> classes, Out<uint32_t> exceptions) {
+  need(freqs.size() == 256 * stand_ins.size() && symbols.size() == cells.size() && classes.size() == cells.size(),
+       "classes do not fit");
+  all_below(class_of, stand_ins.size());
   uint16_t highest = 0;
-  for (size_t i = 0; i < chunk.count; ++i) highest = cells.data()[i] > highest ? cells.data()[i] : highest;
-  need(chunk.count == 0 || highest < groups.size(), "a cell out of range");
-  const DeltaSteps job{chunk.type, parent.data(), grandparent.data(), chunk.count, step_base, groups.data()};
+  for (size_t i = 0; i < cells.size(); ++i) highest = cells.data()[i] > highest ? cells.data()[i] : highest;
+  need(cells.size() == 0 || highest < class_of.size(), "a cell out of range");
   nb::gil_scoped_release unlocked;
-  active().delta_steps(job, symbols.data(), cells.data(), counts.data(), counts.size());
+  return active().delta_classes(cells.data(), cells.size(), class_of.data(), freqs.data(), stand_ins.data(),
+                                symbols.data(), classes.data(), exceptions.data(), exceptions.size());
+}
+
+bool rans_tables(In<uint16_t> freqs, Out<uint32_t> slots) {
+  const size_t classes = freqs.size() / 256;
+  need(freqs.size() == 256 * classes && slots.size() == kSlots * classes, "tables do not fit");
+  nb::gil_scoped_release unlocked;
+  return active().rans_tables(freqs.data(), classes, slots.data());
 }
 
 size_t delta_raw(In<uint8_t> data, In<uint8_t> parent, In<uint8_t> symbols, unsigned itemsize, unsigned exponent_bits,
@@ -96,42 +110,22 @@ size_t delta_raw(In<uint8_t> data, In<uint8_t> parent, In<uint8_t> symbols, unsi
   return written;
 }
 
-int delta_decode(In<uint8_t> payload, In<uint8_t> parent, In<uint8_t> grandparent, unsigned itemsize,
-                 unsigned exponent_bits, unsigned mantissa_bits, unsigned top, unsigned log_segment, size_t row_len,
-                 In<uint8_t> rows, In<uint8_t> cols, int base, unsigned first, unsigned exponents, int step_base,
-                 In<uint8_t> groups, In<uint8_t> classes, In<uint16_t> freqs, size_t symbols_at, size_t raw_at,
-                 In<uint32_t> symbol_bytes, In<uint32_t> raw_bytes, Out<uint8_t> out) {
-  const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, out.size(), parent.size());
+int delta_decode(In<uint8_t> payload, References references, unsigned itemsize, unsigned exponent_bits,
+                 unsigned mantissa_bits, unsigned top, unsigned log_segment, size_t row_len, In<uint8_t> rows,
+                 In<uint8_t> cols, int base, int step_base, In<uint8_t> classes, In<uint32_t> slots, size_t symbols_at,
+                 size_t raw_at, In<uint32_t> symbol_bytes, In<uint32_t> raw_bytes, Out<uint8_t> out) {
   check_top(itemsize, top);
-  const size_t n_classes = freqs.size() / 256, limit = size_t{8 * itemsize - top + 1} << (top + 1);
-  need(freqs.size() % 256 == 0 && n_classes >= 1 && n_classes <= 64, "tables do not fit");
-  for (size_t i = 0; i < freqs.size(); ++i)
-    need(freqs.data()[i] == 0 || (i % 256 != 0 && i % 256 < limit), "a symbol out of range");
   DeltaDecode job{};
-  job.type = chunk.type;
-  job.count = chunk.count;
-  job.parent = parent.data();
-  job.scales = scales_of(rows, cols, row_len, chunk.count);
-  job.cells = cells_of(base, first, exponents);
-  need(groups.size() == kScaleCells * exponents, "cells do not fit");
-  if (classes.size()) {
-    need(grandparent.size() == out.size() && classes.size() % kStepCells == 0 && step_base >= -128 && step_base < 128,
-         "steps do not fit");
-    all_below(groups, classes.size() / kStepCells);
-    all_below(classes, n_classes);
-    job.grandparent = grandparent.data();
-    job.classes = classes.data();
-  } else {
-    all_below(groups, n_classes);
-  }
-  job.groups = groups.data();
-  job.step_base = step_base;
+  job.known = known_of(references, itemsize, exponent_bits, mantissa_bits, out.size(), row_len, rows, cols, base, step_base);
+  need(slots.size() >= kSlots && slots.size() % kSlots == 0, "tables do not fit");
+  need(classes.size() == arz::delta_cells(job.known.n_references), "cells do not fit");
+  all_below(classes, slots.size() / kSlots);
+  job.classes = classes.data();
   job.top = top;
-  job.freqs = freqs.data();
-  job.n_classes = n_classes;
+  job.slots = slots.data();
   job.payload = payload.data();
   job.payload_size = payload.size();
-  need(log_segment >= 6 && log_segment <= 31 && symbol_bytes.size() == segments(chunk.count, log_segment) &&
+  need(log_segment >= 6 && log_segment <= 31 && symbol_bytes.size() == segments(job.known.count, log_segment) &&
            raw_bytes.size() == symbol_bytes.size(),
        "segments do not fit");
   job.log_segment = log_segment;
@@ -140,8 +134,6 @@ int delta_decode(In<uint8_t> payload, In<uint8_t> parent, In<uint8_t> grandparen
   job.symbol_bytes = symbol_bytes.data();
   job.raw_bytes = raw_bytes.data();
   job.out = out.data();
-  Scratch scratch(kSlots * n_classes);
-  job.scratch = scratch.get();
   nb::gil_scoped_release unlocked;
   return active().delta_decode(job);
 }
@@ -150,8 +142,9 @@ int delta_decode(In<uint8_t> payload, In<uint8_t> parent, In<uint8_t> grandparen
 
 void bind_delta(nb::module_& m) {
   m.def("delta_fields", &delta_fields);
-  m.def("delta_count", &delta_count);
-  m.def("delta_steps", &delta_steps);
+  m.def("delta_cells", &delta_cells);
+  m.def("delta_classes", &delta_classes);
+  m.def("rans_tables", &rans_tables);
   m.def("delta_raw", &delta_raw);
   m.def("delta_decode", &delta_decode);
 }

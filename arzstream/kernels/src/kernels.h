@@ -139,30 +139,23 @@ struct FloatCtxDecode {
 
 // ---- differences to references
 
-constexpr size_t kScaleCells = 64, kStepCells = 16;
+// Bits of a cell: spec/registry.md, section 8.
+constexpr unsigned kScaleBits = 6, kMantissaBits = 3, kStepBits = 4, kEarlierBits = 3;
+constexpr unsigned kMaxReferences = 3;
 
-// Which cell an element is in: spec/registry.md, section 8.
-struct DeltaCells {
-  int32_t base;
-  unsigned first, exponents;
-};
+inline size_t delta_cells(unsigned references) {
+  const unsigned bits = kScaleBits + kMantissaBits + (references > 1 ? kStepBits : 0) + (references > 2 ? kEarlierBits : 0);
+  return size_t{1} << bits;
+}
 
-// type: no exponent bits for integers.
-struct DeltaCount {
+// What is known of elements before their changes are. type: no exponent bits for integers. References: nearest first.
+struct DeltaKnown {
   Floats type;
-  const uint8_t *data, *parent;
+  const uint8_t* references[kMaxReferences];
+  unsigned n_references;
   size_t count;
   Scales scales;
-  DeltaCells cells;
-  unsigned top;
-};
-
-struct DeltaSteps {
-  Floats type;
-  const uint8_t *parent, *grandparent;
-  size_t count;
-  int32_t step_base;
-  const uint8_t* groups;        // of each cell
+  int32_t base, step_base;
 };
 
 struct DeltaRaw {
@@ -173,18 +166,10 @@ struct DeltaRaw {
 };
 
 struct DeltaDecode {
-  Floats type;
-  const uint8_t *parent, *grandparent;
-  size_t count;
-  Scales scales;
-  DeltaCells cells;
-  int32_t step_base;
-  const uint8_t* groups;        // of each cell
-  const uint8_t* classes;       // of each group and step; null without a grandparent, when groups are classes
+  DeltaKnown known;
+  const uint8_t* classes;       // of each cell
   unsigned top, log_segment;
-  const uint16_t* freqs;        // 256 for each class, none for symbols that do not exist
-  size_t n_classes;
-  uint32_t* scratch;            // kSlots for each class
+  const uint32_t* slots;        // kSlots for each class
   const uint8_t* payload;
   size_t payload_size;
   size_t symbols_at, raw_at;
@@ -308,8 +293,13 @@ struct Kernels {
   int (*float_ctx_decode)(const FloatCtxDecode&);
 
   void (*delta_fields)(const Floats&, const uint8_t* data, const uint8_t* parent, size_t count, uint16_t* fields);
-  void (*delta_count)(const DeltaCount&, uint8_t* symbols, uint16_t* cells, uint32_t* counts);
-  void (*delta_steps)(const DeltaSteps&, const uint8_t* symbols, uint16_t* cells, uint32_t* counts, size_t n_counts);
+  void (*delta_cells)(const DeltaKnown&, const uint8_t* data, unsigned top, uint8_t* symbols, uint16_t* cells);
+  // Symbols that have no frequency become stand_ins of their classes, and exceptions; SIZE_MAX if these are too many.
+  size_t (*delta_classes)(const uint16_t* cells, size_t count, const uint8_t* class_of, const uint16_t* freqs,
+                          const uint8_t* stand_ins, uint8_t* symbols, uint8_t* classes, uint32_t* exceptions,
+                          size_t capacity);
+  // slots: kSlots for each class, all of which must have a table
+  bool (*rans_tables)(const uint16_t* freqs, size_t classes, uint32_t* slots);
   size_t (*delta_raw)(const DeltaRaw&, const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
   int (*delta_decode)(const DeltaDecode&);
 

@@ -1,9 +1,7 @@
-"""Which classes a chunk's changes are coded under: cells that the decoder can compute, folded into few tables.
+"""Cells that the decoder can compute, folded into few tables: codec 9's classes.
 
-A cell is what is known of an element before its change is: the expected size of the change, the parent's exponent, the
-change before. Cells with like distributions share a table; how many tables there are is decided by what they cost. This
-is the seam at which a learned model takes over: whatever gives each cell a class, the payload carries the map.
-All in integers, so that every machine decides alike.
+A cell is what is known of an element before it is. Cells with like distributions share a table; how many tables there
+are is decided by what they cost. All in integers, so that every machine decides alike.
 """
 
 from __future__ import annotations
