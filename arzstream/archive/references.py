@@ -31,9 +31,10 @@ __all__ = [
 ]
 
 Span = tuple[int, int]
-KEPT_TILES, KEPT_BYTES = 8, 64 << 20
+KEPT_TILES, KEPT_BYTES = 16, 64 << 20
 """Reference tiles that a thread keeps: a child's second reference is its parent's first, so a chain of archives with
-two references each is decoded link by link and not twice as often with every link."""
+two references each is decoded link by link and not twice as often with every link; and so are master weights, whose
+parents need weights and moments of their own."""
 MOST_TILES = 4096
 """Reference tiles that one chunk may need in all."""
 

@@ -53,6 +53,8 @@ class Profile:
     max_below: int = 0
     """Bytes below which a chunk is coded as by profile ``max``: it takes a millisecond or two, and a model's small
     tensors are a small part of it, unless it is small itself."""
+    state_gain: float = 1 / 256
+    """The same of ``optim_ctx``, which may need several tensors, and these others, to be decoded first."""
     least_from: int = NEVER
     """Elements from which ``float_ctx`` makes its least effort; it then decodes hardly faster, but encodes so."""
 
@@ -77,7 +79,7 @@ PROFILES = {
     "balanced": Profile(
         (3,), (1,), zstd_gain=0.01, thorough=False, contexts="balanced", simpler_below=1 << 15, max_below=1 << 17
     ),
-    "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER),
+    "max": Profile((12,), (1, 12), zstd_gain=0.0, thorough=True, contexts="max", simpler_below=NEVER, state_gain=0.0),
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX, OPTIM_CTX = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -185,7 +187,7 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     codec, given = _encode_given(data, ctx) if ctx.references else (RAW, None)
     if given is None:
         return _encode_alone(data, ctx, wish)
-    limit = len(given) / (1 - wish.delta_gain)
+    limit = len(given) / (1 - (max(wish.delta_gain, wish.state_gain) if codec == OPTIM_CTX else wish.delta_gain))
     if limit < CLEARLY * _alone_share(data, ctx) * len(data):
         return codec, given
     alone_id, alone = _encode_alone(data, ctx, wish)

@@ -50,6 +50,9 @@ FEWEST, KEPT = 20, 5
 """One in so many differences is smaller than what raw bits leave so many bits of."""
 ROUNDED = 0.5
 """Halves of which fewer are what elements round to are none."""
+SLACK = 256
+"""One part in so many is not worth another reference: whoever reads the tensor has to decode that, too, and what it was
+coded against in turn."""
 CLEARLY = 256 // 16
 """What a step must save to be looked up, in 1/256 bit."""
 
@@ -127,7 +130,8 @@ def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choi
     trials = [_Trial.of(some, of, times, row_len, columns, way) for way in _ways(some, of, ctx.role)]
     if not trials:
         return None
-    best = min(trials, key=lambda trial: trial.bits)
+    enough = min(trial.bits for trial in trials) * (SLACK + 1) // SLACK
+    best = min((t for t in trials if t.bits <= enough), key=lambda trial: (len(trial.way[0]), trial.bits))
     plain = best.without_scales(some, times)
     used, scaled, factors = best.way
     part = held.only(*used)
@@ -168,7 +172,11 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[_Way]:
     has = [bool(len(data)) for data in held.data]
     half: tuple[int, ...] = (HALF,) if has[HALF] and _round(new, held) else ()
     if role == Role.MOMENT and has[SQUARE]:
-        yield ((PARENT, SQUARE) if has[PARENT] else (SQUARE,)), True, NO_FACTORS
+        yield (SQUARE,), True, NO_FACTORS
+        if has[PARENT]:
+            yield (PARENT, SQUARE), True, NO_FACTORS
+    if half:
+        yield half, False, NO_FACTORS
     if has[PARENT] and role == Role.SQUARE:
         # What is added is one-sided, so that the nearest factor need not be the best.
         x, p = optim_fit.numbers(_thin(new)), optim_fit.numbers(_thin(held.data[PARENT]))
@@ -177,8 +185,6 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[_Way]:
     elif has[PARENT]:
         factors = _best_factors(new, held, role, bool(half))
         yield (*half, PARENT, *((MOMENT, SQUARE) if factors[2] else ())), False, factors
-    elif half:
-        yield half, False, NO_FACTORS
 
 
 def _thin(data: U8) -> U8:
