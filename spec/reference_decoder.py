@@ -1851,10 +1851,11 @@ class Decoder:
                     return None
                 # What has another number of elements may not be used: it is found too short.
                 against.append(data if reference[3] == unit.elements else b"")
+        models = [frame.value for frame in (self.scan.models[number] for number in unit.raw["models"])]
         for k, frame in unit.chunks.items():
             tiles = [self.tile(unit, k, data) for data in against]
             try:
-                data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype, tiles)
+                data = decode_elements(frame.codec, frame.payload, frame.decoded_length, unit.dtype, tiles, models)
             except Corrupt as error:
                 raise Corrupt(f"chunk {k} of unit {unit.number}: {error}") from None
             need(len(data) == frame.decoded_length, f"chunk {k} of unit {unit.number}: decodes to another length")

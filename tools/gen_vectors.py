@@ -62,7 +62,7 @@ def written(folder: Path, again: bool) -> dict[str, Any]:
                 expected = vector_written.write(name, Path(scratch) / "checkpoint", folder / file)
             (folder / file).chmod(0o644)
         else:
-            expected = {key: known[file][key] for key in ("tensors", "files")}
+            expected = {key: known[file][key] for key in ("tensors", "files", "parents") if key in known[file]}
         about[file] = {"about": sentence, "state": "sealed", **expected}
     return about
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import struct
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,30 @@ def scaled(folder: Path) -> list[Tensors]:
     return [tensors]
 
 
+def run(step: int) -> Callable[[Path], list[Tensors]]:
+    """A matrix and a vector of a model that is trained: after ``step`` steps that go on where the one before went."""
+
+    def make(folder: Path) -> list[Tensors]:
+        rows, cols, seed = 64, 96, 12345
+        values = list(struct.unpack(f"<{rows * cols}H", weights("BF16", rows * cols, 10)))
+        for k in range(step):
+            for i in range(len(values)):
+                seed = (seed * 1103515245 + 12345) % 2**31
+                size = (seed >> 16) % (3 + i // cols % 5 * 4)
+                values[i] = (values[i] + (size if (i * 7 + k // 2) % 3 else -size)) % 2**16
+        data = struct.pack(f"<{rows * cols}H", *values)
+        tensors: Tensors = {
+            "layers.0.up.weight": tensor("BF16", [rows, cols], data),
+            "layers.1.up.weight": tensor("BF16", [cols, rows], data[::-1]),
+            "layers.1.norm.weight": tensor("BF16", [cols], data[: 2 * cols]),
+            "frozen.weight": tensor("BF16", [50, 30], seed=11),
+        }
+        (folder / "model.safetensors").write_bytes(safetensors(tensors))
+        return [tensors]
+
+    return make
+
+
 VECTORS["good-written-model"] = (
     "Written by arzstream: BF16 weights with tied embeddings, JSON, an empty file, a folder, a link.",
     model,
@@ -136,6 +161,21 @@ VECTORS["good-written-mixed"] = (
     {},
 )
 
+RUN = "good-written-run"
+VECTORS[f"{RUN}-0"] = ("Written by arzstream: the first checkpoint of a run.", run(0), {})
+VECTORS[f"{RUN}-1"] = (
+    "Written by arzstream with --parent: the next; codec delta_ctx with a MODEL that units share, an inherited unit.",
+    run(1),
+    {"parents": [f"{RUN}-0"]},
+)
+VECTORS[f"{RUN}-2"] = (
+    "Written by arzstream with --parent: the one after that, which refers to both.",
+    run(2),
+    {"parents": [f"{RUN}-0", f"{RUN}-1"]},
+)
+SHARED_FROM = 4096
+"""Elements from which a model is shared in vectors, so that they stay small."""
+
 
 def described(folder: Path) -> list[dict[str, Any]]:
     """The entries of ``folder`` as vectors.json has them."""
@@ -160,6 +200,7 @@ def write(name: str, folder: Path, dest: Path) -> dict[str, Any]:
     from arzstream.archive.pack import pack
 
     _, make, options = VECTORS[name]
+    parents = [f"{parent}.arz" for parent in options.get("parents", ())]
     folder.mkdir()
     files = make(folder)
     for i, path in enumerate(sorted(folder.rglob("*"), key=os.fsencode, reverse=True)):
@@ -170,5 +211,11 @@ def write(name: str, folder: Path, dest: Path) -> dict[str, Any]:
         "tensors": sorted([n, d, s, blake3(b).hex()] for tensors in files for n, (d, s, b) in tensors.items()),
         "files": described(folder),
     }
-    pack([str(folder)], str(dest), reproducible=True, force=True, **options)
-    return expected
+    options = {key: value for key, value in options.items() if key != "parents"}
+    parent = str(dest.parent / parents[-1]) if parents else None
+    with (
+        unittest.mock.patch.multiple("arzstream.archive.models", LEAST=SHARED_FROM),
+        unittest.mock.patch.multiple("arzstream.codec.delta_shared", LEAST=SHARED_FROM),
+    ):
+        pack([str(folder)], str(dest), parent=parent, reproducible=True, force=True, **options)
+    return {**expected, "parents": parents} if parents else expected

@@ -12,6 +12,7 @@ import numpy as np
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.mirrors import Mirrors, columns_of
+from arzstream.archive.models import Models, StoredModels
 from arzstream.archive.pipeline import Given, MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import References, context
@@ -25,6 +26,7 @@ from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.kernels.memory import Scratch
+from arzstream.limits import DEFAULT_LIMITS
 from arzstream.store.ranges import RangeReader
 
 __all__ = ["UnitCoder"]
@@ -46,6 +48,8 @@ class UnitCoder:
     ) -> None:
         self.writer, self.pipeline, self.progress, self._lineage = writer, pipeline, progress, lineage
         self.relations, self._mirrors = Relations(), Mirrors()
+        self._models, self._stored = Models(), StoredModels(DEFAULT_LIMITS)
+        self._taken: list[tuple[FileJob, Planned]] = []
         self._related: dict[Planned, tuple[Role, tuple[Related, ...]]] = {}
         pipeline.given = self._given
         self.bytes_coded = 0
@@ -66,7 +70,7 @@ class UnitCoder:
         try:
             yield
         except BaseException:
-            self._announced, self._after = [], []
+            self._announced, self._after, self._taken = [], [], []
             self.pipeline.abandon()
             for planned in self._unfinished:
                 planned.abandoned = True
@@ -104,6 +108,7 @@ class UnitCoder:
             )
             for earlier in self._related[planned][1]:
                 earlier.planned.relied_on += 1
+            self._taken.append((job, planned))
             self._after.append(lambda: self._put_chunks(job, planned))
 
         self.relations.add(job, planned)
@@ -131,12 +136,16 @@ class UnitCoder:
             tiles = References(len(parents), tile) if parents else ()
         half = next((r.planned.unit.dtype for r in related if r.role == Role.HALF), "")
         roles = (Role.PARENT,) * len(parents) + tuple(r.role for r in related)
-        ctx = dataclasses.replace(context(planned.unit, chunk, tiles), role=role, roles=roles, half=half)
+        known = context(planned.unit, chunk, tiles, self._models.data(planned))
+        ctx = dataclasses.replace(known, role=role, roles=roles, half=half)
         return Given(ctx, relied, tiles[: len(parents)] if related else tiles)
 
     def queue(self) -> None:
         """Queue what was taken on."""
         announced, after, self._announced, self._after = self._announced, self._after, [], []
+        taken, self._taken = self._taken, []
+        if self._lineage is not None:
+            self._models.learn(taken, self._lineage.tile)
         if announced:
             self.pipeline.put(lambda: self._begin(announced))
         for put in after:
@@ -161,7 +170,8 @@ class UnitCoder:
                 Reference(earlier.kind, earlier.planned.number, 0, planned.unit.elements)
                 for earlier in self._related.get(planned, (Role.OTHER, ()))[1]
             )
-            planned.unit = dataclasses.replace(planned.unit, refs=planned.unit.refs + refs)
+            models = self._models.write(self.writer, planned)
+            planned.unit = dataclasses.replace(planned.unit, refs=planned.unit.refs + refs, models=models)
         units = [planned.unit for planned in announced]
         if self._lineage is not None:
             self._lineage.announce(self.writer, units)
@@ -295,7 +305,7 @@ class UnitCoder:
         try:
             if xxh3_64(payload) != entry.stored_xxh3:
                 raise CorruptError("what was written is not what is read back")
-            ctx = context(unit, chunk, self._written(reader, unit, chunk))
+            ctx = context(unit, chunk, self._written(reader, unit, chunk), self._models_of(reader, unit))
             registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
@@ -303,6 +313,11 @@ class UnitCoder:
             raise CorruptError(
                 f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
             ) from error
+
+    def _models_of(self, reader: RangeReader, unit: Unit) -> tuple[bytes, ...]:
+        """The models of a unit, as they were written."""
+        entries = [self.writer.state.models[model] for model in unit.models]
+        return self._stored.read(reader, self.writer.prologue, entries)
 
     def _written(self, reader: RangeReader, unit: Unit, chunk: int) -> Sequence[memoryview]:
         """The tiles that a chunk was coded against, as a reader of the archive finds them."""
@@ -331,6 +346,6 @@ class UnitCoder:
         entry = self.writer.state.chunks[number][chunk]
         payload, out = memoryview(bytearray(entry.stored)), memoryview(bytearray(entry.decoded))
         reader.read_into(entry.offset + HEADER_BYTES, payload)
-        ctx = context(unit, chunk, self._written(reader, unit, chunk))
+        ctx = context(unit, chunk, self._written(reader, unit, chunk), self._models_of(reader, unit))
         registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
         return out.toreadonly()

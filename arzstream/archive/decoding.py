@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from arzstream.archive.mirrors import turned
+from arzstream.archive.models import StoredModels
 from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
@@ -68,7 +69,7 @@ class Decoder:
         self._home = home or (lambda number: (reader, directory.prologue, number))
         self.jobs = jobs or os.cpu_count() or 1
         self.results, self.scratch = Results(), Scratch()
-        self._parents = parents
+        self._parents, self._models = parents, StoredModels(limits)
         self._tiles = parents.tiles if parents is not None else TileCache(limits.parent_depth)
         self._nested = _Nested()
         self._pool: ThreadPoolExecutor | None = None
@@ -91,13 +92,19 @@ class Decoder:
                 payload = frame[HEADER_BYTES:].toreadonly()
                 if xxh3_64(payload) != place.stored_xxh3:
                     raise CorruptError("the stored bytes are damaged (checksum)")
-                ctx = context(entry.unit, chunk, self.references(entry.unit, chunk))
+                ctx = context(entry.unit, chunk, self.references(entry.unit, chunk), self._models_of(entry))
                 registry.get(place.codec).decode(payload, out, ctx)
                 if xxh3_64(out) != place.decoded_xxh3:
                     raise CorruptError("the bytes decode to something else (checksum)")
         except ArzError as error:
             where = "" if isinstance(error, MissingParentError) else f", chunk {chunk}"
             self._raise_named(error, reader.name, describe(entry.unit) + where)
+
+    def _models_of(self, entry: UnitEntry) -> tuple[bytes, ...]:
+        if not entry.unit.models:
+            return ()
+        reader, prologue, _ = self._home(entry.number)
+        return self._models.read(reader, prologue, [self.directory.models[model] for model in entry.unit.models])
 
     @staticmethod
     def _raise_named(error: ArzError, name: str, what: str) -> NoReturn:

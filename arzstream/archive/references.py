@@ -39,10 +39,12 @@ MOST_TILES = 4096
 """Reference tiles that one chunk may need in all."""
 
 
-def context(unit: Unit, chunk: int, references: Sequence[memoryview] = ()) -> ChunkContext:
+def context(
+    unit: Unit, chunk: int, references: Sequence[memoryview] = (), models: tuple[bytes, ...] = ()
+) -> ChunkContext:
     """What a codec may know of a chunk."""
     tile = unit.tile(chunk)
-    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references)
+    return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references, models)
 
 
 class TensorDecoder(Protocol):

@@ -115,9 +115,14 @@ class Salvage:
             state.chunks.setdefault(number, {})[chunk] = entry
         return Directory(
             name=name, prologue=self.prologue, sealed=False, units=list(units.values()), files=[],
-            load_table=lambda entry: state.table(entry.number), models=[], parents=[],
+            load_table=lambda entry: state.table(entry.number), models=self._all_models(), parents=[],
             content=None, dead=(0, 0), valid_end=0,
         )  # fmt: skip
+
+    def _all_models(self) -> list[ModelEntry]:
+        """Models by number; no unit is taken for good that needs a lost one."""
+        lost = ModelEntry(0, 0, 0, 0, 0, 0)
+        return [self.models[n][0] if n in self.models else lost for n in range(max(self.models, default=-1) + 1)]
 
     def live_files(self) -> list[FileRecord]:
         return [record for _, record in sorted(self.files.items()) if record.kind != Kind.WITHDRAWN]

@@ -18,7 +18,7 @@ import numpy as np
 from arzstream.container.directory import Directory, UnitEntry, open_directory
 from arzstream.container.layout import Prologue
 from arzstream.container.records import FileRecord, Parent, Piece, ReferenceKind, Unit, Volume
-from arzstream.container.state import check_paths
+from arzstream.container.state import ModelEntry, check_paths
 from arzstream.errors import CorruptError, StorageError
 from arzstream.limits import Limits
 from arzstream.store.ranges import RangeReader, is_url, open_reader
@@ -100,10 +100,12 @@ def _joined(directory: Directory, parts: Sequence[Part]) -> Directory:
     units: list[UnitEntry] = []
     files: list[tuple[int, FileRecord]] = []
     parents: list[Parent] = []
+    models: list[ModelEntry] = []
     for _, part, first in parts:
-        shift = (first, len(parents))
+        shift = (first, len(parents), len(models))
         units += [dataclasses.replace(e, number=first + e.number, unit=_shifted(e.unit, *shift)) for e in part.units]
         parents += part.parents
+        models += part.models
         files += [(len(files) + n, _shifted_file(record, first)) for n, (_, record) in enumerate(part.files)]
     check_paths((record.path, record.kind) for _, record in files)
 
@@ -115,7 +117,7 @@ def _joined(directory: Directory, parts: Sequence[Part]) -> Directory:
         name=directory.name, prologue=directory.prologue, sealed=directory.sealed, units=units,
         files=sorted(files, key=lambda item: item[1].path),
         load_table=load_table,
-        models=directory.models, parents=parents, volumes=directory.volumes, content=directory.content,
+        models=models, parents=parents, volumes=directory.volumes, content=directory.content,
         dead=directory.dead, valid_end=directory.valid_end, root=directory.root,
     )  # fmt: skip
 
@@ -125,12 +127,12 @@ def _part_of(parts: Sequence[Part], number: int) -> Part:
     return parts[bisect.bisect_right([first for _, _, first in parts], number) - 1]
 
 
-def _shifted(unit: Unit, first: int, first_parent: int) -> Unit:
+def _shifted(unit: Unit, first: int, first_parent: int, first_model: int) -> Unit:
     refs = tuple(
         dataclasses.replace(ref, source=ref.source + (first_parent if ref.kind in ReferenceKind.OF_PARENTS else first))
         for ref in unit.refs
     )
-    return dataclasses.replace(unit, refs=refs)
+    return dataclasses.replace(unit, refs=refs, models=tuple(first_model + model for model in unit.models))
 
 
 def _shifted_file(record: FileRecord, first: int) -> FileRecord:

@@ -24,7 +24,7 @@ from arzstream.codec.scales import rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, delta
 
-__all__ = ["DeltaCtx", "elements_of", "encode_delta", "look", "origin_of"]
+__all__ = ["TOP_BITS", "DeltaCtx", "elements_of", "encode_delta", "look", "origin_of", "top_bits"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from arzstream.codec import tables
 from arzstream.codec.delta_model import INPUTS, MAX_CLASSES, Leaf, Model, Node, Split, shape_of
 
-__all__ = ["Changes", "learn"]
+__all__ = ["MAX_LEAVES", "Changes", "learn"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 
 SYMBOLS = 256
-MAX_LEAVES, LEAVES_AT_ONCE = 1024, 128
+MAX_LEAVES, LEAVES_AT_ONCE = 512, 128
 SPLIT_BITS = 24
 """What a split takes in the tree; it must save that, and a bit for each symbol in the leaf, which chance alone would
 seem to save."""
