@@ -58,7 +58,7 @@ def likely(values: F32, kind: Kind) -> bool:
         off = np.abs(ratio - np.rint(ratio))
         small = (ratio > 1.5) & (ratio < kind.small)
         bad = small & (off > ratio * np.float32(2.5 * 2.0**-kind.precision))
-    return bool(np.any(~bad.any(axis=1) & (small.sum(axis=1) >= LIKELY_SMALL)) or not a.any())
+    return bool(np.any(~bad.any(axis=1) & (small.sum(axis=1) >= LIKELY_SMALL)) or not np.count_nonzero(a))
 
 
 def find_scales(groups: F32, kind: Kind) -> tuple[F32, Bools]:
