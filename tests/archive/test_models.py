@@ -77,8 +77,9 @@ def test_it_is_learned_anew_when_much_more_has_landed(tmp_path: Path, new_source
     parent = chain(sources[:1])[0]
     data, sink = sources[1].read_bytes(), new_sink()
     source = new_source(data[: len(data) // 12 + 5000])
+    dest = tmp_path / "step-1.arz"
     with (
-        open_lineage(parent, str(tmp_path / "step-1.arz")) as lineage,
+        open_lineage(parent, str(dest)) as lineage,
         CheckpointBuilder(sink, lineage=lineage) as builder,
     ):
         job = builder.add_file(b"step-1.safetensors", source)
