@@ -201,8 +201,10 @@ def open_lineage(
     parents: SearchPath = None,
     max_chain: int = MAX_CHAIN,
     forbidden: Sequence[bytes] = (),
+    references: int = 2,
 ) -> Iterator[Lineage | None]:
-    """Open ``parent``, and its own parent, for an archive to be written to ``dest``; close them in the end.
+    """Open ``parent``, and what is behind it, ``references`` archives in all, for an archive to be written to ``dest``;
+    close them in the end.
 
     None if there is no parent, or if it has ``max_chain`` others behind it. Raises MissingParentError, CorruptError,
     and StorageError if ``dest``, or an archive with one of the contents ``forbidden``, is one of them.
@@ -223,9 +225,10 @@ def open_lineage(
             yield None
             return
         listed = [(nearest, Parent(nearest.content, relative_hint(place, dest)))]
-        if nearest.directory.parents:
-            second = ancestry.find(nearest.directory.parents[0], place)
-            listed.append((second, Parent(second.content, relative_hint(second.place, dest))))
+        while len(listed) < references and listed[-1][0].directory.parents:
+            last = listed[-1][0]
+            found = ancestry.find(last.directory.parents[0], last.place)
+            listed.append((found, Parent(found.content, relative_hint(found.place, dest))))
         yield Lineage(listed, ancestry)
     finally:
         ancestry.close()

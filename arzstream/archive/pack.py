@@ -29,6 +29,8 @@ __all__ = ["PROFILES", "Progress", "pack"]
 PROFILES = ("fast", "balanced", "max")
 Progress = Callable[[int, int, str], None]
 """``progress(done bytes, total bytes, what is being done)``, called from the calling thread."""
+REFERENCES = {"fast": 2, "balanced": 2, "max": 3}
+"""Archives that one is coded against, at most: each has to be decoded for it, and the third tells little."""
 OPEN_FILES = 200
 """Source files are opened when it is their turn; so many may be open at once."""
 
@@ -71,7 +73,7 @@ def pack(
     if is_url(dest):
         raise StorageError(f"{dest}: archives are written to local files only; pack to a file and copy it there")
     entries = collect(listed)
-    with open_lineage(parent, os.fspath(dest), parents, max_chain) as lineage:
+    with open_lineage(parent, os.fspath(dest), parents, max_chain, references=REFERENCES[profile]) as lineage:
         identity = _file_id(entries, profile, tensor_parallel, lineage) if reproducible else None
         work = _Work(
             entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes, lineage
