@@ -48,7 +48,7 @@ class UnitCoder:
     ) -> None:
         self.writer, self.pipeline, self.progress, self._lineage = writer, pipeline, progress, lineage
         self.relations, self._mirrors = Relations(), Mirrors()
-        self._models, self._stored = Models(), StoredModels(DEFAULT_LIMITS)
+        self._models, self._stored = Models(pipeline.profile), StoredModels(DEFAULT_LIMITS)
         self._taken: list[tuple[FileJob, Planned]] = []
         self._related: dict[Planned, tuple[Role, tuple[Related, ...]]] = {}
         pipeline.given = self._given

@@ -11,6 +11,7 @@ from arzstream.archive.filejob import FileJob
 from arzstream.archive.plan import Planned
 from arzstream.archive.references import context
 from arzstream.codec.base import ChunkContext
+from arzstream.codec.best import DELTA_CTX, encode_best
 from arzstream.codec.delta_shared import LEAST, MOST, learn_shared
 from arzstream.container.layout import FrameType, Prologue
 from arzstream.container.records import Reference, ReferenceKind, Unit
@@ -27,6 +28,10 @@ Taken = tuple[FileJob, Planned]
 AGAIN = 8
 """A model is learned anew when there are so many times as many elements as it was learned from: the first layers of a
 checkpoint that is landing are few, and not like the others."""
+TRIED = 4
+"""Chunks that are coded to see if a model is of use."""
+SHARED = b"\1"
+"""The second byte of a chunk of codec 8 that has the first of its unit's models."""
 
 
 class StoredModels:
@@ -69,7 +74,8 @@ class Learned:
 class Models:
     """The models of an archive that is written: for each dtype and number of references one, at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: str) -> None:
+        self._profile = profile
         self._newest: dict[tuple[str, int], Learned] = {}
         self._of: dict[Planned, Learned] = {}
 
@@ -85,11 +91,20 @@ class Models:
             elements = sum(planned.unit.elements for _, planned in group)
             newest = self._newest.get(key)
             if elements >= LEAST and (newest is None or AGAIN * newest.elements <= elements <= AGAIN * MOST):
-                data = learn_shared(list(_some(group, tile)), key[1])
-                if data is not None:
+                some = list(_some(group, tile))
+                data = learn_shared(some, key[1])
+                if data is not None and self._serves(data, some):
                     self._newest[key] = newest = Learned(data, elements)
             if newest is not None:
                 self._of.update((planned, newest) for _, planned in group)
+
+    def _serves(self, data: bytes, some: Sequence[tuple[memoryview, ChunkContext]]) -> bool:
+        """Is any of some of the chunks coded with it? Parents may have nothing in common with what refers to them."""
+        for chunk, ctx in some[:: max(1, len(some) // TRIED)]:
+            codec, payload = encode_best(chunk, dataclasses.replace(ctx, models=(data,)), self._profile)
+            if codec == DELTA_CTX and bytes(payload[1:2]) == SHARED:
+                return True
+        return False
 
     def data(self, planned: Planned) -> tuple[bytes, ...]:
         """What a unit's chunks may be coded with."""

@@ -54,7 +54,7 @@ class Pipeline:
         self.writer = writer
         self.given: Callable[[Planned, int], Given] = lambda planned, chunk: Given(context(planned.unit, chunk), {})
         """What a chunk may be coded with."""
-        self._profile = profile
+        self.profile = profile
         self._pool = ThreadPoolExecutor(max_workers=max(1, jobs), thread_name_prefix="arz-encode")
         self._queue: collections.deque[tuple[int, Future[_Encoded] | None, Callable[[_Encoded | None], None]]] = (
             collections.deque()
@@ -83,7 +83,7 @@ class Pipeline:
             if any(source.chunk_xxh3.get(place) != seen for (source, place), seen in given.relied.items()):
                 # The source of another unit changed after that was coded; that change will be found, too.
                 alone = dataclasses.replace(given.ctx, references=given.parents, role=Role.OTHER, roles=())
-                codec, payload = encode_best(memoryview(data), alone, self._profile)
+                codec, payload = encode_best(memoryview(data), alone, self.profile)
             self.writer.add_chunk(planned.number, chunk, codec, payload, len(data), xxh3)
             planned.chunk_xxh3[chunk] = xxh3
             done(data)
@@ -124,7 +124,7 @@ class Pipeline:
         data = planned.read_chunk(read_at, chunk)
         xxh3 = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
         given = self.given(planned, chunk)
-        codec, payload = encode_best(memoryview(data), given.ctx, self._profile)
+        codec, payload = encode_best(memoryview(data), given.ctx, self.profile)
         return _Encoded(data, xxh3, codec, payload, given)
 
     def _step(self) -> None:

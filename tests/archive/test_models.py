@@ -71,6 +71,18 @@ def test_it_saves_more_than_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert shared < 0.995 * chain(sources)[2].stat().st_size
 
 
+def test_no_model_is_written_that_none_is_coded_with(tmp_path: Path) -> None:
+    """A parent of the same shapes that has nothing to do with it."""
+    g = torch.Generator().manual_seed(7)
+    for name in ("one", "other"):
+        save_file({"w": torch.randn(ROWS, COLS, generator=g).bfloat16()}, tmp_path / f"{name}.safetensors")
+    chain([tmp_path / "one.safetensors", tmp_path / "other.safetensors"])
+    with arzstream.open(tmp_path / "other.arz") as opened:
+        assert not opened.directory.models
+    arzstream.pack(tmp_path / "other.safetensors", tmp_path / "alone.arz")
+    assert (tmp_path / "other.arz").stat().st_size < 1.001 * (tmp_path / "alone.arz").stat().st_size + 512
+
+
 def test_it_is_learned_anew_when_much_more_has_landed(tmp_path: Path, new_source: Any, new_sink: Any) -> None:
     """A file that grows: one layer, then all the others at once."""
     sources = run(tmp_path, 2, layers=12)
