@@ -214,7 +214,7 @@ def write(name: str, folder: Path, dest: Path) -> dict[str, Any]:
     options = {key: value for key, value in options.items() if key != "parents"}
     parent = str(dest.parent / parents[-1]) if parents else None
     with (
-        unittest.mock.patch.multiple("arzstream.archive.models", LEAST=SHARED_FROM),
+        unittest.mock.patch.multiple("arzstream.archive.learning", LEAST=SHARED_FROM),
         unittest.mock.patch.multiple("arzstream.codec.delta_shared", LEAST=SHARED_FROM),
     ):
         pack([str(folder)], str(dest), parent=parent, reproducible=True, force=True, **options)

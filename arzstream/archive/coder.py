@@ -10,9 +10,10 @@ from concurrent.futures import Future, wait
 import numpy as np
 
 from arzstream.archive.filejob import FileJob
+from arzstream.archive.learning import Models
 from arzstream.archive.lineage import Lineage
 from arzstream.archive.mirrors import Mirrors, columns_of
-from arzstream.archive.models import Models, StoredModels
+from arzstream.archive.models import StoredModels
 from arzstream.archive.pipeline import Given, MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import References, context

@@ -13,9 +13,8 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from arzstream.archive.mirrors import turned
 from arzstream.archive.models import StoredModels
-from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into
+from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into, turned
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue

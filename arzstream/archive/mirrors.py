@@ -6,10 +6,11 @@ import numpy as np
 
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.plan import SMALL_BYTES, Planned
+from arzstream.archive.references import turned
 from arzstream.container.records import Unit
 from arzstream.errors import ArzError
 
-__all__ = ["MOST_CHUNKS", "Mirrors", "columns_of", "turned"]
+__all__ = ["MOST_CHUNKS", "Mirrors", "columns_of"]
 
 MOST_CHUNKS = 16
 """A chunk of one needs all chunks of the other: it is decoded that many times when all of a tensor is read."""
@@ -17,12 +18,6 @@ CORNER = 16
 """Elements of the first row and of the first column that tell which tensors may be each other's transposed."""
 
 _Print = tuple[str, tuple[int, int], bytes, bytes]
-
-
-def turned(data: np.ndarray, rows: int, itemsize: int) -> np.ndarray:
-    """A matrix of ``rows`` rows (bytes, uint8) transposed: bytes, row by row."""
-    matrix = data.view(f"<u{itemsize}" if itemsize <= 8 else f"V{itemsize}").reshape(rows, -1)
-    return np.ascontiguousarray(matrix.T).reshape(-1).view(np.uint8)
 
 
 class Mirrors:

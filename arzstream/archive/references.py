@@ -28,6 +28,7 @@ __all__ = [
     "fill",
     "matches",
     "rectangle_into",
+    "turned",
 ]
 
 Span = tuple[int, int]
@@ -269,6 +270,12 @@ def fill(decoder: TensorDecoder, unit: Unit, found: Sequence[Match], rows: Span,
                 at = (row - rows[0]) * width + low - first
                 part, start = out[at * itemsize : (at + high - low) * itemsize], match.at + low - match.start
                 _run(decoder.unit_into(match.entry.number, start * itemsize, (start + high - low) * itemsize, part))
+
+
+def turned(data: np.ndarray, rows: int, itemsize: int) -> np.ndarray:
+    """A matrix of ``rows`` rows (bytes, uint8) transposed: bytes, row by row."""
+    matrix = data.view(f"<u{itemsize}" if itemsize <= 8 else f"V{itemsize}").reshape(rows, -1)
+    return np.ascontiguousarray(matrix.T).reshape(-1).view(np.uint8)
 
 
 def rectangle_into(

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import arzstream
 from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.learning import Models
 from arzstream.archive.lineage import open_lineage
-from arzstream.archive.models import Models
 from arzstream.archive.recover import recover
 from arzstream.archive.sets import write_set
 
