@@ -1,8 +1,9 @@
-"""A small GPT over bytes, and the text it learns: enough for checkpoints that are a real model's."""
+"""A small GPT, and the text it learns: enough for checkpoints that are a real model's."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sysconfig
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Shape of the model. ``vocabulary`` is 256: one token per byte."""
+    """Shape of the model. ``vocabulary`` is 256 for one token per byte, or that of ``tools.demo.subwords``."""
 
     layers: int = 6
     width: int = 512
@@ -79,17 +80,58 @@ def corpus(limit: int = 4 << 20) -> Tensor:
     return torch.frombuffer(text, dtype=torch.uint8)[:limit]
 
 
-class Trainer:
-    """AdamW with warm-up on random windows of the corpus: fp32 master weights, saved as bf16."""
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step: up to ``peak`` over ``warmup`` steps, then constant; with ``steps``, then down along half
+    a cosine, to a tenth of the peak at that step."""
 
-    def __init__(self, config: Config, *, batch: int = 8, seed: int = 0) -> None:
+    peak: float = 6e-4
+    warmup: int = 10
+    steps: int | None = None
+
+    def factor(self, step: int) -> float:
+        """What the peak is multiplied by at ``step``, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        if self.steps is None or step < self.warmup:
+            return rise
+        done = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+class Trainer:
+    """AdamW on random windows of a text: fp32 master weights, saved as bf16.
+
+    ``text`` is a one-dimensional tensor of tokens below ``config.vocabulary``, the corpus's bytes by default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        batch: int = 8,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        text: Tensor | None = None,
+    ) -> None:
         torch.manual_seed(seed)
+        schedule = schedule or Schedule()
         self.config, self.batch, self.step = config, batch, 0
-        self.model, self.text = GPT(config), corpus()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / 10))
+        self.model, self.text = GPT(config), corpus() if text is None else text
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, betas=betas, weight_decay=0.1)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule.factor)
         self._rng = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def hold(self, rate: float) -> None:
+        """From the next step on, a constant learning rate."""
+        self.scheduler.base_lrs, self.scheduler.lr_lambdas = [rate], [lambda step: 1.0]
+        self.optimizer.param_groups[0]["lr"] = rate
 
     def windows(self) -> Tensor:
         """A batch of windows (batch, context + 1), int64."""
@@ -97,7 +139,7 @@ class Trainer:
         return torch.stack([self.text[s : s + self.config.context + 1] for s in starts.tolist()]).long()
 
     def train(self, steps: int) -> float:
-        """Run ``steps`` steps; the mean loss of the last five, in nats per byte."""
+        """Run ``steps`` steps; the mean loss of the last five, in nats per token."""
         for _ in range(steps):
             tokens = self.windows()
             logits = self.model(tokens[:, :-1])

@@ -1,192 +1,219 @@
-"""Checkpoints of a training run, each given what came before: ``python -m tools.measure.delta``.
+"""Checkpoints of training runs, each given the one before it: ``python -m tools.measure.delta``.
 
-Trains the demo's GPT on Python source (``--folder`` keeps its checkpoints, and one that has them is not trained again),
-then at a learning rate at which about a hundredth of the bf16 weights change between checkpoints. For each pair it
-prints what is left of the newer one: by XOR with the older one, byte planes and zstd -3; by the best codec alone; by
-``delta_ctx`` given the parent, and given parent and grandparent; all tensors, everything included.
+Trains the demo's GPT in several ways (``--run`` chooses, ``--folder`` keeps the checkpoints, and a run that is there is
+not trained again), and goes on at a rate at which about a hundredth of the bf16 weights change. For each pair of
+checkpoints it prints what the newer one takes given the older one: XOR, byte planes and zstd -3; every other program
+that is installed; and whole archives of arzstream, everything included, which are unpacked and compared with the
+original. Then whether what the project promises holds. ``--large 1e9`` also packs checkpoints made that large, for the
+speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
+import io
+import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import zstandard
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
 
-from arzstream.codec.base import ChunkContext
-from arzstream.codec.best import encode_best
-from arzstream.codec.dtypes import DTYPES
-from arzstream.codec.registry import get
-from tools.demo.gpt import Config, Trainer
+from tools.measure.checks import Checks
+from tools.measure.delta_archives import Archived, chain, enlarged
+from tools.measure.delta_peers import PEERS, Peer, byte_tensors, installed, ordered, xor_zstd
+from tools.measure.training_runs import Run, add_options, chosen, ensure
 
-CHUNK_ELEMENTS = 1 << 20
-NAMES = {torch.bfloat16: "BF16", torch.float32: "F32"}
-Tensors = dict[str, torch.Tensor]
+PROFILES, PAIRS = ("balanced", "max"), ("10", "50", "slow")
+CHAIN = 4
+"""Archives in a row: no profile codes against more than three."""
+DECODED, ENCODED, LARGE = 0.8e9, 0.15e9, 1e9
+"""Bytes per second of one core that are promised; the latter for checkpoints of ``LARGE`` bytes."""
 
 
 class Pair(NamedTuple):
-    """Names of checkpoints: the newer one, its parent, its grandparent."""
+    """Two checkpoints, the newer one first, and those before them. ``most`` is what is promised: by profile, of XOR and
+    zstd."""
 
     title: str
-    new: str
-    parent: str
-    grandparent: str
-
-
-def pairs(last: int) -> list[Pair]:
-    def at(step: int, suffix: str = "") -> str:
-        return f"step-{step:04}{suffix}"
-
-    return [
-        Pair("bf16, 10 steps apart", at(last), at(last - 10), at(last - 20)),
-        Pair("bf16, 50 steps apart", at(last), at(last - 50), at(last - 100)),
-        Pair("bf16, low learning rate", "slow-3", "slow-2", "slow-1"),
-        Pair("fp32, 10 steps apart", at(last, "-f32"), at(last - 10, "-f32"), at(last - 20, "-f32")),
-    ]
-
-
-def train(folder: Path, config: Config, batch: int, last: int, rate: float, slow_rate: float) -> None:
-    """Write the checkpoints that :func:`pairs` names."""
-    trainer = Trainer(config, batch=batch)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(f"training a GPT of {parameters / 1e6:.1f} M parameters for {last} steps of {batch} windows", flush=True)
-
-    def save(name: str) -> None:
-        state = trainer.model.state_dict()
-        save_file({k: v.bfloat16() for k, v in state.items()}, folder / f"{name}.safetensors")
-        if name.startswith("step") and trainer.step >= last - 20:
-            save_file({k: v.clone() for k, v in state.items()}, folder / f"{name}-f32.safetensors")
-
-    def set_rate(value: float) -> None:
-        trainer.scheduler.base_lrs = [value for _ in trainer.scheduler.base_lrs]
-
-    set_rate(rate)
-    while trainer.step < last:
-        loss = trainer.train(10)
-        if last - trainer.step in (0, 10, 20, 50, 100):
-            print(f"step {trainer.step}, loss {loss:.3f}", flush=True)
-            save(f"step-{trainer.step:04}")
-    set_rate(slow_rate)
-    for k in (1, 2, 3):
-        trainer.train(3)
-        save(f"slow-{k}")
-
-
-def chunks(tensors: list[torch.Tensor]) -> Iterator[tuple[ChunkContext, memoryview]]:
-    """Chunks of the first tensor as the packer cuts them, with the others as references."""
-    new = tensors[0]
-    rows, cols = new.shape if new.dim() == 2 else (1, new.numel())
-    step = max(1, CHUNK_ELEMENTS // max(1, cols))
-    parts = [np.frombuffer(t.contiguous().flatten().view(torch.uint8).numpy().tobytes(), np.uint8) for t in tensors]
-    row_bytes = cols * new.element_size()
-    for row in range(0, rows, step):
-        n = min(step, rows - row)
-        data, *references = (memoryview(p[row * row_bytes : (row + n) * row_bytes].tobytes()) for p in parts)
-        yield ChunkContext(DTYPES[NAMES[new.dtype]], n, cols, tuple(references)), data
-
-
-@dataclasses.dataclass
-class Total:
-    """Bytes before and after, and seconds of the processor."""
-
-    raw: int = 0
-    packed: int = 0
-    encoding: float = 0.0
-    decoding: float = 0.0
-
-    def add(self, ctx: ChunkContext, data: memoryview, profile: str) -> None:
-        began = time.process_time()
-        codec, payload = encode_best(data, ctx, profile)
-        packed = time.process_time()
-        out = bytearray(len(data))
-        get(codec).decode(memoryview(payload), memoryview(out), ctx)
-        done = time.process_time()
-        if out != data:
-            raise SystemExit("a chunk does not decode to what was encoded")
-        self.raw += len(data)
-        self.packed += len(payload)
-        self.encoding += packed - began
-        self.decoding += done - packed
+    line: tuple[Path, ...]
+    most: dict[str, float]
+    slow: bool = False
 
     @property
-    def share(self) -> float:
-        return self.packed / self.raw
+    def new(self) -> Path:
+        return self.line[0]
+
+    @property
+    def parent(self) -> Path:
+        return self.line[1]
 
 
-def xor_planes(data: memoryview, parent: memoryview, size: int) -> int:
-    """Bytes of XOR, byte planes and zstd -3."""
-    changed = (np.frombuffer(data, np.uint8) ^ np.frombuffer(parent, np.uint8)).reshape(-1, size)
-    packer = zstandard.ZstdCompressor(3)
-    return sum(len(packer.compress(changed[:, j].tobytes())) for j in range(size))
+class Changes(NamedTuple):
+    """``share`` of the weights that changed; entropies at order 0 in bits per weight."""
+
+    share: float
+    map_bits: float
+    value_bits: float
+
+    @property
+    def bits(self) -> float:
+        return self.map_bits + self.value_bits
 
 
-def map_entropy(data: list[memoryview], parents: list[memoryview], size: int) -> tuple[float, float]:
-    """(share that changed, bits per weight of the map of changes and of the changes' XORs, each at order 0)."""
-    new, old = (np.concatenate([np.frombuffer(m, f"<u{size}") for m in side]) for side in (data, parents))
-    xors = (new ^ old)[new != old]
-    share = len(xors) / len(new)
-    values = np.unique(xors, return_counts=True)[1] / max(1, len(xors))
-    map_bits = sum(-p * np.log2(p) for p in (share, 1 - share) if p)
-    return share, float(map_bits - share * (values @ np.log2(values)))
+def pairs(run: Run, last: int) -> dict[str, Pair]:
+    def line(paths: Iterable[Path]) -> tuple[Path, ...]:
+        return tuple(path for path in paths if path.exists())
+
+    ten, fifty = (line(run.at(last - k * apart) for k in range(CHAIN)) for apart in (10, 50))
+    slow = line(run.slow(number) for number in range(CHAIN, 0, -1))
+    return {
+        "10": Pair("10 steps apart", ten, {"balanced": 0.69, "max": 0.67}),
+        "50": Pair("50 steps apart", fifty, {"balanced": 0.80, "max": 0.80}),
+        "slow": Pair(f"low rate ({run.notes['slow_rate']:.3g})", slow, {}, slow=True),
+    }
 
 
-def measure(pair: Pair, folder: Path, profile: str) -> None:
-    new, parent, grandparent = (load_file(folder / f"{name}.safetensors") for name in pair[1:])
-    alone, one, two, xor = Total(), Total(), Total(), 0
-    data, parents, size = [], [], 0
-    for name in new:
-        for ctx, chunk in chunks([new[name], parent[name], grandparent[name]]):
-            size = ctx.dtype.itemsize
-            alone.add(dataclasses.replace(ctx, references=()), chunk, profile)
-            one.add(dataclasses.replace(ctx, references=ctx.references[:1]), chunk, profile)
-            two.add(ctx, chunk, profile)
-            xor += xor_planes(chunk, ctx.references[0], size)
-            data.append(chunk)
-            parents.append(ctx.references[0])
-    share, entropy = map_entropy(data, parents, size)
-    print(f"\n{pair.title} ({pair.parent} -> {pair.new}): {share:.1%} of {one.raw // size:,} elements changed")
-    print(f"  {'XOR, byte planes, zstd -3':28}{xor / one.raw:8.2%}{xor / one.raw * 8 * size:9.4f} bits each")
-    print(f"  {'map and XORs, order 0':28}{entropy / 8 / size:8.2%}{entropy:9.4f} bits each")
-    for title, total in (("alone", alone), ("given the parent", one), ("given the grandparent too", two)):
-        speeds = (
-            f"encoded at {total.raw / total.encoding / 1e9:.3f}, decoded at {total.raw / total.decoding / 1e9:.3f} GB/s"
-        )
-        bits = total.share * 8 * size
-        print(
-            f"  {title:28}{total.share:8.2%}{bits:9.4f} bits each{total.packed / xor:7.3f} of XOR   {speeds}",
-            flush=True,
-        )
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Bits of each of what was counted, at order 0."""
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return float(-(shares * np.log2(shares)).sum())
 
 
-def main() -> None:
+def changes(new: Path, parent: Path) -> Changes:
+    """How many weights changed; entropies of the map that says which, and of the changes themselves, all tensors
+    together: as XORs or as differences of ordered integers, whichever have less."""
+    weights, xors, steps = 0, [], []
+    for (*_, size, data), (*_, before) in zip(byte_tensors(new), byte_tensors(parent), strict=True):
+        words = data.view(f"<u{size}") ^ before.view(f"<u{size}")
+        weights += len(words)
+        xors.append(words[words != 0].astype(np.int64))
+        steps.append((ordered(data, size) - ordered(before, size))[words != 0].astype(np.int64))
+    bits = min(entropy(np.unique(np.concatenate(values), return_counts=True)[1]) for values in (xors, steps))
+    changed = sum(len(values) for values in xors)
+    share = changed / weights
+    return Changes(share, entropy(np.array([changed, weights - changed])), share * bits)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what other programs say."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def measure(pair: Pair, peers: Sequence[Peer], profiles: Sequence[str], check: Checks) -> None:
+    raw = sum(data.nbytes for *_, data in byte_tensors(pair.new))
+    weights = sum(data.nbytes // size for *_, size, data in byte_tensors(pair.new))
+    change, xor = changes(pair.new, pair.parent), xor_zstd(pair.new, pair.parent)
+
+    def row(title: str, nbytes: float, more: str = "") -> None:
+        bits = f"{nbytes / raw:8.2%}{8 * nbytes / weights:10.4f}{nbytes / xor:9.3f}"
+        print(f"    {title:32}{round(nbytes):14,}{bits}{more}", flush=True)
+
+    print(f"\n  {pair.title}: {pair.parent.name} -> {pair.new.name}, {change.share:.2%} of {weights:,} weights changed")
+    print(f"    {'':32}{'bytes':>14}{'of raw':>8}{'bits each':>10}{'of XOR':>9}")
+    row("XOR, byte planes, zstd -3", xor)
+    stored = {}
+    for peer in peers:
+        with tempfile.TemporaryDirectory() as scratch, _silence():
+            stored[peer.title] = peer.stored(pair.new, pair.parent, Path(scratch))
+        row(peer.title, stored[peer.title])
+    row("map of changes, order 0", change.map_bits * weights / 8)
+    row("values of changes, order 0", change.value_bits * weights / 8)
+    row("map and values", change.bits * weights / 8)
+    for profile in profiles:
+        with tempfile.TemporaryDirectory() as scratch:
+            made = chain(pair.line[::-1], profile, Path(scratch))
+        row(f"arzstream {profile}", made.bytes_out)
+        speeds(made)
+        promises(pair, profile, made, xor, stored, change, weights, check)
+
+
+def speeds(made: Archived) -> None:
+    """GB/s of one core."""
+    print(
+        f"      GB/s of one core: learning and encoding {made.coding / 1e9:.3f}, "
+        f"all of packing and proving {made.packing / 1e9:.3f}; "
+        f"delta_ctx decoding {made.decoding / 1e9:.3f}, all of unpacking {made.unpacking / 1e9:.3f}"
+        f" ({made.changes / max(1, made.changes + made.others):.1%} of the bytes are its)",
+        flush=True,
+    )
+
+
+def promises(
+    pair: Pair,
+    profile: str,
+    made: Archived,
+    xor: int,
+    stored: dict[str, int],
+    change: Changes,
+    weights: int,
+    check: Checks,
+) -> None:
+    title = f"{pair.title}, {profile}"
+    if profile in pair.most:
+        most = pair.most[profile]
+        check(made.bytes_out <= most * xor, f"{title}: {made.bytes_out / xor:.3f} of XOR, at most {most}")
+    if pair.slow:
+        bits = 8 * made.bytes_out / weights
+        check(bits <= 0.10, f"{title}: {bits:.4f} bits per weight, at most 0.10")
+        check(bits < change.bits, f"{title}: {bits:.4f} bits per weight, less than map and values, {change.bits:.4f}")
+    if stored:
+        best = min(stored, key=stored.__getitem__)
+        check(made.bytes_out < stored[best], f"{title}: smaller than the smallest other, {best}")
+
+
+def large(run: Run, pair: Pair, nbytes: int, check: Checks) -> None:
+    """Speeds in ``balanced`` with checkpoints that hold the run's tensors again and again."""
+    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+        sources = [Path(folder) / source.name for source in pair.line[2::-1]]
+        for source, enlarge in zip(pair.line[2::-1], sources, strict=True):
+            enlarged(source, enlarge, nbytes)
+        print(f"\n  {pair.title}, the tensors again and again: {sources[-1].stat().st_size:,} bytes", flush=True)
+        made = chain(sources, "balanced", Path(folder))
+    print(f"    {'arzstream balanced':32}{made.bytes_out:14,}{made.bytes_out / made.bytes_in:8.2%}")
+    speeds(made)
+    check(made.decoding >= DECODED, f"delta_ctx decodes {made.decoding / 1e9:.3f} GB/s, at least 0.8")
+    if made.bytes_in >= LARGE:
+        check(made.coding >= ENCODED, f"{made.coding / 1e9:.3f} GB/s encoded, learning included, at least 0.15")
+
+
+def describe(name: str, run: Run, recipe: str) -> None:
+    steps = "; ".join(f"step {step}: {rate:.3g}, {loss:.3f}" for step, rate, loss in run.notes["rates"])
+    print(f"\n{name}: {recipe}")
+    print(f"  {run.notes['parameters']:,} parameters; learning rate, and loss in nats per token, after")
+    print(f"  {steps}", flush=True)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are, or are kept (a temporary folder)")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--rate", type=float, default=6e-4, help="learning rate")
-    parser.add_argument("--slow-rate", type=float, default=3e-7, help="learning rate at which little changes")
-    parser.add_argument("--profile", default="balanced")
+    add_options(parser)
+    parser.add_argument("--pair", action="append", choices=PAIRS, help="may be given several times (all)")
+    parser.add_argument("--profile", action="append", choices=PROFILES, help="may be given several times (both)")
+    parser.add_argument("--peers", help="comma-separated, or none (all that are installed)")
+    parser.add_argument("--large", type=float, help="also the speed with checkpoints of so many bytes, 1e9 for example")
     args = parser.parse_args()
+    wanted = [p for p in PEERS if args.peers is None or p.title in args.peers.split(",")]
+    (peers, missing), check = installed(wanted), Checks()
+    if missing:
+        print(f"not installed, so not measured: {', '.join(missing)} (tools/bench/install installs them)")
+    profiles = args.profile or PROFILES
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = pairs(args.steps)
-        if not all((folder / f"{name}.safetensors").exists() for pair in wanted for name in pair[1:]):
-            config = Config(layers=args.layers, width=args.width, heads=args.width // 64)
-            train(folder, config, args.batch, args.steps, args.rate, args.slow_rate)
-        for pair in wanted:
-            measure(pair, folder, args.profile)
+        for name, recipe in chosen(args).items():
+            run = ensure(recipe, (args.folder or Path(temporary)) / name)
+            describe(name, run, recipe.describe())
+            found = pairs(run, recipe.steps)
+            for key in args.pair or found:
+                measure(found[key], peers, profiles, check)
+            if args.large:
+                large(run, found["10"], int(args.large), check)
+    print()
+    return check.status()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,7 +32,7 @@ from arzstream.formats.training import part_of
 from arzstream.store.ranges import LocalReader
 from tools.demo.gpt import Config, Trainer
 from tools.demo.saving import save
-from tools.measure.delta import xor_planes
+from tools.measure.delta_peers import xor_planes
 
 KINDS = {Role.OTHER: "bf16 weights", Role.MASTER: "master", Role.MOMENT: "m", Role.SQUARE: "v"}
 STATE = ("master", "m", "v")

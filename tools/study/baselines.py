@@ -8,8 +8,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from tools.measure.delta import Total, chunks
 from tools.study.checkpoints import Run
+from tools.study.payloads import Total, chunks
 from tools.study.sample import Sample
 from tools.study.scores import Result, Tables
 
