@@ -42,7 +42,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     sources = [*DRIVER.glob("*.cpp"), *(SOURCES / f"{name}.cpp" for name in ("isa_portable", "isa_neon", "dispatch"))]
     objects = [binary.with_name(f"{source.stem}.o") for source in sources]
     commands = [[compiler, *flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
-    assert not any([process.wait() for process in [subprocess.Popen(command) for command in commands]])
+    started = [subprocess.Popen(command) for command in commands]
+    assert sum(process.wait() for process in started) == 0
     subprocess.run([compiler, "-static", *map(str, objects), "-o", str(binary)], check=True)
     return [str(binary)] if native else [EMULATOR, str(binary)]
 

@@ -1,0 +1,81 @@
+"""What codec 8 would make of a chunk, by a sample: so that it need not be coded to be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arzstream.codec import tables
+from arzstream.codec.base import ChunkContext
+from arzstream.codec.cell_classes import sampled_bits
+from arzstream.codec.delta_ctx import OWN_TOP_BITS, elements_of, look, origin_of, top_bits
+from arzstream.codec.delta_model import Model, nearest
+from arzstream.codec.scales import rice_parameters
+from arzstream.kernels import api, delta
+
+__all__ = ["estimate_delta"]
+
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+
+SAMPLE = 1 << 15
+"""Elements of a sample, about: the same that codec 9 plans with, so that chance favours neither."""
+EXCEPTION_BITS = 64
+"""What an element takes for which a model has no frequency."""
+
+
+def estimate_delta(data: memoryview, ctx: ChunkContext) -> int | None:
+    """Bits of a payload of codec 8 for a chunk with references, about; None if it does not apply."""
+    kind = elements_of(ctx)
+    if kind is None or not len(data) or not ctx.references:
+        return None
+    some, few, step = _sample(data, ctx)
+    shared = nearest(ctx.models, kind, len(ctx.references))
+    if shared is not None:
+        model = shared[1]
+        references, top, origin = model.references, model.top, model.origin
+    else:
+        references, top, origin = min(2, len(ctx.references)), top_bits(kind, OWN_TOP_BITS), origin_of(some, few)
+    looked = look(some, few, references, top, origin)
+    if looked is None:
+        return None
+    rule, symbols, cells = looked
+    octaves = np.maximum((np.arange(256) >> 1 >> top) - 1, 0)
+    bits = step * int(api.histogram(symbols).astype(np.int64) @ octaves)
+    bits += step * _model_bits(symbols, cells, shared[1]) if shared else sampled_bits(symbols, _merged(cells), step)
+    for side, repeated in ((rule.rows, step), (rule.cols, 1)):
+        bits += repeated * rice_parameters(side)[2] if len(side) else 0
+    return bits * len(data) // (len(some) * step)
+
+
+def _sample(data: memoryview, ctx: ChunkContext) -> tuple[memoryview, ChunkContext, int]:
+    """(some rows, their context, one in how many they are)."""
+    step = max(1, ctx.rows * ctx.cols // SAMPLE)
+    if ctx.rows < 4 * step or ctx.rows * ctx.cols * ctx.dtype.itemsize != len(data):
+        return data, ctx, 1
+
+    def part(of: memoryview) -> memoryview:
+        rows = np.frombuffer(of, np.uint8).reshape(ctx.rows, -1)
+        return memoryview(rows[::step].tobytes())
+
+    references = tuple(part(memoryview(reference)) for reference in ctx.references)
+    return part(data), dataclasses.replace(ctx, rows=-(-ctx.rows // step), references=references), step
+
+
+def _merged(cells: U16) -> U16:
+    """Cells without the parent's mantissa, which tells least."""
+    sizes, before = delta.SCALE_BITS, delta.SCALE_BITS + delta.MANTISSA_BITS
+    merged: U16 = cells & np.uint16((1 << sizes) - 1) | cells >> np.uint16(before) << np.uint16(sizes)
+    return merged
+
+
+def _model_bits(symbols: U8, cells: U16, model: Model) -> int:
+    places = model.class_of[cells].astype(np.int64) << 8 | symbols
+    counts = np.bincount(places, minlength=model.freqs.size)
+    freqs = model.freqs.reshape(-1)
+    missing = freqs == 0
+    exceptions = int(counts[missing].sum())
+    counts[missing] = 0
+    return tables.cost(counts, np.maximum(freqs, 1)) // tables.COST_UNIT + exceptions * EXCEPTION_BITS
