@@ -218,7 +218,7 @@ def _encode_state(
     # Changes without a model to share need one that is learned, which takes longer than all else.
     near = NEARLY if parents.models else 1.0
     for codec, expected in limits.items():
-        if expected <= near * least and expected < NEARLY * limit:
+        if expected <= near * least and expected < limit:
             payload: bytes | None = None
             if codec == DELTA_CTX:
                 payload = encode_delta(data, parents)

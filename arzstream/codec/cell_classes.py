@@ -129,15 +129,15 @@ def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
 
 def sampled_bits(symbols: U8, cells: NDArray[np.uint16], times: int) -> int:
     """What symbols, tables and map of so many times a sample take under classes like those of :func:`fold`, about."""
-    weight = np.bincount(cells)
+    at = cells.astype(np.intp)
+    weight, total = np.bincount(at), np.bincount(at, symbols >> 1)
     used = np.flatnonzero(weight)
     weight = weight[used]
-    total = np.bincount(cells, symbols >> 1)[used].astype(np.int64)
-    order = np.argsort(total * MEAN_UNIT // weight, kind="stable")
+    mean = total[used].astype(np.int64) * MEAN_UNIT // weight
+    order = np.argsort(mean, kind="stable")
     before = np.cumsum(weight[order]) - weight[order]
-    piece_of = np.zeros(int(used[-1]) + 1, np.int64)
+    piece_of = np.zeros(int(used[-1]) + 1, np.intp)
     piece_of[used[order]] = before * FEW_PIECES // len(symbols) << 8
-    counts = np.bincount(piece_of[cells] + symbols, minlength=256 * FEW_PIECES)[: 256 * FEW_PIECES]
-    groups = counts.reshape(FEW_PIECES, 256)
-    groups = groups[groups.any(axis=1)]
+    groups = np.bincount(piece_of[at] + symbols, minlength=256 * FEW_PIECES).reshape(FEW_PIECES, 256)
+    groups = groups[groups.any(axis=1)][:, groups.any(axis=0)]
     return int(_costs(groups * times).sum()) // tables.COST_UNIT + MAP_BITS * len(used)

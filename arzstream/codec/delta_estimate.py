@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.cell_classes import sampled_bits
-from arzstream.codec.delta_ctx import OWN_TOP_BITS, elements_of, look, origin_of, top_bits
+from arzstream.codec.delta_ctx import EXCEPTIONS, OWN_TOP_BITS, elements_of, look, origin_of, top_bits
 from arzstream.codec.delta_model import Model, nearest
 from arzstream.codec.scales import rice_parameters
 from arzstream.kernels import api, delta
@@ -33,21 +33,47 @@ def estimate_delta(data: memoryview, ctx: ChunkContext) -> int | None:
         return None
     some, few, step = _sample(data, ctx)
     shared = nearest(ctx.models, kind, len(ctx.references))
-    if shared is not None:
-        model = shared[1]
-        references, top, origin = model.references, model.top, model.origin
-    else:
-        references, top, origin = min(2, len(ctx.references)), top_bits(kind, OWN_TOP_BITS), origin_of(some, few)
-    looked = look(some, few, references, top, origin)
+    bits = _with_model(some, few, step, shared[1]) if shared is not None else None
+    if bits is None:
+        bits = _alone(some, few, step, top_bits(kind, OWN_TOP_BITS))
+    return None if bits is None else bits * len(data) // (len(some) * step)
+
+
+def _with_model(some: memoryview, few: ChunkContext, step: int, model: Model) -> int | None:
+    """Bits of ``step`` times some rows; None if the model has no frequency for too many."""
+    looked = look(some, few, model.references, model.top, model.origin)
     if looked is None:
         return None
     rule, symbols, cells = looked
+    places = model.class_of[cells].astype(np.intp) << 8 | symbols
+    counts, freqs = np.bincount(places, minlength=model.freqs.size), model.freqs.reshape(-1)
+    missing = freqs == 0
+    exceptions = int(counts[missing].sum())
+    if exceptions > len(symbols) // EXCEPTIONS + 1:
+        return None
+    counts[missing] = 0
+    coded = tables.cost(counts, np.maximum(freqs, 1)) // tables.COST_UNIT + exceptions * EXCEPTION_BITS
+    return step * (coded + _raw_bits(symbols, model.top)) + _side_bits(rule, step)
+
+
+def _alone(some: memoryview, few: ChunkContext, step: int, top: int) -> int | None:
+    """The same with a model of the chunk's own."""
+    looked = look(some, few, min(2, len(few.references)), top, origin_of(some, few))
+    if looked is None:
+        return None
+    rule, symbols, cells = looked
+    return sampled_bits(symbols, _merged(cells), step) + step * _raw_bits(symbols, top) + _side_bits(rule, step)
+
+
+def _raw_bits(symbols: U8, top: int) -> int:
     octaves = np.maximum((np.arange(256) >> 1 >> top) - 1, 0)
-    bits = step * int(api.histogram(symbols).astype(np.int64) @ octaves)
-    bits += step * _model_bits(symbols, cells, shared[1]) if shared else sampled_bits(symbols, _merged(cells), step)
-    for side, repeated in ((rule.rows, step), (rule.cols, 1)):
-        bits += repeated * rice_parameters(side)[2] if len(side) else 0
-    return bits * len(data) // (len(some) * step)
+    return int(api.histogram(symbols).astype(np.int64) @ octaves)
+
+
+def _side_bits(rule: delta.Rule, step: int) -> int:
+    """Of scales of rows, ``step`` times as many, and of columns."""
+    sides = ((rule.rows, step), (rule.cols, 1))
+    return sum(repeated * rice_parameters(side)[2] for side, repeated in sides if len(side))
 
 
 def _sample(data: memoryview, ctx: ChunkContext) -> tuple[memoryview, ChunkContext, int]:
@@ -69,13 +95,3 @@ def _merged(cells: U16) -> U16:
     sizes, before = delta.SCALE_BITS, delta.SCALE_BITS + delta.MANTISSA_BITS
     merged: U16 = cells & np.uint16((1 << sizes) - 1) | cells >> np.uint16(before) << np.uint16(sizes)
     return merged
-
-
-def _model_bits(symbols: U8, cells: U16, model: Model) -> int:
-    places = model.class_of[cells].astype(np.int64) << 8 | symbols
-    counts = np.bincount(places, minlength=model.freqs.size)
-    freqs = model.freqs.reshape(-1)
-    missing = freqs == 0
-    exceptions = int(counts[missing].sum())
-    counts[missing] = 0
-    return tables.cost(counts, np.maximum(freqs, 1)) // tables.COST_UNIT + exceptions * EXCEPTION_BITS

@@ -133,6 +133,8 @@ def optim_case(kind: int, scaled: bool, count: int, source: random.Random) -> by
     if source.random() < 0.3:
         moment = square = NONE
     factors = (source.choice([0.999, -(2.0**60)]), source.choice([-1e-4, 2.0**-60]) if len(moment) else 0.0, 1e-8)
+    if len(moment) and source.random() < 0.3:  # terms that nearly cancel, which shows how each is rounded
+        moment, square, factors = parent, special(np.ones(count), rng), (0.7, -0.7, 1e-12)
     predicted = optim.optim_predict(parent, factors, moment, square)
     before = parent if scaled and source.random() < 0.7 else NONE
     rows, cols = scales(count, rng)
