@@ -160,8 +160,10 @@ def plan(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Plan |
         return None
     enough = min(trial.bits for trial in trials) * (SLACK + 1) // SLACK
     best = min((t for t in trials if t.bits <= enough), key=lambda trial: (len(trial.way[0]), trial.bits))
-    plain = best.without_scales(some, times)
-    least = plain if plain.bits <= best.bits * (SCALES_SLACK + 1) // SCALES_SLACK else best
+    least = best
+    if best.to.kind or (best.bits - best.coded) * SCALES_SLACK > best.bits:
+        plain = best.without_scales(some, times)
+        least = plain if plain.bits <= best.bits * (SCALES_SLACK + 1) // SCALES_SLACK else best
     bits = least.bits * count // (len(some) // 4 * times)
     return Plan(bits, best.way, least is best, least.to.raw, held, row_len, columns)
 
@@ -174,6 +176,8 @@ class _Trial(NamedTuple):
     """What a way takes on a sample."""
 
     bits: int
+    coded: int
+    """Of these, those of elements and not of scales."""
     way: _Way
     to: optim.Expectation
 
@@ -183,12 +187,12 @@ class _Trial(NamedTuple):
         part = held.only(*used)
         to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
         to = _with_raw(some, to)
-        return cls(_bits(some, to, times), way, to)
+        return cls(*_bits(some, to, times), way, to)
 
     def without_scales(self, some: U8, times: int) -> _Trial:
         to = dataclasses.replace(self.to, rows=NONE, cols=NONE)
         to = _with_raw(some, dataclasses.replace(to, base=_base(some, to)))
-        return _Trial(_bits(some, to, times), self.way, to)
+        return _Trial(*_bits(some, to, times), self.way, to)
 
 
 def _ways(new: U8, held: _Held, role: Role, fewest: Callable[[], int]) -> Iterator[_Way]:
@@ -323,11 +327,11 @@ def _with_raw(elements: U8, to: optim.Expectation) -> optim.Expectation:
     return dataclasses.replace(to, raw=min(max(0, raw), optim.MAX_RAW))
 
 
-def _bits(elements: U8, to: optim.Expectation, times: int) -> int:
-    """What so many times these elements take, about; columns are as many."""
+def _bits(elements: U8, to: optim.Expectation, times: int) -> tuple[int, int]:
+    """What so many times these elements take, about, with their scales and without; columns are as many."""
     symbols, cells, _ = optim.optim_count(elements, to)
     raw = api.histogram(symbols).astype(np.int64) @ optim.raw_lengths(to.scaled, to.raw)
-    bits = sampled_bits(symbols, cells, times) + times * int(raw)
+    coded = bits = sampled_bits(symbols, cells, times) + times * int(raw)
     for side, repeated in ((to.rows, times), (to.cols, 1)):
         bits += repeated * rice_parameters(side)[2] if len(side) else 0
-    return bits
+    return bits, coded
