@@ -11,7 +11,7 @@ import numpy as np
 
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.delta_ctx import encode_delta
-from arzstream.codec.delta_estimate import estimate_delta
+from arzstream.codec.delta_estimate import estimate_delta, fewest_bits
 from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
@@ -206,7 +206,9 @@ def _encode_state(
     """The same for optimiser state: given what the rest of the checkpoint tells, or the parents alone, or nothing.
     Samples say what that takes; only what may be the smallest is coded in full."""
     gains = {OPTIM_CTX: max(wish.delta_gain, wish.state_gain), DELTA_CTX: wish.delta_gain}
-    state, changes = plan_optim(data, ctx), estimate_delta(data, parents)
+    state, changes = plan_optim(data, ctx), None
+    if parents.references and (state is None or fewest_bits(data, parents.references[0]) < state.bits):
+        changes = estimate_delta(data, parents)
     estimates = {OPTIM_CTX: state.bits if state is not None else None, DELTA_CTX: changes}
     limits = {codec: bits / 8 / (1 - gains[codec]) for codec, bits in estimates.items() if bits is not None}
     least = min(limits.values(), default=NEVER)

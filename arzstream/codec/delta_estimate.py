@@ -12,16 +12,19 @@ from arzstream.codec.base import ChunkContext
 from arzstream.codec.cell_classes import sampled_bits
 from arzstream.codec.delta_ctx import EXCEPTIONS, OWN_TOP_BITS, elements_of, look, origin_of, top_bits
 from arzstream.codec.delta_model import Model, nearest
+from arzstream.codec.optim_fit import log_cost
 from arzstream.codec.scales import rice_parameters
 from arzstream.kernels import api, delta
 
-__all__ = ["estimate_delta"]
+__all__ = ["estimate_delta", "fewest_bits"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 
 SAMPLE = 1 << 15
 """Elements of a sample, about: the same that codec 9 plans with, so that chance favours neither."""
+FEW = 1 << 12
+"""The same where logarithms are enough."""
 EXCEPTION_BITS = 64
 """What an element takes for which a model has no frequency."""
 
@@ -74,6 +77,14 @@ def _side_bits(rule: delta.Rule, step: int) -> int:
     """Of scales of rows, ``step`` times as many, and of columns."""
     sides = ((rule.rows, step), (rule.cols, 1))
     return sum(repeated * rice_parameters(side)[2] for side, repeated in sides if len(side))
+
+
+def fewest_bits(data: memoryview, parent: memoryview) -> int:
+    """What differences of fp32 to a parent take at least, about: their logarithms, by a few of them. Which octave and
+    direction it is comes on top, about three bits where most changed."""
+    step = max(1, len(data) // 4 // FEW)
+    new, old = (np.ascontiguousarray(np.frombuffer(x, "<u4")[::step]).view(np.uint8) for x in (data, parent))
+    return log_cost(new, old) * len(data) // len(new) >> 8
 
 
 def _sample(data: memoryview, ctx: ChunkContext) -> tuple[memoryview, ChunkContext, int]:

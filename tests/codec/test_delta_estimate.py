@@ -9,7 +9,7 @@ import pytest
 
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.delta_ctx import OWN_TOP_BITS, encode_delta, look, origin_of
-from arzstream.codec.delta_estimate import estimate_delta
+from arzstream.codec.delta_estimate import estimate_delta, fewest_bits
 from arzstream.codec.delta_learning import Changes, learn
 from arzstream.codec.dtypes import DTYPES
 from arzstream.kernels import api
@@ -58,6 +58,16 @@ def test_an_estimate_is_near_what_coding_takes(references: int) -> None:
         payload = encode_delta(plain, given)
         assert payload is not None and payload[1] == number
         assert near(estimate_delta(plain, given), payload, 0.02)
+
+
+def test_the_fewest_bits_are_fewer_by_a_few_an_element() -> None:
+    """What changed everywhere takes them at least, and what did not change takes none."""
+    data, *known = steps(1, 2)
+    plain, parent = memoryview(data.tobytes()), memoryview(known[0].tobytes())
+    payload = encode_delta(plain, context_of(known))
+    assert payload is not None
+    assert 2 * data.size < 8 * len(payload) - fewest_bits(plain, parent) < 4 * data.size
+    assert fewest_bits(plain, plain) == 0
 
 
 def test_an_estimate_is_the_same_on_every_path() -> None:
