@@ -11,10 +11,11 @@ import numpy as np
 
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.delta_ctx import encode_delta
+from arzstream.codec.delta_estimate import estimate_delta, fewest_bits
 from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
 from arzstream.codec.float_fast import encode_floats
-from arzstream.codec.optim_ctx import encode_optim
+from arzstream.codec.optim_ctx import encode_planned, plan_optim
 from arzstream.codec.quant_blocks import encode_blocks
 from arzstream.codec.registry import get
 from arzstream.codec.roles import Role
@@ -90,8 +91,8 @@ FAST_PIECE, FAST_GAIN = 512, 0.03
 FAST_TYPES = ("BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 CLEARLY = 0.9
 """A payload below this share of what a sample says that other codecs take needs no comparison with them."""
-GIVEN_SAMPLE, BETTER = 1 << 15, 0.95
-"""Elements that tell what coding against the parents takes; a payload below this share of that is as good as less."""
+NEARLY = 1.005
+"""Samples are believed when they differ by more than this factor."""
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
 RAW_GAIN = 0.99
@@ -184,49 +185,56 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     const = get(CONST).encode(data, ctx)
     if const is not None:
         return CONST, const
-    codec, given = _encode_given(data, ctx) if ctx.references else (RAW, None)
+    if not ctx.references:
+        return _encode_alone(data, ctx, wish)
+    parents = dataclasses.replace(ctx, references=ctx.parents(), role=Role.OTHER, roles=())
+    if ctx.role != Role.OTHER and not (parents.references and _same(parents.references[0], data)):
+        return _encode_state(data, ctx, parents, wish)
+    given = encode_delta(data, parents)
     if given is None:
         return _encode_alone(data, ctx, wish)
-    limit = len(given) / (1 - (max(wish.delta_gain, wish.state_gain) if codec == OPTIM_CTX else wish.delta_gain))
+    limit = len(given) / (1 - wish.delta_gain)
     if limit < CLEARLY * _alone_share(data, ctx) * len(data):
-        return codec, given
+        return DELTA_CTX, given
     alone_id, alone = _encode_alone(data, ctx, wish)
-    return (codec, given) if limit < len(alone) else (alone_id, alone)
+    return (DELTA_CTX, given) if limit < len(alone) else (alone_id, alone)
 
 
-def _encode_given(data: memoryview, ctx: ChunkContext) -> tuple[int, bytes | None]:
-    """The better of the codecs that use references: what the rest of the checkpoint tells, or the parents alone."""
-    parents = dataclasses.replace(ctx, references=ctx.parents(), role=Role.OTHER, roles=())
-    if ctx.role == Role.OTHER or (parents.references and _same(parents.references[0], data)):
-        return DELTA_CTX, encode_delta(data, parents)
-    state = encode_optim(data, ctx)
-    if not parents.references:
-        return OPTIM_CTX, state
-    if state is not None:
-        some, few = _first_rows(data, parents)
-        sampled = encode_delta(some, few)
-        if sampled is None or len(state) < BETTER * len(sampled) * len(data) / len(some):
-            return OPTIM_CTX, state
-    changes = encode_delta(data, parents)
-    if state is not None and (changes is None or len(state) < len(changes)):
-        return OPTIM_CTX, state
-    return DELTA_CTX, changes
+def _encode_state(
+    data: memoryview, ctx: ChunkContext, parents: ChunkContext, wish: Profile
+) -> tuple[int, bytes | memoryview]:
+    """The same for optimiser state: given what the rest of the checkpoint tells, or the parents alone, or nothing.
+    Samples say what that takes; only what may be the smallest is coded in full."""
+    gains = {OPTIM_CTX: max(wish.delta_gain, wish.state_gain), DELTA_CTX: wish.delta_gain}
+    state, changes = plan_optim(data, ctx), None
+    if parents.references and (state is None or fewest_bits(data, parents.references[0]) < state.bits):
+        changes = estimate_delta(data, parents)
+    estimates = {OPTIM_CTX: state.bits if state is not None else None, DELTA_CTX: changes}
+    limits = {codec: bits / 8 / (1 - gains[codec]) for codec, bits in estimates.items() if bits is not None}
+    least = min(limits.values(), default=NEVER)
+    best: bytes | memoryview | None = None
+    best_id, limit = RAW, float(NEVER)
+    if least >= CLEARLY * _alone_share(data, ctx) * len(data):
+        best_id, best = _encode_alone(data, ctx, wish)
+        limit = len(best)
+    # Changes without a model to share need one that is learned, which takes longer than all else.
+    near = NEARLY if parents.models else 1.0
+    for codec, expected in limits.items():
+        if expected <= near * least and expected < limit:
+            payload: bytes | None = None
+            if codec == DELTA_CTX:
+                payload = encode_delta(data, parents)
+            elif state is not None:
+                payload = encode_planned(data, state)
+            if payload is not None and len(payload) / (1 - gains[codec]) < limit:
+                best_id, best, limit = codec, payload, len(payload) / (1 - gains[codec])
+    return (best_id, best) if best is not None else _encode_alone(data, ctx, wish)
 
 
 def _same(one: memoryview, other: memoryview) -> bool:
     if one[:PIECE] != other[:PIECE]:
         return False
     return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
-
-
-def _first_rows(data: memoryview, ctx: ChunkContext) -> tuple[memoryview, ChunkContext]:
-    """Rows enough to tell what the whole takes, about; from the middle, where there are more."""
-    rows = max(1, GIVEN_SAMPLE // ctx.cols)
-    if rows >= ctx.rows:
-        return data, ctx
-    first, row_bytes = (ctx.rows - rows) // 2, ctx.cols * ctx.dtype.itemsize
-    part = slice(first * row_bytes, (first + rows) * row_bytes)
-    return data[part], dataclasses.replace(ctx, rows=rows, references=[ref[part] for ref in ctx.references])
 
 
 def _alone_share(data: memoryview, ctx: ChunkContext) -> float:

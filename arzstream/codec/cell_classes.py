@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from arzstream.codec import tables
 from arzstream.codec.scales import rice_parameters
 
-__all__ = ["MAX_CLASSES", "Folding", "fold", "map_moves", "unfold_moves"]
+__all__ = ["MAX_CLASSES", "Folding", "fold", "map_moves", "sampled_bits", "unfold_moves"]
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
@@ -23,8 +23,10 @@ I64 = NDArray[np.int64]
 MAX_CLASSES = 64
 TABLE_BITS, ENTRY_BITS = 32, 8
 """What a table takes in the model stream, about, and each symbol in it."""
-PIECES = 160
-"""Pieces that cells are cut into before these are merged, about."""
+PIECES, FEW_PIECES = 160, 24
+"""Pieces that cells are cut into before these are merged, about; and where only the bits of a sample are wanted."""
+MAP_BITS = 2
+"""What the class of a cell takes in a map, about."""
 MEAN_UNIT = 1 << 16
 MIDDLE = 128
 """How no difference between neighbours in a map is written."""
@@ -94,11 +96,10 @@ def _merge(groups: I64, most: int) -> tuple[I64, I64, NDArray[np.intp]]:
     return groups, own, starts
 
 
-def fold(counts: U32, most: int = MAX_CLASSES, kinds: U8 | None = None) -> Folding:
+def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
     """Classes for cells with ``counts`` of each symbol, shape (cells, 256), not all zero; up to ``most`` of them.
 
-    Cells are put in the order of their mean token, where there are ``kinds`` of cells those of each by themselves, and
-    neighbours in it merged as long as that saves bits.
+    Cells are put in the order of their mean token, and neighbours in it merged as long as that saves bits.
     """
     occurs = counts.max(axis=1) > 0
     used = np.flatnonzero(occurs)
@@ -108,7 +109,7 @@ def fold(counts: U32, most: int = MAX_CLASSES, kinds: U8 | None = None) -> Foldi
     found = found[:, first:end]
     weight = found.sum(axis=1, dtype=np.int64)
     mean = (found @ (np.arange(first, end, dtype=np.uint32) >> 1)).astype(np.int64) * MEAN_UNIT // weight
-    order = np.argsort(mean, kind="stable") if kinds is None else np.lexsort((mean, kinds[used]))
+    order = np.argsort(mean, kind="stable")
     # Pieces of about the same weight are what is merged: there may be a thousand cells.
     before = np.cumsum(weight[order]) - weight[order]
     piece = before * PIECES // int(weight.sum())
@@ -124,3 +125,19 @@ def fold(counts: U32, most: int = MAX_CLASSES, kinds: U8 | None = None) -> Foldi
     total = np.zeros((len(groups), 256), np.int64)
     total[:, first:end] = groups
     return Folding(classes, total, int(own.sum()) // tables.COST_UNIT + rice_parameters(map_moves(classes))[2])
+
+
+def sampled_bits(symbols: U8, cells: NDArray[np.uint16], times: int) -> int:
+    """What symbols, tables and map of so many times a sample take under classes like those of :func:`fold`, about."""
+    at = cells.astype(np.intp)
+    weight, total = np.bincount(at), np.bincount(at, symbols >> 1)
+    used = np.flatnonzero(weight)
+    weight = weight[used]
+    mean = total[used].astype(np.int64) * MEAN_UNIT // weight
+    order = np.argsort(mean, kind="stable")
+    before = np.cumsum(weight[order]) - weight[order]
+    piece_of = np.zeros(int(used[-1]) + 1, np.intp)
+    piece_of[used[order]] = before * FEW_PIECES // len(symbols) << 8
+    groups = np.bincount(piece_of[at] + symbols, minlength=256 * FEW_PIECES).reshape(FEW_PIECES, 256)
+    groups = groups[groups.any(axis=1)][:, groups.any(axis=0)]
+    return int(_costs(groups * times).sum()) // tables.COST_UNIT + MAP_BITS * len(used)

@@ -6,7 +6,7 @@ All in integers and single operations of IEEE 754, so that every machine decides
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from arzstream.codec import optim_fit
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.cell_classes import fold
+from arzstream.codec.cell_classes import sampled_bits
 from arzstream.codec.roles import Role
 from arzstream.codec.scales import COLUMN_SAMPLE, log2_eighths, rice_parameters
-from arzstream.kernels import context, delta, optim
+from arzstream.kernels import api, context, delta, optim
 
-__all__ = ["NOTHING", "Choice", "Factors", "choose", "expectation", "with_rice"]
+__all__ = ["NOTHING", "Choice", "Factors", "Plan", "expectation", "plan", "with_rice"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -53,6 +53,9 @@ ROUNDED = 0.5
 SLACK = 256
 """One part in so many is not worth another reference: whoever reads the tensor has to decode that, too, and what it was
 coded against in turn."""
+SCALES_SLACK = 1024
+"""The same for scales, which have to be measured."""
+NEVER = 1 << 62
 CLEARLY = 256 // 16
 """What a step must save to be looked up, in 1/256 bit."""
 
@@ -118,7 +121,30 @@ def _gather(ctx: ChunkContext) -> _Held:
     return _Held(data, kind, numbers)
 
 
-def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choice | None:
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The likeliest way to expect elements, and what they take in it, about; made from a sample. :meth:`carried_out`
+    looks at all of them."""
+
+    bits: int
+    way: _Way
+    with_scales: bool
+    raw: int
+    held: _Held
+    row_len: int
+    columns: bool
+
+    def carried_out(self, elements: U8) -> Choice:
+        used, scaled, factors = self.way
+        part = self.held.only(*used)
+        to = expectation(part.data, scaled, factors, part.kind)
+        to = dataclasses.replace(to, row_len=self.row_len)
+        if self.with_scales:
+            to = _scaled_to(elements, to, self.row_len, self.columns)
+        return Choice(dataclasses.replace(to, raw=self.raw, base=_base(elements, to)), part.numbers, factors)
+
+
+def plan(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Plan | None:
     """The likeliest way to expect ``elements``, rows of ``row_len`` (``columns`` says if these mean anything)."""
     held = _gather(ctx)
     count = len(elements) // 4
@@ -127,19 +153,19 @@ def choose(elements: U8, ctx: ChunkContext, row_len: int, columns: bool) -> Choi
     some, of, times = elements, held, 1
     if len(rows) < whole:
         some, of, times = _rows(elements, 4 * row_len, rows), held.rows(row_len, rows), step
-    trials = [_Trial.of(some, of, times, row_len, columns, way) for way in _ways(some, of, ctx.role)]
+    trials: list[_Trial] = []
+    for way in _ways(some, of, ctx.role, lambda: min((t.bits // times for t in trials), default=NEVER)):
+        trials.append(_Trial.of(some, of, times, row_len, columns, way))
     if not trials:
         return None
     enough = min(trial.bits for trial in trials) * (SLACK + 1) // SLACK
     best = min((t for t in trials if t.bits <= enough), key=lambda trial: (len(trial.way[0]), trial.bits))
-    plain = best.without_scales(some, times)
-    used, scaled, factors = best.way
-    part = held.only(*used)
-    to = dataclasses.replace(expectation(part.data, scaled, factors, part.kind), row_len=row_len)
-    if best.bits < plain.bits:
-        to = _scaled_to(elements, to, row_len, columns)
-    raw = min(best, plain, key=lambda trial: trial.bits).to.raw
-    return Choice(dataclasses.replace(to, raw=raw, base=_base(elements, to)), part.numbers, factors)
+    least = best
+    if best.to.kind or (best.bits - best.coded) * SCALES_SLACK > best.bits:
+        plain = best.without_scales(some, times)
+        least = plain if plain.bits <= best.bits * (SCALES_SLACK + 1) // SCALES_SLACK else best
+    bits = least.bits * count // (len(some) // 4 * times)
+    return Plan(bits, best.way, least is best, least.to.raw, held, row_len, columns)
 
 
 _Way = tuple[tuple[int, ...], bool, Factors]
@@ -150,6 +176,8 @@ class _Trial(NamedTuple):
     """What a way takes on a sample."""
 
     bits: int
+    coded: int
+    """Of these, those of elements and not of scales."""
     way: _Way
     to: optim.Expectation
 
@@ -159,16 +187,17 @@ class _Trial(NamedTuple):
         part = held.only(*used)
         to = _scaled_to(some, expectation(part.data, scaled, factors, part.kind), row_len, columns)
         to = _with_raw(some, to)
-        return cls(_bits(some, to, times), way, to)
+        return cls(*_bits(some, to, times), way, to)
 
     def without_scales(self, some: U8, times: int) -> _Trial:
         to = dataclasses.replace(self.to, rows=NONE, cols=NONE)
         to = _with_raw(some, dataclasses.replace(to, base=_base(some, to)))
-        return _Trial(_bits(some, to, times), self.way, to)
+        return _Trial(*_bits(some, to, times), self.way, to)
 
 
-def _ways(new: U8, held: _Held, role: Role) -> Iterator[_Way]:
-    """(references, scaled, factors) of what may be tried, the best factors of each kind."""
+def _ways(new: U8, held: _Held, role: Role, fewest: Callable[[], int]) -> Iterator[_Way]:
+    """(references, scaled, factors) of what may be tried, the best factors of each kind. ``fewest``: bits of the best
+    that was tried so far."""
     has = [bool(len(data)) for data in held.data]
     half: tuple[int, ...] = (HALF,) if has[HALF] and _round(new, held) else ()
     if role == Role.MOMENT and has[SQUARE]:
@@ -180,11 +209,12 @@ def _ways(new: U8, held: _Held, role: Role) -> Iterator[_Way]:
     if has[PARENT] and role == Role.SQUARE:
         # What is added is one-sided, so that the nearest factor need not be the best.
         x, p = optim_fit.numbers(_thin(new)), optim_fit.numbers(_thin(held.data[PARENT]))
-        for factor in dict.fromkeys([1.0, *optim_fit.decay(x, p)]):
+        for factor in dict.fromkeys(optim_fit.decay(x, p) or [1.0]):
             yield (*half, PARENT), False, (factor, 0.0, 0.0)
     elif has[PARENT]:
-        factors = _best_factors(new, held, role, bool(half))
-        yield (*half, PARENT, *((MOMENT, SQUARE) if factors[2] else ())), False, factors
+        factors, bits = _best_factors(new, held, role, bool(half))
+        if bits < fewest():
+            yield (*half, PARENT, *((MOMENT, SQUARE) if factors[2] else ())), False, factors
 
 
 def _thin(data: U8) -> U8:
@@ -200,8 +230,9 @@ def _round(new: U8, held: _Held) -> bool:
     return bool(np.count_nonzero(symbols) >= ROUNDED * len(symbols))
 
 
-def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> Factors:
-    """The factors with which the parent, and steps of Adam, come nearest."""
+def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> tuple[Factors, int]:
+    """The factors with which the parent, and steps of Adam, come nearest; and bits that differences then take, their
+    directions and octaves apart."""
     few, of = _thin(new), [_thin(data) if i != HALF else data for i, data in enumerate(held.data)]
     x, p = optim_fit.numbers(few), optim_fit.numbers(of[PARENT])
     found: list[Factors] = []
@@ -217,7 +248,7 @@ def _best_factors(new: U8, held: _Held, role: Role, half: bool) -> Factors:
         cost = optim_fit.log_cost(few, optim.optim_predict(of[PARENT], factors, *steps), most)
         if cost < least:
             best, least = factors, cost
-    return best
+    return best, least * len(new) // len(few) >> 8
 
 
 # ---- scales
@@ -289,15 +320,18 @@ def _with_raw(elements: U8, to: optim.Expectation) -> optim.Expectation:
     if to.scaled:
         return to
     symbols = optim.optim_count(elements, dataclasses.replace(to, raw=0))[0]
-    counts = np.bincount(np.where(symbols > 0, optim.raw_lengths(False, 0)[symbols], 0))
+    occurs = api.histogram(symbols)
+    lengths = np.where(np.arange(256) > 0, optim.raw_lengths(False, 0), 0)
+    counts = np.bincount(lengths, occurs)
     raw = int(np.searchsorted(np.cumsum(counts), len(symbols) // FEWEST, side="right")) + optim.TOP + 1 - KEPT
     return dataclasses.replace(to, raw=min(max(0, raw), optim.MAX_RAW))
 
 
-def _bits(elements: U8, to: optim.Expectation, times: int) -> int:
-    """What so many times these elements take, about; columns are as many."""
-    counts = optim.optim_count(elements, to)[2] * np.uint32(times)
-    bits = fold(counts).bits + int(counts.sum(axis=0, dtype=np.int64) @ optim.raw_lengths(to.scaled, to.raw))
+def _bits(elements: U8, to: optim.Expectation, times: int) -> tuple[int, int]:
+    """What so many times these elements take, about, with their scales and without; columns are as many."""
+    symbols, cells, _ = optim.optim_count(elements, to)
+    raw = api.histogram(symbols).astype(np.int64) @ optim.raw_lengths(to.scaled, to.raw)
+    coded = bits = sampled_bits(symbols, cells, times) + times * int(raw)
     for side, repeated in ((to.rows, times), (to.cols, 1)):
         bits += repeated * rice_parameters(side)[2] if len(side) else 0
-    return bits
+    return bits, coded

@@ -17,12 +17,12 @@ from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.cell_classes import MAX_CLASSES, fold, map_moves, unfold_moves
 from arzstream.codec.float_ctx import row_length
-from arzstream.codec.optim_choice import NOTHING, Choice, choose, expectation, with_rice
+from arzstream.codec.optim_choice import NOTHING, Choice, Plan, expectation, plan, with_rice
 from arzstream.codec.optim_fit import LARGEST
 from arzstream.errors import CorruptError
 from arzstream.kernels import context, optim
 
-__all__ = ["OptimCtx", "encode_optim"]
+__all__ = ["OptimCtx", "encode_optim", "encode_planned", "plan_optim"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -35,14 +35,24 @@ NEAR, SCALED, FROM_HALVES = range(3)
 LOG_SEGMENT = 18
 
 
-def encode_optim(data: memoryview, ctx: ChunkContext) -> bytes | None:
-    """Payload for a chunk of fp32 whose role and references are known; None if they are of no use."""
+def plan_optim(data: memoryview, ctx: ChunkContext) -> Plan | None:
+    """How a chunk of fp32 whose role and references are known would be coded; None if they are of no use."""
     if ctx.dtype.name != "F32" or len(data) < 4:
         return None
     elements = np.frombuffer(data, np.uint8)
-    row_len, columns = row_length(len(elements) // 4, ctx)
-    choice = choose(elements, ctx, row_len, columns)
-    return None if choice is None else _encode(elements, choice)
+    return plan(elements, ctx, *row_length(len(elements) // 4, ctx))
+
+
+def encode_planned(data: memoryview, wanted: Plan) -> bytes:
+    """Payload of a chunk, as it was planned."""
+    elements = np.frombuffer(data, np.uint8)
+    return _encode(elements, wanted.carried_out(elements))
+
+
+def encode_optim(data: memoryview, ctx: ChunkContext) -> bytes | None:
+    """Payload for a chunk of fp32 whose role and references are known; None if they are of no use."""
+    wanted = plan_optim(data, ctx)
+    return None if wanted is None else encode_planned(data, wanted)
 
 
 def _encode(elements: U8, choice: Choice) -> bytes:

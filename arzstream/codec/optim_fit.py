@@ -31,8 +31,8 @@ LARGEST = 2.0**60
 """Factors are no larger, and if not 0 no smaller than one by this."""
 LEAST = 64
 """Fewer numbers than this tell nothing."""
-QUANTILES = (128, 16)
-"""Squares decay at least so much: the ratio that one of so many is below."""
+QUANTILE = 16
+"""Squares decay about so much: the ratio that one of so many is below."""
 
 
 def numbers(data: U8) -> F64:
@@ -139,9 +139,8 @@ def decay(new: F64, parent: F64) -> list[float]:
     if np.count_nonzero(both) < LEAST:
         return []
     new, parent = new[both], parent[both]
-    ratios = new / parent
     found = [factors[0] for factors in _fit([parent], new, _unit(new))[1:]]
-    found += [_smallest(ratios, q) for q in QUANTILES]
+    found.append(_smallest(new / parent, QUANTILE))
     return [factor for factor in found if factor > 0.0 and _sensible((factor,))]
 
 

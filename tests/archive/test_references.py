@@ -12,6 +12,10 @@ import pytest
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.references import Match, References, TileCache, covers, matches
 from arzstream.codec import registry
+from arzstream.codec.base import ChunkContext
+from arzstream.codec.dtypes import DTYPES
+from arzstream.codec.optim_ctx import OptimCtx, encode_optim
+from arzstream.codec.roles import Role
 from arzstream.container.directory import UnitEntry, open_directory
 from arzstream.container.records import FileRecord, Member, Piece, Reference, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
@@ -110,6 +114,35 @@ def test_a_long_chain_of_units_is_decoded_to_the_limit(new_sink: Callable[[], An
     with pytest.raises(LimitError, match="through more than 64"):
         _decoder(sink).unit_bytes(count - 1, 0, 4)
     assert decoder.unit_bytes(20, 0, 4) == values[20]
+
+
+@pytest.mark.parametrize("wrong", ["", "another unit", "the other role", "a damaged unit"])
+def test_state_against_a_wrong_unit_is_refused_and_never_another_value(wrong: str, new_sink: Callable[[], Any]) -> None:
+    """A first moment that was coded given the second: its reference leads elsewhere, or to what is no longer it. All
+    decode to something; the digest of what it was tells."""
+    rng = np.random.default_rng(0)
+    square, other = (rng.random((2, 64, 48)) ** 4).astype("<f4")
+    moment = (np.sqrt(square) * rng.standard_normal(square.shape)).astype("<f4")
+    ctx = ChunkContext(DTYPES["F32"], 64, 48, (memoryview(square.tobytes()),), role=Role.MOMENT, roles=(Role.SQUARE,))
+    payload = encode_optim(memoryview(moment.tobytes()), ctx)
+    assert payload is not None
+    writer = FrameWriter(sink := new_sink())
+    stored = bytearray(square.tobytes())
+    stored[5] ^= wrong == "a damaged unit"
+    source = {"another unit": 1, "the other role": 2}.get(wrong, 0)
+    for number, (data, raw) in enumerate([(square, bytes(stored)), (other, None), (moment / 3, None)]):
+        writer.add_unit(Unit("F32", (64, 48), (64, 48), (Member(f"u{number}", (64, 48)),)))
+        writer.add_chunk(number, 0, 0, raw or data.tobytes(), data.nbytes, xxh3_64(raw or data.tobytes()))
+        writer.commit("", [(number, (blake3(data.tobytes()),))])
+    refs = (Reference(ReferenceKind.UNIT, source, 0, 64 * 48),)
+    writer.add_unit(Unit("F32", (64, 48), (64, 48), (Member("m", (64, 48)),), refs=refs))
+    writer.add_chunk(3, 0, OptimCtx.id, payload, moment.nbytes, xxh3_64(moment.tobytes()))
+    writer.commit("", [(3, (blake3(moment.tobytes()),))])
+    if not wrong:
+        assert _decoder(sink).unit_bytes(3, 0, moment.nbytes) == moment.tobytes()
+        return
+    with pytest.raises(CorruptError, match="tensor 'm', chunk 0: the bytes decode to something else"):
+        _decoder(sink).unit_bytes(3, 0, moment.nbytes)
 
 
 def test_without_parents_at_hand_what_needs_them_says_so(new_sink: Callable[[], Any]) -> None:

@@ -16,9 +16,10 @@ import pytest
 from arzstream.codec import optim_choice, optim_ctx, optim_fit
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import OPTIM_CTX, PROFILES, encode_best
+from arzstream.codec.delta_ctx import encode_delta
 from arzstream.codec.dtypes import DTYPES
 from arzstream.codec.optim_choice import NOTHING, Choice
-from arzstream.codec.optim_ctx import OptimCtx, encode_optim
+from arzstream.codec.optim_ctx import OptimCtx, encode_optim, encode_planned, plan_optim
 from arzstream.codec.roles import Role
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, optim
@@ -264,6 +265,42 @@ def test_the_best_codec_is_found() -> None:
     now = before.train(10)
     codec, payload = encode_best(memoryview(now.weights.tobytes()), master(before, now))
     assert codec == OPTIM_CTX and len(payload) < 0.51 * now.weights.nbytes
+
+
+@pytest.mark.parametrize("rows", [200, 640])
+def test_a_plan_tells_what_its_payload_takes(rows: int) -> None:
+    before = Run(rows, 256, 1e-4).train(20)
+    now, shape = before.train(10), (rows, 256)
+    for data, ctx in (
+        (now.weights, master(before, now)),
+        (now.square, context_of(Role.SQUARE, shape, parent=before.square)),
+        (now.moment, context_of(Role.MOMENT, shape, parent=before.moment, square=now.square)),
+    ):
+        plain, found = memoryview(data.tobytes()), []
+        for path in PATHS:
+            api.set_backend(path)
+            found.append(plan_optim(plain, ctx))
+        plan = found[0]
+        assert plan is not None and all((p.bits, p.way, p.raw) == (plan.bits, plan.way, plan.raw) for p in found)
+        assert abs(plan.bits / 8 / len(encode_planned(plain, plan)) - 1) < 0.01
+
+
+def test_samples_choose_as_coding_everything_would() -> None:
+    """To 0.3 % of the smallest of what all codecs make of it."""
+    before = Run(400, 256, 1e-4, seen=0.7).train(20)
+    now, shape = before.train(10), (400, 256)
+    jumped = before.moment + (1e-6 * before.rng.standard_normal(shape)).astype(np.float32)  # near its parent alone
+    for data, ctx in (
+        (now.weights, master(before, now)),
+        (now.square, context_of(Role.SQUARE, shape, parent=before.square)),
+        (now.moment, context_of(Role.MOMENT, shape, parent=before.moment, square=now.square)),
+        (jumped, context_of(Role.MOMENT, shape, parent=before.moment, square=now.square[::-1].copy())),
+    ):
+        plain = memoryview(data.tobytes())
+        parents = dataclasses.replace(ctx, references=ctx.parents(), role=Role.OTHER, roles=())
+        alone = encode_best(plain, ChunkContext(DTYPES["F32"], *shape))[1]
+        sizes = [len(found) for found in (encode_optim(plain, ctx), encode_delta(plain, parents), alone) if found]
+        assert len(encode_best(plain, ctx)[1]) <= (1.003 + PROFILES["balanced"].state_gain) * min(sizes)
 
 
 def test_an_unchanged_tensor_takes_a_byte() -> None:
