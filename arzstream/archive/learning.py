@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.plan import Planned
@@ -23,10 +25,19 @@ Taken = tuple[FileJob, Planned]
 AGAIN = 8
 """A model is learned anew when there are so many times as many elements as it was learned from: the first layers of a
 checkpoint that is landing are few, and not like the others."""
+KIND_FROM = 1 << 19
+"""Elements from which a kind of tensor has a model of its own; the others share one."""
+_NUMBER = re.compile(r"\d+")
 TRIED = 4
 """Chunks that are coded to see if a model is of use."""
 SHARED = b"\1"
 """The second byte of a chunk of codec 8 that has the first of its unit's models."""
+
+
+class _Key(NamedTuple):
+    dtype: str
+    parents: int
+    kind: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,27 +50,30 @@ class Learned:
 
 
 class Models:
-    """The models of an archive that is written: for each dtype and number of references one, at a time."""
+    """The models of an archive that is written: for each dtype, number of references and kind of tensor one at a time."""
 
     def __init__(self, profile: str) -> None:
         self._profile = profile
-        self._newest: dict[tuple[str, int], Learned] = {}
+        self._newest: dict[_Key, Learned] = {}
         self._of: dict[Planned, Learned] = {}
 
     def learn(self, taken: Sequence[Taken], tile: Tile) -> None:
         """Choose models for units that refer to parents, of which ``tile`` gives a chunk's tile, before they are coded;
         learn those that are missing."""
-        groups: dict[tuple[str, int], list[Taken]] = {}
+        groups: dict[_Key, list[Taken]] = {}
         for job, planned in taken:
             parents = len(_parents(planned.unit))
             if parents and planned.unit.type.itemsize // planned.unit.type.components <= 4:
-                groups.setdefault((planned.unit.dtype, parents), []).append((job, planned))
+                key = _Key(planned.unit.dtype, parents, _kind(planned.unit))
+                groups.setdefault(key, []).append((job, planned))
+        for key in [key for key, group in groups.items() if _elements(group) < KIND_FROM and key not in self._newest]:
+            groups.setdefault(key._replace(kind=""), []).extend(groups.pop(key))
         for key, group in groups.items():
-            elements = sum(planned.unit.elements for _, planned in group)
+            elements = _elements(group)
             newest = self._newest.get(key)
             if elements >= LEAST and (newest is None or AGAIN * newest.elements <= elements <= AGAIN * MOST):
                 some = list(_some(group, tile))
-                data = learn_shared(some, key[1])
+                data = learn_shared(some, key.parents)
                 if data is not None and self._serves(data, some):
                     self._newest[key] = newest = Learned(data, elements)
             if newest is not None:
@@ -88,6 +102,16 @@ class Models:
         return (learned.number,)
 
 
+def _kind(unit: Unit) -> str:
+    """What tensors of different layers have in common: the name without numbers. Matrices of one kind change alike,
+    embeddings unlike projections."""
+    return _NUMBER.sub("*", next((member.name for member in unit.members if member.name is not None), ""))
+
+
+def _elements(group: Sequence[Taken]) -> int:
+    return sum(planned.unit.elements for _, planned in group)
+
+
 def _parents(unit: Unit) -> list[Reference]:
     return [ref for ref in unit.refs if ref.kind == ReferenceKind.PARENT]
 
@@ -95,8 +119,7 @@ def _parents(unit: Unit) -> list[Reference]:
 def _some(group: Sequence[Taken], tile: Tile) -> Iterator[tuple[memoryview, ChunkContext]]:
     """Chunks to learn from, evenly spaced among all, with their contexts; what cannot be read now is left out."""
     chunks = [(job, planned, chunk) for job, planned in group for chunk in range(planned.unit.chunk_count)]
-    total = sum(planned.unit.elements for _, planned in group)
-    step = max(1, -(-total // MOST))
+    step = max(1, -(-_elements(group) // MOST))
     for job, planned, chunk in chunks[step // 2 :: step]:
         with contextlib.suppress(ArzError, OSError, ValueError):
             data = memoryview(planned.read_chunk(job.read, chunk))
