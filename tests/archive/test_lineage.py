@@ -461,17 +461,17 @@ def test_references_that_lead_too_deep_or_too_wide_are_refused() -> None:
     cache = TileCache(64)
 
     def deep(level: int) -> Callable[[np.ndarray], None]:
-        return lambda tile: cache.get(level, 1, deep(level + 1)) and None
+        return lambda tile: cache.get((level,), 1, deep(level + 1)) and None
 
     with pytest.raises(arzstream.LimitError, match="through more than 64"):
-        cache.get(0, 1, deep(1))
+        cache.get((0,), 1, deep(1))
 
     def wide(tile: np.ndarray) -> None:
         for key in range(MOST_TILES + 1):
             cache.get(("wide", key), 1, lambda tile: None)
 
     with pytest.raises(arzstream.LimitError, match="tiles in all"):
-        cache.get("top", 1, wide)
+        cache.get(("top",), 1, wide)
 
 
 def test_a_chain_longer_than_the_limit_is_refused(step: Step) -> None:

@@ -126,11 +126,11 @@ def test_without_parents_at_hand_what_needs_them_says_so(new_sink: Callable[[], 
 
 
 def test_the_cache_keeps_what_was_used_last_and_at_least_two() -> None:
-    cache = TileCache(8)
+    cache = TileCache(8, kept_bytes=64 << 20)
     made: list[object] = []
 
-    def make(key: object, nbytes: int = 1) -> memoryview:
-        return cache.get(key, nbytes, lambda tile: made.append(key))
+    def make(key: object, nbytes: int = 4 << 20) -> memoryview:
+        return cache.get((key,), nbytes, lambda tile: made.append(key))
 
     for key in range(17):
         make(key)
