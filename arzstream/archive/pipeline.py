@@ -38,7 +38,7 @@ class Given(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """A payload was decoded as soon as there was one: its XXH3-64, and those of chunks of the archive that this took."""
+    """A payload was decoded as soon as there was one: its XXH3-64, and that of each chunk of the archive it took."""
 
     payload_xxh3: int
     relied: tuple[int, ...]
@@ -60,9 +60,7 @@ class Pipeline:
     chunks are in flight.
     """
 
-    def __init__(
-        self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int, prove: bool = True
-    ) -> None:
+    def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int, prove: bool = True) -> None:
         """``prove`` says to decode what has references while these are at hand: it is too dear to decode them again."""
         self.writer = writer
         self._prove, self._scratch = prove, Scratch()
