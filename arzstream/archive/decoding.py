@@ -249,7 +249,7 @@ class Decoder:
                 yield functools.partial(self._inherit, entry, (row0, row1), (col0, col1), part)
                 continue
             if (row1 - row0) * (col1 - col0) == tile.elements and part.flags.c_contiguous:
-                yield functools.partial(self.chunk_into, entry, chunk, part.reshape(-1).data)
+                yield functools.partial(self._chunk, entry, chunk, part.reshape(-1))
             else:
                 inside = (
                     slice(row0 - tile.row0, row1 - tile.row0),
@@ -271,6 +271,14 @@ class Decoder:
                 part[...] = data.reshape(part.shape)
         except ArzError as error:
             self._raise_named(error, name, describe(entry.unit))
+
+    def _chunk(self, entry: UnitEntry, chunk: int, out: np.ndarray) -> None:
+        """A whole chunk, which may be at hand, because another one was coded against it."""
+        kept = self._tiles.kept((self._itself, entry.number, chunk))
+        if kept is None:
+            self.chunk_into(entry, chunk, out.data)
+        else:
+            out[...] = np.frombuffer(kept, np.uint8)
 
     def _cut(self, entry: UnitEntry, chunk: int, inside: tuple[slice, slice], part: np.ndarray) -> None:
         """Decode a chunk that is wanted in part and copy that part."""

@@ -160,6 +160,12 @@ class TileCache:
             if other.tile is not None:
                 return other.tile.data.toreadonly()  # else it failed there: see how it fails here
 
+    def kept(self, key: Key) -> memoryview | None:
+        """The tile ``key``, if it is kept."""
+        with self._lock:
+            tile = self._kept.get(key)
+        return None if tile is None else tile.data.toreadonly()
+
     def _leads_here(self, key: Key) -> bool:
         """Is whoever makes ``key`` waiting, by way of others perhaps, for what this thread is making?"""
         making = self._making.get(key)
