@@ -41,7 +41,7 @@ class Ancestor:
         self.tensors = Tensors(self.directory)
         self.decoder = Decoder(
             reader, self.directory, limits=limits, jobs=1, home=joined.home,
-            parents=ancestry.tensors_of(self.directory, place),
+            parents=ancestry.tensors_of(self.directory, place), tiles=ancestry.tiles,
         )  # fmt: skip
 
     @property

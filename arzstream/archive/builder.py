@@ -67,9 +67,11 @@ class CheckpointBuilder:
         tensor_parallel: int = 1,
         progress: Callable[[int], None] | None = None,
         lineage: Lineage | None = None,
+        prove: bool = True,
     ) -> None:
+        """``prove`` says that :meth:`verify_written` will be called."""
         self._writer = FrameWriter(sink, file_id=file_id)
-        self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes)
+        self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes, prove=prove)
         self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
         self._parallel = tensor_parallel
         self._memory = Results(IDLE_BYTES)

@@ -306,7 +306,10 @@ class UnitCoder:
         try:
             if xxh3_64(payload) != entry.stored_xxh3:
                 raise CorruptError("what was written is not what is read back")
-            ctx = context(unit, chunk, self._written(reader, unit, chunk), self._models_of(reader, unit))
+            models = self._models_of(reader, unit)
+            if self._is_proved(unit, number, chunk, entry):
+                return
+            ctx = context(unit, chunk, self._written(reader, unit, chunk), models)
             registry.get(entry.codec).decode(payload.toreadonly(), out, ctx)
             if xxh3_64(out) != entry.decoded_xxh3:
                 raise CorruptError("what was written does not decode to the source")
@@ -319,6 +322,16 @@ class UnitCoder:
         """The models of a unit, as they were written."""
         entries = [self.writer.state.models[model] for model in unit.models]
         return self._stored.read(reader, self.writer.prologue, entries)
+
+    def _is_proved(self, unit: Unit, number: int, chunk: int, entry: ChunkEntry) -> bool:
+        """Was this very payload decoded when it was made, with chunks like those that it refers to?"""
+        proof, chunks = self.pipeline.proofs.get((number, chunk)), self.writer.state.chunks
+        if proof is None or proof.payload_xxh3 != entry.stored_xxh3:
+            return False
+        own = [ref for ref in unit.refs if ref.kind not in ReferenceKind.OF_PARENTS]
+        if any(ref.kind != ReferenceKind.UNIT or chunk not in chunks.get(ref.source, ()) for ref in own):
+            return False
+        return proof.relied == tuple(chunks[ref.source][chunk].decoded_xxh3 for ref in own)
 
     def _written(self, reader: RangeReader, unit: Unit, chunk: int) -> Sequence[memoryview]:
         """The tiles that a chunk was coded against, as a reader of the archive finds them."""

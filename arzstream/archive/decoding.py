@@ -32,10 +32,6 @@ Task = Callable[[], None]
 S = TypeVar("S")
 T = TypeVar("T")
 
-KEPT_BYTES = 32 << 20
-"""Chunks that were used in part are kept, the last so many bytes of them: shared units are read member by member, and
-files in steps smaller than a chunk."""
-
 
 def describe(unit: Unit) -> str:
     """The unit by the names of its tensors, for messages."""
@@ -61,19 +57,21 @@ class Decoder:
         jobs: int | None = None,
         home: Callable[[int], tuple[RangeReader, Prologue, int]] | None = None,
         parents: ParentTensors | None = None,
+        tiles: TileCache | None = None,
     ) -> None:
         """``home`` says where a unit is stored if not in ``reader``: the file, its prologue, the number there.
-        ``parents`` has the tensors of the archives that this one was coded against."""
+        ``parents`` has the tensors of the archives that this one was coded against; ``tiles`` are kept together with
+        those of its children."""
         self.reader, self.directory, self._limits = reader, directory, limits
         self._home = home or (lambda number: (reader, directory.prologue, number))
         self.jobs = jobs or os.cpu_count() or 1
         self.results, self.scratch = Results(), Scratch()
         self._parents, self._models = parents, StoredModels(limits)
-        self._tiles = parents.tiles if parents is not None else TileCache(limits.parent_depth)
+        self._tiles = tiles or (parents.tiles if parents is not None else TileCache(limits.parent_depth))
         self._nested = _Nested()
         self._pool: ThreadPoolExecutor | None = None
-        self._kept: collections.OrderedDict[tuple[int, int], np.ndarray] = collections.OrderedDict()
-        self._kept_bytes = 0
+        self._itself = object()
+        """This archive, in the keys of tiles."""
         self._lock = threading.Lock()
 
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
@@ -128,6 +126,9 @@ class Decoder:
             return self._parents.tile(unit, chunk, ref)
         if ref.count != unit.elements:
             raise CorruptError("a reference that is used is not as long as the unit")
+        whole = None if ref.kind == ReferenceKind.TRANSPOSED else self.same_chunk(ref.source, unit, chunk)
+        if whole is not None:
+            return whole
         tile, source = unit.tile(chunk), self.directory.by_number[ref.source].unit
         rows, cols = (tile.row0, tile.row1), (tile.col0, tile.col1)
 
@@ -139,8 +140,15 @@ class Decoder:
             rectangle_into(self, ref.source, 0, unit.shape[0], cols, rows, flat)
             out[...] = turned(flat, cols[1] - cols[0], source.type.itemsize)
 
-        key = (id(self.directory), ref, unit.shape, rows, cols)
+        key = (self._itself, ref, unit.shape, rows, cols)
         return self._tiles.get(key, tile.elements * source.type.itemsize, fill)
+
+    def same_chunk(self, number: int, unit: Unit, chunk: int) -> memoryview | None:
+        """What ``chunk`` of ``unit`` is in unit ``number`` of this archive, if that is cut the same way; it is kept."""
+        entry = self.directory.resolve(number)
+        if (entry.unit.shape, entry.unit.grid) != (unit.shape, unit.grid):
+            return None
+        return self._whole_chunk(entry, chunk, step=True)
 
     def into(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> None:
         """Decode rows × columns of a unit into ``out`` and return when it is done.
@@ -221,10 +229,9 @@ class Decoder:
     def close(self) -> None:
         with self._lock:
             pool, self._pool = self._pool, None
-            self._kept.clear()
-            self._kept_bytes = 0
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+        self._tiles.forget(self._itself)
         self.results.close()
 
     def tasks(self, number: int, rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray) -> Iterator[Task]:
@@ -248,7 +255,7 @@ class Decoder:
                 yield functools.partial(self._inherit, entry, (row0, row1), (col0, col1), part)
                 continue
             if (row1 - row0) * (col1 - col0) == tile.elements and part.flags.c_contiguous:
-                yield functools.partial(self.chunk_into, entry, chunk, part.reshape(-1).data)
+                yield functools.partial(self._chunk, entry, chunk, part.reshape(-1))
             else:
                 inside = (
                     slice(row0 - tile.row0, row1 - tile.row0),
@@ -271,27 +278,34 @@ class Decoder:
         except ArzError as error:
             self._raise_named(error, name, describe(entry.unit))
 
+    def _chunk(self, entry: UnitEntry, chunk: int, out: np.ndarray) -> None:
+        """A whole chunk, which may be at hand, because another one was coded against it."""
+        kept = self._tiles.kept((self._itself, entry.number, chunk))
+        if kept is None:
+            self.chunk_into(entry, chunk, out.data)
+        else:
+            out[...] = np.frombuffer(kept, np.uint8)
+
     def _cut(self, entry: UnitEntry, chunk: int, inside: tuple[slice, slice], part: np.ndarray) -> None:
         """Decode a chunk that is wanted in part and copy that part."""
         tile = entry.unit.tile(chunk)
-        data = self._whole_chunk(entry, chunk, tile.elements * entry.unit.type.itemsize)
+        data = np.frombuffer(self._whole_chunk(entry, chunk, step=False), np.uint8)
         part[...] = data.reshape(tile.row1 - tile.row0, -1)[inside]
 
-    def _whole_chunk(self, entry: UnitEntry, chunk: int, nbytes: int) -> np.ndarray:
-        key = (entry.number, chunk)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        data = self.results.empty(nbytes)
-        self.chunk_into(entry, chunk, data.data)
-        with self._lock:
-            if key not in self._kept and nbytes <= KEPT_BYTES:
-                self._kept[key] = data
-                self._kept_bytes += nbytes
-                while self._kept_bytes > KEPT_BYTES:
-                    self._kept_bytes -= len(self._kept.popitem(last=False)[1])
-        return data
+    def _whole_chunk(self, entry: UnitEntry, chunk: int, *, step: bool) -> memoryview:
+        """A chunk that is perhaps needed again: for what refers to it, for other members of a shared unit, for a file
+        that is read in smaller steps. ``step`` says that a reference leads to it."""
+        tile = entry.unit.tile(chunk)
+
+        def make(out: np.ndarray) -> None:
+            if entry.unit.inherited is None:
+                self.chunk_into(entry, chunk, out.data)
+            else:
+                rows = out.reshape(tile.row1 - tile.row0, -1)
+                self._inherit(entry, (tile.row0, tile.row1), (tile.col0, tile.col1), rows)
+
+        key = (self._itself, entry.number, chunk)
+        return self._tiles.get(key, tile.elements * entry.unit.type.itemsize, make, step=step)
 
     def _reshaped(
         self, number: int, shape: tuple[int, int], rows: tuple[int, int], cols: tuple[int, int], out: np.ndarray

@@ -5,14 +5,14 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from arzstream.archive.decoding import Decoder, Task
-from arzstream.container.records import FileRecord, Unit
+from arzstream.container.records import FileRecord, ReferenceKind, Unit
 
-__all__ = ["ArchivedFile", "open_archived", "piece_starts", "range_tasks", "read_range", "spans"]
+__all__ = ["ArchivedFile", "open_archived", "piece_starts", "range_tasks", "read_range", "spans", "together"]
 
 BUFFER_BYTES = 1 << 20
 SPAN_BYTES = 2 << 20
@@ -69,6 +69,37 @@ def spans(decoder: Decoder, record: FileRecord) -> list[tuple[int, int]]:
         elif border < after:
             found.append((border, after))
     return found
+
+
+def together(
+    decoder: Decoder, record: FileRecord, starts: list[int], found: Sequence[tuple[int, int]]
+) -> list[list[tuple[int, int]]]:
+    """The ranges ``found`` of a file in groups. Where one is coded against another, both are decoded one after the
+    other, first what refers: what it refers to is at hand then, and so is all that both refer to."""
+    roots: dict[int, int] = {}
+    for entry in decoder.directory.units:
+        for ref in entry.unit.refs:
+            if ref.kind == ReferenceKind.UNIT:
+                one, other = _root(roots, entry.number), _root(roots, ref.source)
+                roots[max(one, other)] = min(one, other)
+    related = {*roots, *roots.values()}
+    groups: dict[tuple[int, int], list[tuple[int, tuple[int, int]]]] = {}
+    for span in found:
+        number = bisect.bisect_right(starts, span[0]) - 1
+        piece = record.recipe[number]
+        if isinstance(piece, bytes) or piece.unit not in related:
+            groups[-1, span[0]] = [(0, span)]
+        else:
+            unit = decoder.directory.by_number[piece.unit].unit
+            element = (piece.offset + span[0] - starts[number]) // unit.type.itemsize
+            groups.setdefault((_root(roots, piece.unit), element), []).append((-piece.unit, span))
+    return [[span for _, span in sorted(group)] for group in groups.values()]
+
+
+def _root(roots: Mapping[int, int], number: int) -> int:
+    while roots.get(number, number) != number:
+        number = roots[number]
+    return number
 
 
 def _chunk_ends(unit: Unit, start: int, end: int) -> Iterator[int]:

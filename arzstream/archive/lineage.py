@@ -6,12 +6,10 @@ refers to those it has in common. Tensors that nothing changed cost a reference 
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import os
 import posixpath
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -31,8 +29,6 @@ __all__ = ["MAX_CHAIN", "Lineage", "ParentError", "open_lineage", "relative_hint
 
 MAX_CHAIN = 8
 """Archives that may stand behind one, each coded against the next; then one is written that stands alone."""
-KEPT_BYTES = 64 << 20
-"""Reference tiles of chunks that are coded and not proved."""
 FINGERPRINT = 4096
 """Elements of a unit that are compared with the parent's before all of them are hashed."""
 
@@ -80,9 +76,6 @@ class Lineage:
         self._ancestry = ancestry
         self._sources = [_Sources(a, record, _files_by_tensor(a.tensors)) for a, record in ancestors]
         self._parents = ParentTensors(lambda number: self._sources[number].ancestor, ancestry.tiles)
-        self._kept: collections.OrderedDict[object, memoryview] = collections.OrderedDict()
-        self._kept_bytes = 0
-        self._lock = threading.Lock()
 
     @property
     def parent(self) -> Ancestor:
@@ -116,27 +109,11 @@ class Lineage:
             writer.add_parent(self._sources[len(writer.state.parents)].record)
 
     def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
-        """The tile of ``ref``, one to a parent, where ``chunk`` of ``unit`` is.
-
-        Each is asked for twice, when a chunk is coded and when it is proved: what is decoded is kept in between.
-        """
-        key = (ref.source, ref.start, unit.dtype, unit.shape, unit.grid, unit.members, chunk)
-        with self._lock:
-            kept = self._kept.pop(key, None)
-            if kept is not None:
-                self._kept_bytes -= kept.nbytes
-                return kept
+        """The tile of ``ref``, one to a parent, where ``chunk`` of ``unit`` is."""
         try:
-            tile = self._parents.tile(unit, chunk, ref)
+            return self._parents.tile(unit, chunk, ref)
         except ArzError as error:
             raise ParentError(str(error)) from error
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = tile
-                self._kept_bytes += tile.nbytes
-            while self._kept_bytes > KEPT_BYTES:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return tile
 
     def inherit(self, read: ReadAt, planned: Planned, ref: Reference) -> bool:
         """Are the bytes of ``planned`` the parent's? Then it has their digests, and needs ``ref`` and no chunks."""

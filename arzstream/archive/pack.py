@@ -130,6 +130,7 @@ class _Work:
             CheckpointBuilder(
                 sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,
                 tensor_parallel=self.tensor_parallel, progress=done.add, lineage=self.lineage,
+                prove=reader is not None,
             ) as builder,
             ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing,
         ):  # fmt: skip

@@ -12,15 +12,17 @@ import numpy as np
 
 from arzstream.archive.plan import Buffer, Planned, ReadAt
 from arzstream.archive.references import context
+from arzstream.codec import registry
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import encode_best
 from arzstream.codec.roles import Role
 from arzstream.container.records import Member, Unit
 from arzstream.container.writer import FrameWriter
+from arzstream.errors import CorruptError
 from arzstream.kernels.digests import Hasher, blake3_hasher, xxh3_64
-from arzstream.kernels.memory import PAYLOADS
+from arzstream.kernels.memory import PAYLOADS, Scratch
 
-__all__ = ["Given", "MemberDigests", "Pipeline", "gathered"]
+__all__ = ["Given", "MemberDigests", "Pipeline", "Proof", "gathered"]
 
 GATHER_BYTES = 16 << 20
 
@@ -35,12 +37,20 @@ class Given(NamedTuple):
     """The references that are not of this archive."""
 
 
+class Proof(NamedTuple):
+    """A payload was decoded as soon as there was one: its XXH3-64, and that of each chunk of the archive it took."""
+
+    payload_xxh3: int
+    relied: tuple[int, ...]
+
+
 class _Encoded(NamedTuple):
     data: Buffer
     xxh3: int
     codec: int
     payload: bytes | memoryview
     given: Given
+    proof: Proof | None
 
 
 class Pipeline:
@@ -50,8 +60,12 @@ class Pipeline:
     chunks are in flight.
     """
 
-    def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int) -> None:
+    def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int, prove: bool = True) -> None:
+        """``prove`` says to decode what has references while these are at hand: it is too dear to decode them again."""
         self.writer = writer
+        self._prove, self._scratch = prove, Scratch()
+        self.proofs: dict[tuple[int, int], Proof] = {}
+        """By unit and chunk, of what was written last."""
         self.given: Callable[[Planned, int], Given] = lambda planned, chunk: Given(context(planned.unit, chunk), {})
         """What a chunk may be coded with."""
         self.profile = profile
@@ -79,11 +93,15 @@ class Pipeline:
 
         def write(encoded: _Encoded | None) -> None:
             assert encoded is not None
-            data, xxh3, codec, payload, given = encoded
+            data, xxh3, codec, payload, given, proof = encoded
             if any(source.chunk_xxh3.get(place) != seen for (source, place), seen in given.relied.items()):
                 # The source of another unit changed after that was coded; that change will be found, too.
                 alone = dataclasses.replace(given.ctx, references=given.parents, role=Role.OTHER, roles=())
                 codec, payload = encode_best(memoryview(data), alone, self.profile)
+                proof = None
+            self.proofs.pop((planned.number, chunk), None)
+            if proof is not None:
+                self.proofs[planned.number, chunk] = proof
             self.writer.add_chunk(planned.number, chunk, codec, payload, len(data), xxh3)
             planned.chunk_xxh3[chunk] = xxh3
             done(data)
@@ -125,7 +143,17 @@ class Pipeline:
         xxh3 = xxh3_64(data)  # first: it reads forwards, as memory likes it, and leaves the data in the cache
         given = self.given(planned, chunk)
         codec, payload = encode_best(memoryview(data), given.ctx, self.profile)
-        return _Encoded(data, xxh3, codec, payload, given)
+        proof = None
+        if self._prove and given.ctx.references:
+            proof = Proof(xxh3_64(payload), tuple(given.relied.values()))
+            decoded = self._scratch.get("proof", len(data))
+            registry.get(codec).decode(memoryview(payload).toreadonly(), decoded, given.ctx)
+            if xxh3_64(decoded) != xxh3:
+                raise CorruptError(
+                    f"chunk {chunk} of {planned.unit.members[0].name!r} does not decode to its source; the memory may "
+                    "be bad"
+                )
+        return _Encoded(data, xxh3, codec, payload, given, proof)
 
     def _step(self) -> None:
         cost, future, action = self._queue.popleft()

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, overload
 
@@ -32,10 +33,12 @@ __all__ = [
 ]
 
 Span = tuple[int, int]
-KEPT_TILES, KEPT_BYTES = 16, 64 << 20
-"""Reference tiles that a thread keeps: a child's second reference is its parent's first, so a chain of archives with
-two references each is decoded link by link and not twice as often with every link; and so are master weights, whose
-parents need weights and moments of their own."""
+Key = tuple[object, ...]
+KEPT_BYTES, KEPT_BYTES_PER_THREAD = 256 << 20, 64 << 20
+"""Reference tiles are kept up to the first, and where many threads decode, up to the second for each of them. A child's
+second reference is its parent's first, and master weights need weights and moments, theirs and their parents': what is
+kept makes a chain of archives cost one decoding of each link. One chunk needs about eight tiles at a time, however long
+the chain is; its neighbours in the checkpoint need many of the same."""
 MOST_TILES = 4096
 """Reference tiles that one chunk may need in all."""
 
@@ -56,6 +59,8 @@ class TensorDecoder(Protocol):
     def unit_into(self, number: int, start: int, end: int, out: np.ndarray) -> list[Callable[[], None]]: ...
 
     def tasks(self, number: int, rows: Span, cols: Span, out: np.ndarray) -> Iterator[Callable[[], None]]: ...
+
+    def same_chunk(self, number: int, unit: Unit, chunk: int) -> memoryview | None: ...
 
 
 class Holder(Protocol):
@@ -100,47 +105,129 @@ class References(Sequence[memoryview]):
         return tile
 
 
-class TileCache(threading.local):
-    """The reference tiles that a thread used last, and how deep in references to references it is."""
+class _Making:
+    """A tile that a thread is making, for all that ask for it meanwhile."""
 
-    def __init__(self, depth: int) -> None:
-        self._most = depth
-        self._depth = self._count = self._bytes = 0
-        self._kept: collections.OrderedDict[object, np.ndarray] = collections.OrderedDict()
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.done = threading.Event()
+        self.tile: np.ndarray | None = None
 
-    def get(self, key: object, nbytes: int, make: Callable[[np.ndarray], None]) -> memoryview:
-        """The tile ``key`` of ``nbytes`` bytes; ``make`` fills it. Raises LimitError before it takes for ever."""
-        tile = self._kept.get(key)
-        if tile is not None:
-            self._kept.move_to_end(key)
-            return tile.data.toreadonly()
+
+class _Within(threading.local):
+    """How deep in references to references a thread is, and how many it has followed for one chunk."""
+
+    depth = count = 0
+
+
+class TileCache:
+    """The reference tiles that were used last, of an archive and all that it is coded against. Thread-safe.
+
+    What one thread is making, others wait for instead of making it again; but never in a circle, which two archives
+    that claim to be each other's parents would make of them.
+    """
+
+    def __init__(self, depth: int, kept_bytes: int = KEPT_BYTES, per_thread: int = KEPT_BYTES_PER_THREAD) -> None:
+        self._most, self._kept_bytes, self._per_thread = depth, kept_bytes, per_thread
+        self._within = _Within()
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._kept: collections.OrderedDict[Key, np.ndarray] = collections.OrderedDict()
+        self._making: dict[Key, _Making] = {}
+        self._waiting: dict[int, Key] = {}
+        """What a thread is waiting for."""
+        self._users: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def get(self, key: Key, nbytes: int, make: Callable[[np.ndarray], None], *, step: bool = True) -> memoryview:
+        """The tile ``key`` of ``nbytes`` bytes; ``make`` fills it, in this thread. ``step`` says that this follows a
+        reference. Raises LimitError before it takes for ever."""
+        while True:
+            with self._lock:
+                tile = self._kept.get(key)
+                if tile is not None:
+                    self._kept.move_to_end(key)
+                    return tile.data.toreadonly()
+                other = self._making.get(key)
+                circle = other is not None and self._leads_here(key)
+                if other is None:
+                    self._making[key] = mine = _Making()
+                elif not circle:
+                    self._waiting[threading.get_ident()] = key
+            if other is None:
+                return self._made(key, mine, nbytes, make, step).data.toreadonly()
+            if circle:
+                return self._filled(nbytes, make, step).data.toreadonly()
+            other.done.wait()
+            with self._lock:
+                del self._waiting[threading.get_ident()]
+            if other.tile is not None:
+                return other.tile.data.toreadonly()  # else it failed there: see how it fails here
+
+    def kept(self, key: Key) -> memoryview | None:
+        """The tile ``key``, if it is kept."""
+        with self._lock:
+            tile = self._kept.get(key)
+        return None if tile is None else tile.data.toreadonly()
+
+    def _leads_here(self, key: Key) -> bool:
+        """Is whoever makes ``key`` waiting, by way of others perhaps, for what this thread is making?"""
+        making = self._making.get(key)
+        while making is not None:
+            if making.thread == threading.get_ident():
+                return True
+            making = self._making.get(self._waiting[making.thread]) if making.thread in self._waiting else None
+        return False
+
+    def _made(
+        self, key: Key, making: _Making, nbytes: int, make: Callable[[np.ndarray], None], step: bool
+    ) -> np.ndarray:
+        try:
+            tile = making.tile = self._filled(nbytes, make, step)
+            with self._lock:
+                self._kept[key] = tile
+                self._bytes += nbytes
+                self._users.add(threading.current_thread())
+                most = max(self._kept_bytes, self._per_thread * len(self._users))
+                while len(self._kept) > 2 and self._bytes > most:
+                    self._bytes -= len(self._kept.popitem(last=False)[1])
+            return tile
+        finally:
+            with self._lock:
+                del self._making[key]
+            making.done.set()
+
+    def _filled(self, nbytes: int, make: Callable[[np.ndarray], None], step: bool) -> np.ndarray:
         tile = np.empty(nbytes, np.uint8)
-        with self.deeper():
+        with self.deeper() if step else contextlib.nullcontext():
             make(tile)
-        self._kept[key] = tile
-        self._bytes += nbytes
-        while len(self._kept) > 2 and (len(self._kept) > KEPT_TILES or self._bytes > KEPT_BYTES):
-            self._bytes -= len(self._kept.popitem(last=False)[1])
-        return tile.data.toreadonly()
+        return tile
 
     @contextlib.contextmanager
     def deeper(self) -> Iterator[None]:
         """One step from a chunk to what it refers to."""
-        if self._depth >= self._most:
+        within = self._within
+        if within.depth >= self._most:
             raise LimitError(f"references lead through more than {self._most} others")
-        self._count = 1 if self._depth == 0 else self._count + 1
-        if self._count > MOST_TILES:
+        within.count = 1 if within.depth == 0 else within.count + 1
+        if within.count > MOST_TILES:
             raise LimitError(f"one chunk refers to more than {MOST_TILES} tiles in all")
-        self._depth += 1
+        within.depth += 1
         try:
             yield
         finally:
-            self._depth -= 1
+            within.depth -= 1
+
+    def forget(self, archive: object) -> None:
+        """Let go of what was decoded of an archive: of what has it first in its key."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] is archive]:
+                self._bytes -= len(self._kept.pop(key))
 
     def clear(self) -> None:
-        """Let go of what this thread keeps."""
-        self._kept.clear()
-        self._bytes = 0
+        """Let go of what is kept."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +318,10 @@ class ParentTensors:
         holder, where = self._find(ref.source), unit.tile(chunk)
         rows, cols = (where.row0, where.row1), (where.col0, where.col1)
         found = matches(unit, holder.tensors.file(ref.start))
+        if len(found) == 1 and (found[0].start, found[0].at, found[0].count) == (0, 0, unit.elements):
+            whole = holder.decoder.same_chunk(found[0].entry.number, unit, chunk)
+            if whole is not None:
+                return whole
 
         def make(tile: np.ndarray) -> None:
             tile[...] = 0

@@ -41,11 +41,11 @@ class Related(NamedTuple):
     def tile(self, unit: Unit, chunk: int) -> tuple[memoryview, dict[tuple[Planned, int], int]]:
         """(its tile where ``chunk`` of the later one is, from its source; XXH3-64 of the chunks that this is from)."""
         if self.kind != ReferenceKind.TRANSPOSED:
-            data = memoryview(self.planned.read_chunk(self.job.read, chunk))
+            data = memoryview(self.planned.read_chunk(self.job.read, chunk)).toreadonly()
             return data, {(self.planned, chunk): xxh3_64(data)}
         chunks = [self.planned.read_chunk(self.job.read, i) for i in range(self.planned.unit.chunk_count)]
         seen = {(self.planned, i): xxh3_64(data) for i, data in enumerate(chunks)}
-        return columns_of(np.frombuffer(b"".join(chunks), np.uint8), unit, chunk).data, seen
+        return columns_of(np.frombuffer(b"".join(chunks), np.uint8), unit, chunk).data.toreadonly(), seen
 
 
 def rank(storage: Storage) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, range_tasks, spans
+from arzstream.archive.files import piece_starts, range_tasks, spans, together
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
@@ -102,16 +102,16 @@ def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> It
     """Decode the file span by span, in whatever thread is free, each to its place while it is in that core's cache."""
     starts = piece_starts(record)
 
-    def restore(span: tuple[int, int]) -> None:
-        start, end = span
-        out = decoder.scratch.get("span", end - start)
-        for task in range_tasks(decoder, record, starts, start, end, np.frombuffer(out, np.uint8)):
-            task()
-        local.write_at(fd, start, out, name)
+    def restore(group: Sequence[tuple[int, int]]) -> None:
+        for start, end in group:
+            out = decoder.scratch.get("span", end - start)
+            for task in range_tasks(decoder, record, starts, start, end, np.frombuffer(out, np.uint8)):
+                task()
+            local.write_at(fd, start, out, name)
 
-    todo = spans(decoder, record)
+    todo = together(decoder, record, starts, spans(decoder, record))
     if len(todo) > 1:
         local.set_length(fd, record.size, name)
     done = decoder.in_order(restore, todo) if len(todo) > 1 else map(restore, todo)
-    for (start, end), _ in zip(todo, done, strict=True):
-        yield end - start
+    for group, _ in zip(todo, done, strict=True):
+        yield sum(end - start for start, end in group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from safetensors.torch import save_file
 import arzstream
 from arzstream.archive import pipeline
 from arzstream.archive.builder import CheckpointBuilder
+from arzstream.archive.decoding import Decoder
 from arzstream.archive.lineage import open_lineage
 from arzstream.archive.rebase import rebase
 from arzstream.archive.references import MOST_TILES, TileCache
 from arzstream.archive.sets import write_set
 from arzstream.codec import best, registry
 from arzstream.codec.base import ChunkContext
+from arzstream.container.directory import UnitEntry
 from arzstream.container.layout import FrameType
 from arzstream.container.records import ReferenceKind
 from arzstream.testing import forge
@@ -205,6 +208,53 @@ def test_with_two_references_each_a_long_chain_is_decoded_link_by_link(
     with arzstream.open(child) as opened:
         assert torch.equal(opened.get_tensor("w"), tensors[19]["w"])
     assert len(decoded) == 19
+
+
+def _training(number: int) -> Tensors:
+    """Weights, and master weights and moments that are coded against each other."""
+    found: Tensors = {}
+    for i in range(3):
+        generator = torch.Generator().manual_seed(100 * number + i)
+        for name in ("m.", "v.", "master."):
+            found[f"{name}layers.{i}.w"] = torch.randn((256, 256) if i else (1024, 640), generator=generator)
+        found[f"layers.{i}.other"] = torch.randn(256, 256, generator=generator).bfloat16()
+        found[f"layers.{i}.norm"] = torch.randn(32, generator=generator).bfloat16()
+    return found
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_an_ancestors_chunk_is_decoded_once_to_pack_and_once_to_unpack_a_long_chain(
+    step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """And once in the archive itself, where chunks are too large to be unpacked together with their neighbours."""
+    decoded: collections.Counter[tuple[str, int, int, int]] = collections.Counter()
+    chunk_into = Decoder.chunk_into
+
+    def counted(self: Decoder, entry: UnitEntry, chunk: int, out: memoryview) -> None:
+        decoded[Path(self.reader.name).name, entry.number, chunk, len(out)] += 1
+        chunk_into(self, entry, chunk, out)
+
+    for number in range(6):
+        step(number, _training(number), jobs=jobs)
+    monkeypatch.setattr(Decoder, "chunk_into", counted)
+    child = step(6, _training(6), jobs=jobs)
+    assert {name for name, *_ in decoded} == {f"step-{i}.arz" for i in range(6)}
+    assert set(decoded.values()) == {1}
+    decoded.clear()
+    arzstream.unpack(child, tmp_path / "back")
+    assert {name for name, *_ in decoded} == {f"step-{i}.arz" for i in range(7)}
+    own = {length: count for (name, _, _, length), count in decoded.items() if name == "step-6.arz"}
+    assert own[1024 * 640 * 4] == 1 and max(own.values()) <= 2
+    assert {count for (name, *_), count in decoded.items() if name != "step-6.arz"} == {1}
+    same(child, _training(6))
+
+
+def test_what_does_not_decode_to_its_source_is_not_packed(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    step(1)
+    encode = Xor.encode
+    monkeypatch.setattr(Xor, "encode", lambda self, data, ctx: encode(self, bytes(len(data)), ctx))
+    with pytest.raises(arzstream.CorruptError, match="does not decode to its source"):
+        step(2)
 
 
 def test_chunks_are_cut_another_way_than_the_parents(step: Step) -> None:
@@ -461,17 +511,17 @@ def test_references_that_lead_too_deep_or_too_wide_are_refused() -> None:
     cache = TileCache(64)
 
     def deep(level: int) -> Callable[[np.ndarray], None]:
-        return lambda tile: cache.get(level, 1, deep(level + 1)) and None
+        return lambda tile: cache.get((level,), 1, deep(level + 1)) and None
 
     with pytest.raises(arzstream.LimitError, match="through more than 64"):
-        cache.get(0, 1, deep(1))
+        cache.get((0,), 1, deep(1))
 
     def wide(tile: np.ndarray) -> None:
         for key in range(MOST_TILES + 1):
             cache.get(("wide", key), 1, lambda tile: None)
 
     with pytest.raises(arzstream.LimitError, match="tiles in all"):
-        cache.get("top", 1, wide)
+        cache.get(("top",), 1, wide)
 
 
 def test_a_chain_longer_than_the_limit_is_refused(step: Step) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -159,11 +162,11 @@ def test_without_parents_at_hand_what_needs_them_says_so(new_sink: Callable[[], 
 
 
 def test_the_cache_keeps_what_was_used_last_and_at_least_two() -> None:
-    cache = TileCache(8)
+    cache = TileCache(8, kept_bytes=64 << 20)
     made: list[object] = []
 
-    def make(key: object, nbytes: int = 1) -> memoryview:
-        return cache.get(key, nbytes, lambda tile: made.append(key))
+    def make(key: object, nbytes: int = 4 << 20) -> memoryview:
+        return cache.get((key,), nbytes, lambda tile: made.append(key))
 
     for key in range(17):
         make(key)
@@ -174,6 +177,61 @@ def test_the_cache_keeps_what_was_used_last_and_at_least_two() -> None:
     assert made == ["a", "b"]
     with pytest.raises(ValueError, match="read-only"):
         np.frombuffer(make("b", 40 << 20), np.uint8)[:] = 1
+
+
+def test_what_one_thread_makes_others_wait_for() -> None:
+    cache, begun, made = TileCache(8), threading.Barrier(4), list[int]()
+
+    def make(tile: np.ndarray) -> None:
+        made.append(threading.get_ident())
+        time.sleep(0.05)
+        tile[...] = 7
+
+    def ask(_: int) -> bytes:
+        begun.wait()
+        return bytes(cache.get(("tile",), 4, make))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [bytes([7] * 4)] * 4
+    assert len(made) == 1
+
+
+def test_who_waited_for_what_failed_sees_it_fail() -> None:
+    cache, begun = TileCache(8), threading.Barrier(2)
+
+    def make(tile: np.ndarray) -> None:
+        time.sleep(0.05)
+        raise CorruptError("damaged")
+
+    def ask(_: int) -> None:
+        begun.wait()
+        with pytest.raises(CorruptError, match="damaged"):
+            cache.get(("tile",), 4, make)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, range(2)))
+    assert bytes(cache.get(("tile",), 1, lambda tile: tile.fill(1))) == b"\1"
+
+
+def test_tiles_that_need_each_other_are_refused_in_threads_too() -> None:
+    """Each thread makes what the other one needs: neither may wait for ever."""
+    cache, begun = TileCache(8), threading.Barrier(2)
+
+    def make(name: int, first: bool) -> Callable[[np.ndarray], None]:
+        def needs_the_other(tile: np.ndarray) -> None:
+            if first:
+                begun.wait()
+            cache.get((1 - name,), 1, make(1 - name, False))
+
+        return needs_the_other
+
+    def ask(name: int) -> None:
+        with pytest.raises(LimitError, match="through more than 8"):
+            cache.get((name,), 1, make(name, True))
+
+    with ThreadPoolExecutor(2) as pool:
+        for asked in [pool.submit(ask, name) for name in range(2)]:
+            asked.result(timeout=20)
 
 
 def _entry(unit: Unit, digests: tuple[bytes, ...]) -> UnitEntry:

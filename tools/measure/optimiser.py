@@ -5,7 +5,7 @@ packs each against the one before it. ``--folder`` keeps the checkpoints, and on
 For the last one it prints, by kind of tensor, what is left by XOR with the one before, byte planes and zstd -3; by
 arzstream without a parent; and with it, everything included. Then what bf16 weights and their master weights take
 together, beside the master weights alone; how fast ``optim_ctx`` is; and what is read of the archives when only the
-weights are.
+weights are. ``--depth N`` adds what it takes to pack and unpack the last of a chain, link by link.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +25,13 @@ from safetensors.torch import load_file, save_file
 
 import arzstream
 from arzstream.archive.coder import UnitCoder
+from arzstream.archive.decoding import Decoder
 from arzstream.archive.pipeline import Given
 from arzstream.archive.plan import Planned
 from arzstream.codec.best import OPTIM_CTX, encode_best
 from arzstream.codec.registry import get
 from arzstream.codec.roles import Role
+from arzstream.container.directory import UnitEntry
 from arzstream.formats.training import part_of
 from arzstream.store.ranges import LocalReader
 from tools.demo.gpt import Config, Trainer
@@ -38,15 +42,16 @@ KINDS = {Role.OTHER: "bf16 weights", Role.MASTER: "master", Role.MOMENT: "m", Ro
 STATE = ("master", "m", "v")
 
 
-def train(folder: Path, config: Config, batch: int, last: int, rate: float) -> None:
-    """Write the checkpoints of the last thirty steps, ten apart."""
+def train(folder: Path, config: Config, batch: int, steps: list[int], rate: float) -> None:
+    """Write the checkpoints of ``steps``, which are ten apart."""
+    last = steps[-1]
     trainer = Trainer(config, batch=batch)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(f"training a GPT of {parameters / 1e6:.1f} M parameters for {last} steps of {batch} windows", flush=True)
     trainer.scheduler.base_lrs = [rate for _ in trainer.scheduler.base_lrs]
     while trainer.step < last:
         loss = trainer.train(10)
-        if last - trainer.step <= 20:
+        if trainer.step in steps:
             print(f"step {trainer.step}, loss {loss:.3f}", flush=True)
             save(trainer, folder / f"step-{trainer.step:04}", None)
 
@@ -194,6 +199,55 @@ def reads(archives: list[Path]) -> Iterator[tuple[str, int, int]]:
         yield archive.name, archive.stat().st_size, counted[str(archive)]
 
 
+@dataclasses.dataclass
+class Link:
+    """What one archive of a chain costs: seconds, and bytes decoded by the bytes of the checkpoint."""
+
+    packing: float
+    pack_decoded: float
+    unpacking: float
+    unpack_decoded: float
+
+
+def link(step: Path, parent: Path | None, archive: Path, back: Path) -> Link:
+    decoded, chunk_into, lock = [0], Decoder.chunk_into, threading.Lock()
+    size = sum(file.stat().st_size for file in step.iterdir())
+
+    def counted(self: Decoder, entry: UnitEntry, chunk: int, out: memoryview) -> None:
+        with lock:
+            decoded[-1] += len(out)
+        chunk_into(self, entry, chunk, out)
+
+    Decoder.chunk_into = counted  # type: ignore[method-assign]
+    try:
+        began = time.perf_counter()
+        arzstream.pack(step, archive, parent=parent)
+        packed = time.perf_counter()
+        decoded.append(0)
+        arzstream.unpack(archive, back)
+        unpacked = time.perf_counter()
+    finally:
+        Decoder.chunk_into = chunk_into  # type: ignore[method-assign]
+    shutil.rmtree(back)
+    return Link(packed - began, decoded[0] / size, unpacked - packed, decoded[-1] / size)
+
+
+def chain(steps: list[Path], scratch: Path) -> None:
+    """Packs the checkpoints, each against the one before it, and unpacks them: seconds, those at depth 0, and bytes
+    decoded of all archives by the bytes of the checkpoint."""
+    print("\ndepth     packed in       decoding     unpacked in     decoding")
+    links: list[Link] = []
+    for depth, step in enumerate(steps):
+        parent = scratch / f"depth-{depth - 1}.arz" if depth else None
+        links.append(link(step, parent, scratch / f"depth-{depth}.arz", scratch / "back"))
+        one, first = links[-1], links[0]
+        print(
+            f"{depth:5}{one.packing:8.2f} s{one.packing / first.packing:6.1f} x{one.pack_decoded:8.2f} x"
+            f"{one.unpacking:8.2f} s{one.unpacking / first.unpacking:6.1f} x{one.unpack_decoded:8.2f} x",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, help="where the checkpoints are, or are kept (a temporary folder)")
@@ -202,16 +256,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=6e-4, help="learning rate")
+    parser.add_argument(
+        "--depth", type=int, default=0, metavar="N",
+        help="also pack and unpack a chain of N archives behind one, and print what each costs",
+    )  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         folder = args.folder or scratch
         folder.mkdir(parents=True, exist_ok=True)
-        steps = [folder / f"step-{args.steps - back:04}" for back in (20, 10, 0)]
-        if not all((step / "optimizer.pt").exists() for step in steps):
+        numbers = [args.steps - 10 * back for back in reversed(range(max(3, args.depth + 1)))]
+        saved = [folder / f"step-{number:04}" for number in numbers]
+        steps = saved[-3:]
+        if not all((step / "optimizer.pt").exists() for step in saved):
             config = Config(layers=args.layers, width=args.width, heads=args.width // 64)
-            train(folder, config, args.batch, args.steps, args.rate)
+            train(folder, config, args.batch, numbers, args.rate)
         archives = [scratch / f"{step.name}.arz" for step in steps]
         for number, (step, archive) in enumerate(zip(steps, archives, strict=True)):
             arzstream.pack(step, archive, parent=archives[number - 1] if number else None)
@@ -222,6 +282,8 @@ def main() -> None:
         print("\nread of the archives, when only the bf16 weights of the last one are:")
         for name, size, read in reads(archives):
             print(f"  {name:16}{read:14,} of {size:14,} bytes")
+        if args.depth:
+            chain(saved, scratch)
 
 
 if __name__ == "__main__":
