@@ -50,7 +50,7 @@ class Learned:
 
 
 class Models:
-    """The models of an archive that is written: for each dtype, number of references and kind of tensor one at a time."""
+    """The models of an archive that is written: one each for a dtype, number of references and kind, at a time."""
 
     def __init__(self, profile: str) -> None:
         self._profile = profile
