@@ -2,7 +2,7 @@
 gathered into classes.
 
 The tree is grown level by level from counts of symbols in cells, each leaf being split where that saves most bits.
-There may be a thousand leaves then, and 64 tables: leaves with like distributions share one. They are merged by what
+There may be two hundred leaves then, and 64 tables: leaves with like distributions share one. They are merged by what
 that costs, tables included, and then moved to the class whose table codes them best, for a few rounds (k-means by
 Kullback-Leibler divergence, as for word classes: Dhillon, Mallela and Kumar, 2003). What is counted is all there is to
 learn from, so it takes no training by gradient, no seed, and next to no time.
@@ -28,7 +28,7 @@ U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 
 SYMBOLS = 256
-MAX_LEAVES, LEAVES_AT_ONCE = 512, 128
+MAX_LEAVES, LEAVES_AT_ONCE = 192, 128
 SPLIT_BITS = 24
 """What a split takes in the tree; it must save that, and a bit for each symbol in the leaf, which chance alone would
 seem to save."""

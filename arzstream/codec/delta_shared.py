@@ -12,7 +12,7 @@ from arzstream.codec.delta_learning import MAX_LEAVES, Changes, learn
 
 __all__ = ["LEAST", "MOST", "learn_shared"]
 
-LEAST, MOST = 1 << 17, 1 << 22
+LEAST, MOST = 1 << 17, 1 << 21
 """Elements below which a model of a chunk's own does as well, about, and how many are learned from."""
 ELEMENTS_OF_LEAF = 4096
 """A leaf of the tree for so many elements, at most."""

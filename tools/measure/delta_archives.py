@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import importlib
-import importlib.util
 import math
 import threading
 import time
@@ -17,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import arzstream
+from arzstream.archive import pipeline
+from arzstream.archive.learning import Models
 from arzstream.codec import registry
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import DELTA_CTX
@@ -115,9 +115,8 @@ class _Thread(threading.local):
 
 def coders() -> Iterator[tuple[Any, str]]:
     """(owner, name) of the functions that code chunks and learn what they are coded with."""
-    yield importlib.import_module("arzstream.archive.pipeline"), "encode_best"
-    if importlib.util.find_spec("arzstream.archive.learning"):
-        yield importlib.import_module("arzstream.archive.learning").Models, "learn"
+    yield pipeline, "encode_best"
+    yield Models, "learn"
 
 
 def chain(sources: Sequence[Path], profile: str, scratch: Path) -> Archived:
