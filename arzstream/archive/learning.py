@@ -71,7 +71,8 @@ class Models:
         for key, group in groups.items():
             elements = _elements(group)
             newest = self._newest.get(key)
-            if elements >= LEAST and (newest is None or AGAIN * newest.elements <= elements <= AGAIN * MOST):
+            few = newest is not None and newest.elements < MOST and elements >= AGAIN * newest.elements
+            if elements >= LEAST and (newest is None or few):
                 some = list(_some(group, tile))
                 data = learn_shared(some, key.parents)
                 if data is not None and self._serves(data, some):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.codec import tables
+from arzstream.codec.merging import costs, merge
 from arzstream.codec.scales import rice_parameters
 
 __all__ = ["MAX_CLASSES", "Folding", "fold", "map_moves", "sampled_bits", "unfold_moves"]
@@ -21,8 +22,6 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 MAX_CLASSES = 64
-TABLE_BITS, ENTRY_BITS = 32, 8
-"""What a table takes in the model stream, about, and each symbol in it."""
 PIECES, FEW_PIECES = 160, 24
 """Pieces that cells are cut into before these are merged, about; and where only the bits of a sample are wanted."""
 MAP_BITS = 2
@@ -30,7 +29,6 @@ MAP_BITS = 2
 MEAN_UNIT = 1 << 16
 MIDDLE = 128
 """How no difference between neighbours in a map is written."""
-_ENTRIES = 1 << tables.ENTROPY_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,49 +51,6 @@ def unfold_moves(moves: U8) -> U8:
     return np.cumsum(moves - np.uint8(MIDDLE), dtype=np.uint8)
 
 
-def _weighted(counts: I64) -> I64:
-    """COST_UNIT · c · log2(c) of each count, closely."""
-    log = tables.weighted_log()
-    if int(counts.max()) < _ENTRIES:
-        return log[counts]
-    shift = np.maximum(np.frexp(counts.astype(np.float64))[1].astype(np.int64) - tables.ENTROPY_BITS, 0)
-    small = counts >> shift
-    per = log[small] // np.maximum(small, 1) + shift * tables.COST_UNIT
-    result: I64 = np.where(shift > 0, counts * per, log[np.minimum(counts, _ENTRIES - 1)])
-    return result
-
-
-def _costs(groups: I64) -> I64:
-    """What coding each group with a table of its own takes, the table included; in bits · COST_UNIT."""
-    ideal: I64 = _weighted(groups.sum(axis=1)) - _weighted(groups).sum(axis=1)
-    own: I64 = (TABLE_BITS + ENTRY_BITS * np.count_nonzero(groups, axis=1)) * tables.COST_UNIT
-    return ideal + own
-
-
-def _merge(groups: I64, most: int) -> tuple[I64, I64, NDArray[np.intp]]:
-    """(groups, their costs, the first of each) after neighbours were merged while that saves bits, or there are more
-    than ``most``."""
-    starts, own = np.arange(len(groups)), _costs(groups)
-    none = np.array([np.iinfo(np.int64).min])
-    while len(groups) > 1:
-        merged = groups[:-1] + groups[1:]
-        joint = _costs(merged)
-        gain = own[:-1] + own[1:] - joint
-        around = np.concatenate([none, gain, none])
-        # Pairs that gain more than both their neighbours; of equals the first.
-        take = (gain >= around[2:]) & (gain > around[:-2])
-        if len(groups) <= most:
-            take &= gain > 0
-        at = np.flatnonzero(take)
-        if not len(at):
-            break
-        groups[at], own[at] = merged[at], joint[at]
-        keep = np.ones(len(groups), np.bool_)
-        keep[at + 1] = False
-        groups, own, starts = groups[keep], own[keep], starts[keep]
-    return groups, own, starts
-
-
 def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
     """Classes for cells with ``counts`` of each symbol, shape (cells, 256), not all zero; up to ``most`` of them.
 
@@ -114,7 +69,7 @@ def fold(counts: U32, most: int = MAX_CLASSES) -> Folding:
     before = np.cumsum(weight[order]) - weight[order]
     piece = before * PIECES // int(weight.sum())
     edges = np.flatnonzero(np.diff(piece, prepend=-1))
-    groups, own, starts = _merge(np.add.reduceat(found[order], edges, axis=0, dtype=np.int64), most)
+    groups, own, starts = merge(np.add.reduceat(found[order], edges, axis=0, dtype=np.int64), most)
     of_used = np.empty(len(used), np.uint8)
     of_used[order] = np.searchsorted(edges[starts], np.arange(len(used)), side="right") - 1
     # Cells that do not occur are like the one before them, which takes the fewest bits.
@@ -140,4 +95,4 @@ def sampled_bits(symbols: U8, cells: NDArray[np.uint16], times: int) -> int:
     piece_of[used[order]] = before * FEW_PIECES // len(symbols) << 8
     groups = np.bincount(piece_of[at] + symbols, minlength=256 * FEW_PIECES).reshape(FEW_PIECES, 256)
     groups = groups[groups.any(axis=1)][:, groups.any(axis=0)]
-    return int(_costs(groups * times).sum()) // tables.COST_UNIT + MAP_BITS * len(used)
+    return int(costs(groups * times).sum()) // tables.COST_UNIT + MAP_BITS * len(used)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.delta_learning import Changes, learn
 from arzstream.codec.delta_model import Model, nearest, parse_model
-from arzstream.codec.delta_scales import measure_changes
+from arzstream.codec.delta_scales import ChangeScales, measure_changes
 from arzstream.codec.float_ctx import row_length
 from arzstream.codec.scales import rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, delta
 
-__all__ = ["TOP_BITS", "DeltaCtx", "elements_of", "encode_delta", "look", "origin_of", "top_bits"]
+__all__ = ["TOP_BITS", "DeltaCtx", "elements_of", "encode_delta", "look", "origin_of", "scales_of", "top_bits"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -66,13 +66,19 @@ def top_bits(kind: delta.Elements, top: int) -> int:
     return top
 
 
-def origin_of(data: memoryview, ctx: ChunkContext) -> int:
-    """The origin that puts the mean element of a chunk into the middle of the expected sizes."""
+def scales_of(data: memoryview, ctx: ChunkContext) -> ChangeScales:
+    """The scales of the changes of a chunk to its first reference."""
     kind = elements_of(ctx)
     assert kind is not None
     elements, parent = np.frombuffer(data, np.uint8), np.frombuffer(ctx.references[0], np.uint8)
-    row_len, columns = row_length(len(data) // kind.itemsize, ctx)
-    scales = measure_changes(elements, parent, kind, row_len, columns)
+    return measure_changes(elements, parent, kind, *row_length(len(data) // kind.itemsize, ctx))
+
+
+def origin_of(ctx: ChunkContext, scales: ChangeScales) -> int:
+    """The origin that puts the mean element of a chunk with these scales into the middle of the expected sizes."""
+    kind = elements_of(ctx)
+    assert kind is not None
+    parent = np.frombuffer(ctx.references[0], np.uint8)
     values = parent.view(f"<u{kind.itemsize}")[:: max(1, len(parent) >> 13)].astype(np.int64)
     exponents = np.maximum(values >> kind.mantissa_bits & (1 << kind.exponent_bits) - 1, 1)
     mean = scales.offset - 4 * int(exponents.sum()) // len(exponents)
@@ -82,14 +88,13 @@ def origin_of(data: memoryview, ctx: ChunkContext) -> int:
 
 
 def look(
-    data: memoryview, ctx: ChunkContext, references: int, top: int, origin: int
+    data: memoryview, ctx: ChunkContext, scales: ChangeScales, references: int, top: int, origin: int
 ) -> tuple[delta.Rule, U8, U16] | None:
     """(what cells are made with, symbols, cells) of a chunk; None if it is out of the rule's range."""
     kind = elements_of(ctx)
     assert kind is not None
     elements, known = np.frombuffer(data, np.uint8), _references(ctx, references)
-    row_len, columns = row_length(len(data) // kind.itemsize, ctx)
-    scales = measure_changes(elements, known[0], kind, row_len, columns)
+    row_len, _ = row_length(len(data) // kind.itemsize, ctx)
     rule = delta.Rule(
         row_len,
         scales.rows,
@@ -130,7 +135,7 @@ class _Coded:
         cls, data: memoryview, ctx: ChunkContext, kind: delta.Elements, number: int, model: Model
     ) -> _Coded | None:
         """None if the model has no frequency for too many."""
-        looked = look(data, ctx, model.references, model.top, model.origin)
+        looked = look(data, ctx, scales_of(data, ctx), model.references, model.top, model.origin)
         if looked is None:
             return None
         rule, symbols, cells = looked
@@ -142,8 +147,9 @@ class _Coded:
     def alone(cls, data: memoryview, ctx: ChunkContext, kind: delta.Elements) -> _Coded | None:
         """With a model that is learned from the chunk."""
         references, top = min(2, len(ctx.references)), top_bits(kind, OWN_TOP_BITS)
-        origin = origin_of(data, ctx)
-        looked = look(data, ctx, references, top, origin)
+        scales = scales_of(data, ctx)
+        origin = origin_of(ctx, scales)
+        looked = look(data, ctx, scales, references, top, origin)
         if looked is None:
             return None
         rule, symbols, cells = looked

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.cell_classes import sampled_bits
-from arzstream.codec.delta_ctx import EXCEPTIONS, OWN_TOP_BITS, elements_of, look, origin_of, top_bits
+from arzstream.codec.delta_ctx import EXCEPTIONS, OWN_TOP_BITS, elements_of, look, origin_of, scales_of, top_bits
 from arzstream.codec.delta_model import Model, nearest
 from arzstream.codec.optim_fit import log_cost
 from arzstream.codec.scales import rice_parameters
@@ -44,7 +44,7 @@ def estimate_delta(data: memoryview, ctx: ChunkContext) -> int | None:
 
 def _with_model(some: memoryview, few: ChunkContext, step: int, model: Model) -> int | None:
     """Bits of ``step`` times some rows; None if the model has no frequency for too many."""
-    looked = look(some, few, model.references, model.top, model.origin)
+    looked = look(some, few, scales_of(some, few), model.references, model.top, model.origin)
     if looked is None:
         return None
     rule, symbols, cells = looked
@@ -61,7 +61,8 @@ def _with_model(some: memoryview, few: ChunkContext, step: int, model: Model) ->
 
 def _alone(some: memoryview, few: ChunkContext, step: int, top: int) -> int | None:
     """The same with a model of the chunk's own."""
-    looked = look(some, few, min(2, len(few.references)), top, origin_of(some, few))
+    scales = scales_of(some, few)
+    looked = look(some, few, scales, min(2, len(few.references)), top, origin_of(few, scales))
     if looked is None:
         return None
     rule, symbols, cells = looked

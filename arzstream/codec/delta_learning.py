@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import tables
 from arzstream.codec.delta_model import INPUTS, MAX_CLASSES, Leaf, Model, Node, Split, shape_of
+from arzstream.codec.merging import ideal, merge
 
 __all__ = ["MAX_LEAVES", "Changes", "learn"]
 
@@ -32,12 +33,9 @@ MAX_LEAVES, LEAVES_AT_ONCE = 192, 128
 SPLIT_BITS = 24
 """What a split takes in the tree; it must save that, and a bit for each symbol in the leaf, which chance alone would
 seem to save."""
-TABLE_BITS, ENTRY_BITS = 32, 8
-"""What a table takes in the model, about, and each symbol in it."""
 ROUNDS = 6
 UNSEEN_BITS = 48
 """What a symbol takes that has no frequency: it becomes an exception."""
-_ENTRIES = 1 << tables.ENTROPY_BITS
 
 
 @dataclasses.dataclass
@@ -51,32 +49,12 @@ class Changes:
     @classmethod
     def of(cls, references: int, parts: Sequence[tuple[U16, U8]]) -> Changes:
         """From (cells, symbols) of elements with so many references."""
-        n = int(np.prod(shape_of(references)))
-        total = np.zeros(n * SYMBOLS, np.int64)
-        for cells, symbols in parts:
-            total += np.bincount(cells.astype(np.int64) << 8 | symbols, minlength=len(total))
-        counts = total.reshape(n, SYMBOLS)
-        used = np.flatnonzero(counts.any(axis=1))
-        return cls(references, used, counts[used])
-
-
-def _weighted(counts: I64) -> I64:
-    """COST_UNIT · c · log2(c) of each count, closely."""
-    log = tables.weighted_log()
-    large = counts >= _ENTRIES
-    result: I64 = log[np.where(large, 0, counts)]
-    if large.any():
-        found = counts[large]
-        shift = np.frexp(found.astype(np.float64))[1].astype(np.int64) - tables.ENTROPY_BITS
-        small = found >> shift
-        result[large] = found * (log[small] // small + shift * tables.COST_UNIT)
-    return result
-
-
-def _ideal(counts: I64) -> I64:
-    """What coding each distribution ``counts[..., symbols]`` takes, in bits · COST_UNIT."""
-    cost: I64 = _weighted(counts.sum(axis=-1)) - _weighted(counts).sum(axis=-1)
-    return cost
+        cells, symbols = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+        used = np.flatnonzero(np.bincount(cells))
+        place = np.zeros(int(used[-1]) + 1, np.int64)
+        place[used] = np.arange(len(used)) * SYMBOLS
+        counts = np.bincount(place[cells] + symbols, minlength=SYMBOLS * len(used))
+        return cls(references, used, counts.reshape(-1, SYMBOLS))
 
 
 # ---- growing
@@ -110,13 +88,13 @@ class _Growing:
         inside = np.flatnonzero(slot[self.node] >= 0)
         counts, of = self.counts[inside], slot[self.node[inside]]
         whole = _sums(counts, of, len(nodes))
-        before = _ideal(whole)
+        before = ideal(whole)
         best, feature, threshold = (np.zeros(len(nodes), np.int64) for _ in range(3))
         for f, values in enumerate(self.inputs):
             bins = 1 << INPUTS[f]
             at = _sums(counts, of * bins + values[inside], len(nodes) * bins).reshape(len(nodes), bins, -1)
             below = at.cumsum(axis=1)[:, :-1]
-            gain = before[:, None] - _ideal(below) - _ideal(whole[:, None] - below)
+            gain = before[:, None] - ideal(below) - ideal(whole[:, None] - below)
             where = gain.argmax(axis=1)
             most = gain[np.arange(len(nodes)), where]
             better = most > best
@@ -170,44 +148,12 @@ def _sums(counts: I64, keys: I64, n: int) -> I64:
 # ---- classes
 
 
-def _costs(groups: I64) -> I64:
-    """What coding each group with a table of its own takes, the table included; in bits · COST_UNIT."""
-    own: I64 = (TABLE_BITS + ENTRY_BITS * np.count_nonzero(groups, axis=1)) * tables.COST_UNIT
-    return _ideal(groups) + own
-
-
-def _merge(groups: I64, most: int) -> I64:
-    """The first of each run of neighbours that are best merged; at most ``most`` runs."""
-    groups, starts = groups.copy(), np.arange(len(groups))
-    own = _costs(groups)
-    none = np.array([np.iinfo(np.int64).min])
-    while len(groups) > 1:
-        merged = groups[:-1] + groups[1:]
-        joint = _costs(merged)
-        gain = own[:-1] + own[1:] - joint
-        around = np.concatenate([none, gain, none])
-        # Pairs that gain more than both their neighbours; of equals the first.
-        take = (gain >= around[2:]) & (gain > around[:-2])
-        if len(groups) <= most:
-            take &= gain > 0
-        at = np.flatnonzero(take)
-        if len(groups) - len(at) < most < len(groups):
-            at = np.sort(at[np.argsort(-gain[at], kind="stable")[: len(groups) - most]])
-        if not len(at):
-            break
-        groups[at], own[at] = merged[at], joint[at]
-        keep = np.ones(len(groups), np.bool_)
-        keep[at + 1] = False
-        groups, own, starts = groups[keep], own[keep], starts[keep]
-    return starts
-
-
 def _gather(leaves: I64, most: int) -> I64:
     """The class of each leaf, classes numbered from 0 on without gaps."""
     weight = np.maximum(leaves.sum(axis=1), 1)
     mean = (leaves @ (np.arange(leaves.shape[1]) >> 1) << 16) // weight
     order = np.argsort(mean, kind="stable")
-    starts = _merge(leaves[order], most)
+    starts = merge(leaves[order], most)[2]
     labels = np.empty(len(leaves), np.int64)
     labels[order] = np.searchsorted(starts, np.arange(len(leaves)), side="right") - 1
     for _ in range(ROUNDS):

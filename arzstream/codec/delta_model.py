@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from arzstream.errors import CorruptError
 from arzstream.kernels import context, delta
 
-__all__ = ["INPUTS", "MAX_CLASSES", "Leaf", "Model", "Node", "Split", "parse_model", "shape_of"]
+__all__ = ["INPUTS", "MAX_CLASSES", "Leaf", "Model", "Node", "Split", "nearest", "parse_model", "shape_of"]
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_ctx import TOP_BITS, elements_of, look, origin_of, top_bits
+from arzstream.codec.delta_ctx import TOP_BITS, elements_of, look, origin_of, scales_of, top_bits
 from arzstream.codec.delta_learning import MAX_LEAVES, Changes, learn
 
 __all__ = ["LEAST", "MOST", "learn_shared"]
@@ -28,8 +28,9 @@ def learn_shared(chunks: Sequence[tuple[memoryview, ChunkContext]], references: 
     if kind is None or sum(len(data) for data, _ in usable) < LEAST * kind.itemsize:
         return None
     top = top_bits(kind, TOP_BITS)
-    origin = int(np.median([origin_of(data, ctx) for data, ctx in usable]))
-    looked = [look(data, ctx, references, top, origin) for data, ctx in usable]
+    scales = [scales_of(data, ctx) for data, ctx in usable]
+    origin = int(np.median([origin_of(ctx, its) for (_, ctx), its in zip(usable, scales, strict=True)]))
+    looked = [look(data, ctx, its, references, top, origin) for (data, ctx), its in zip(usable, scales, strict=True)]
     parts = [(cells, symbols) for found in looked if found is not None for _, symbols, cells in [found]]
     if not parts:
         return None

@@ -215,14 +215,33 @@ def delta_raw(
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
     size = np.abs(_signed(_ordered(data, kind) - _ordered(parent, kind), kind))
     bits = _raw_bits(symbols, top)
+    return write_raw(size, bits, log_segment, out, raw_bytes)
+
+
+def write_raw(values: I64, bits: I64, log_segment: int, out: U8, raw_bytes: U32) -> int:
+    """So many bits of each of ``values``, segment by segment; returns their length."""
     at = 0
     for k in range(len(raw_bytes)):
         part = slice(k << log_segment, (k + 1) << log_segment)
-        stream = _pack(size[part], bits[part])
+        stream = _pack(values[part], bits[part])
         out[at : at + len(stream)] = stream
         raw_bytes[k] = len(stream)
         at += len(stream)
     return at
+
+
+def read_raw(streams: U8, raw_bytes: U32, bits: I64, log_segment: int) -> I64 | None:
+    """Undo :func:`write_raw`; None if a stream is not as long as it must be, or goes on after its end."""
+    low = np.empty(len(bits), np.int64)
+    at = 0
+    for k, length in enumerate(raw_bytes.tolist()):
+        part = slice(k << log_segment, (k + 1) << log_segment)
+        values = _unpack(streams[at : at + length], bits[part])
+        if values is None:
+            return None
+        low[part] = values
+        at += length
+    return low
 
 
 def _places(bits: I64) -> tuple[NDArray[np.intp], I64]:
@@ -281,15 +300,9 @@ def delta_decode(
     if status != OK:
         return status
     bits = _raw_bits(symbols, top)
-    low = np.empty(len(symbols), np.int64)
-    at = raw_at
-    for k, length in enumerate(raw_bytes.tolist()):
-        part = slice(k << log_segment, (k + 1) << log_segment)
-        values = _unpack(payload[at : at + length], bits[part])
-        if values is None:
-            return BAD_RAW
-        low[part] = values
-        at += length
+    low = read_raw(payload[raw_at:], raw_bytes, bits, log_segment)
+    if low is None:
+        return BAD_RAW
     token = symbols.astype(np.int64) >> 1
     size = (token - (bits << top) << bits) + low
     change = np.where((symbols & 1).astype(np.bool_) ^ known.lowering, -size, size)

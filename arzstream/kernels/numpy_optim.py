@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.kernels.numpy_context import rans_ctx_decode
-from arzstream.kernels.numpy_delta import _pack, _tokens, _unpack
+from arzstream.kernels.numpy_delta import BAD_RAW, _tokens, read_raw, write_raw
 from arzstream.kernels.numpy_reference import OK
 
 __all__ = ["optim_count", "optim_decode", "optim_predict", "optim_ratios", "optim_raw"]
@@ -22,7 +22,6 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-BAD_RAW = 6  # as in kernels.h
 TOP = 2
 """Bits below the leading one in a token."""
 BF16 = 1
@@ -206,14 +205,7 @@ def optim_raw(
     inside = np.abs(difference >> raw) << raw | difference & (1 << raw) - 1
     values = np.where(symbols > 0, inside, data.view("<u4").astype(np.int64))
     bits = _raw_bits(rule, symbols)
-    at = 0
-    for k in range(len(raw_bytes)):
-        part = slice(k << log_segment, (k + 1) << log_segment)
-        stream = _pack(values[part], bits[part])
-        out[at : at + len(stream)] = stream
-        raw_bytes[k] = len(stream)
-        at += len(stream)
-    return at
+    return write_raw(values, bits, log_segment, out, raw_bytes)
 
 
 def optim_decode(
@@ -246,15 +238,9 @@ def optim_decode(
     if status != OK:
         return status
     bits = _raw_bits(rule, symbols)
-    low = np.empty(len(symbols), np.int64)
-    at = raw_at
-    for k, length in enumerate(raw_bytes.tolist()):
-        part = slice(k << log_segment, (k + 1) << log_segment)
-        values = _unpack(payload[at : at + length], bits[part])
-        if values is None:
-            return BAD_RAW
-        low[part] = values
-        at += length
+    low = read_raw(payload[raw_at:], raw_bytes, bits, log_segment)
+    if low is None:
+        return BAD_RAW
     y = symbols.astype(np.int64)
     token = (y & 127 if scaled else y) >> 1
     octave = np.maximum((token >> TOP) - 1, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from arzstream.codec import tables
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_ctx import look
+from arzstream.codec.delta_ctx import look, scales_of
 from arzstream.codec.delta_model import parse_model
 from arzstream.codec.delta_shared import learn_shared
 from arzstream.codec.dtypes import DTYPES
@@ -50,7 +50,7 @@ def test_coded_size_of_changes_is_that_of_the_reference_coder_under_the_same_cla
     stored = learn_shared([(data, ctx)], 1)
     assert stored is not None
     model = parse_model(stored)
-    looked = look(data, ctx, 1, model.top, model.origin)
+    looked = look(data, ctx, scales_of(data, ctx), 1, model.top, model.origin)
     assert looked is not None
     _, symbols, cells = looked
     classes = model.class_of[cells]

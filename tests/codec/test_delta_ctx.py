@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from arzstream.codec import delta_ctx
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import DELTA_CTX, PROFILES, encode_best
-from arzstream.codec.delta_ctx import DeltaCtx, encode_delta, look, origin_of
+from arzstream.codec.delta_ctx import DeltaCtx, encode_delta, look, origin_of, scales_of
 from arzstream.codec.delta_learning import Changes, learn
 from arzstream.codec.delta_model import Model
 from arzstream.codec.dtypes import DTYPES, DType
@@ -85,8 +85,9 @@ def bf16(values: np.ndarray) -> np.ndarray:
 
 def shared_model(data: bytes, ctx: ChunkContext, references: int, top: int = 3) -> Model:
     """A model learned from a chunk, as one that many share."""
-    origin = origin_of(memoryview(data), ctx)
-    looked = look(memoryview(data), ctx, references, top, origin)
+    scales = scales_of(memoryview(data), ctx)
+    origin = origin_of(ctx, scales)
+    looked = look(memoryview(data), ctx, scales, references, top, origin)
     assert looked is not None
     return learn(Changes.of(references, [looked[:0:-1]]), top, origin)
 
@@ -301,7 +302,8 @@ def test_what_is_learned_is_what_decides() -> None:
 def test_learning_is_the_same_twice_and_whatever_the_order() -> None:
     made = [bf16(w) for w in run(100, 120, 1e-3)]
     ctx = context_of("BF16", 100, 120, made[1], made[0])
-    looked = look(memoryview(made[2].tobytes()), ctx, 2, 3, 20)
+    data = memoryview(made[2].tobytes())
+    looked = look(data, ctx, scales_of(data, ctx), 2, 3, 20)
     assert looked is not None
     _, symbols, cells = looked
     halves = [(cells[:6000], symbols[:6000]), (cells[6000:], symbols[6000:])]

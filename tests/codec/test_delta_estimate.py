@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_ctx import OWN_TOP_BITS, encode_delta, look, origin_of
+from arzstream.codec.delta_ctx import OWN_TOP_BITS, encode_delta, look, origin_of, scales_of
 from arzstream.codec.delta_estimate import estimate_delta, fewest_bits
 from arzstream.codec.delta_learning import Changes, learn
 from arzstream.codec.dtypes import DTYPES
@@ -42,8 +42,9 @@ def test_an_estimate_is_near_what_coding_takes(references: int) -> None:
     data, *known = steps(references, 1)
     plain, ctx = memoryview(data.tobytes()), context_of(known)
     assert near(estimate_delta(plain, ctx), encode_delta(plain, ctx), 0.01)
-    origin = origin_of(plain, ctx)
-    looked = look(plain, ctx, references, OWN_TOP_BITS, origin)
+    scales = scales_of(plain, ctx)
+    origin = origin_of(ctx, scales)
+    looked = look(plain, ctx, scales, references, OWN_TOP_BITS, origin)
     assert looked is not None
     _, symbols, cells = looked
     model = learn(Changes.of(references, [(cells, symbols)]), OWN_TOP_BITS, origin)
