@@ -89,6 +89,7 @@ def test_it_is_learned_anew_when_much_more_has_landed(
 ) -> None:
     """A file that grows: one layer, then all the others at once, which are many times what is learned from."""
     monkeypatch.setattr(learning, "MOST", 250_000)
+    monkeypatch.setattr(learning, "KIND_FROM", 1 << 40)  # one model at a time
     sources = run(tmp_path, 2, layers=12)
     parent = chain(sources[:1])[0]
     data, sink = sources[1].read_bytes(), new_sink()
