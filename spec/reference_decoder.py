@@ -910,11 +910,13 @@ def decode_delta(
     if payload == b"\0":
         return references[0]
     need(len(payload) >= 24, "a delta_ctx payload is too short")
-    used, number, log_segment, sides, base, step_base, zero = struct.unpack_from("<4BhbB", payload)
+    used, number, segments, sides, base, step_base, zero = struct.unpack_from("<4BhbB", payload)
     row, exceptions, scales_size, model_size = struct.unpack_from("<IIII", payload, 8)
     need(1 <= used <= 3 and used <= len(references), "delta_ctx uses references that are not there")
     need(all(len(reference) == length for reference in references[:used]), "delta_ctx has a reference of another size")
-    need(10 <= log_segment <= 24, f"delta_ctx has segments of 2^{log_segment}")
+    need(segments > 0, "delta_ctx has no segments")
+    per_segment = 32 * ((n + 32 * segments - 1) // (32 * segments))
+    need((segments - 1) * per_segment < n, "delta_ctx has segments of nothing")
     need(sides <= 3 and -4096 <= base <= 4095 and zero == 0 and row >= 1, "delta_ctx has an impossible header")
     need(used > 1 or step_base == 0, "delta_ctx has steps without a second reference")
     need(number <= len(models) and (number == 0 or model_size == 0), "delta_ctx has a model that does not exist")
@@ -933,7 +935,7 @@ def decode_delta(
     need(payload[at : at + -at % 8] == bytes(-at % 8), "padding of a delta_ctx payload is not zero")
     at += -at % 8
 
-    firsts = range(0, n, 1 << log_segment)
+    firsts = range(0, n, per_segment)
     need(len(payload) >= at + 8 * len(firsts), "a delta_ctx payload is too short")
     sizes = [struct.unpack_from("<II", payload, at + 8 * i) for i in range(len(firsts))]
     symbols_at = at + 8 * len(firsts)
@@ -951,7 +953,7 @@ def decode_delta(
     values = [[int.from_bytes(r[i * size : (i + 1) * size], "little") for i in range(n)] for r in references[:used]]
     out = bytearray()
     for first, (symbols_size, raw_size) in zip(firsts, sizes, strict=True):
-        elements = range(first, min(n, first + (1 << log_segment)))
+        elements = range(first, min(n, first + per_segment))
         classes, downwards = [], []
         for i in elements:
             p = values[0][i]

@@ -23,6 +23,7 @@ from arzstream.codec.float_ctx import row_length
 from arzstream.codec.scales import rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, delta
+from arzstream.kernels.api import LANES
 
 __all__ = ["TOP_BITS", "DeltaCtx", "elements_of", "encode_delta", "look", "origin_of", "scales_of", "top_bits"]
 
@@ -36,8 +37,11 @@ _NONE = np.empty(0, np.uint8)
 TOP_BITS, OWN_TOP_BITS = 3, 2
 """Bits below the leading one in a token; of a model that many chunks share, and of a chunk's own, which pays for its
 tables."""
-LOG_SEGMENT, SPARSE = 18, 2
-"""log2 of the elements of a segment, which takes 128 bytes; and how much more where hardly anything changed."""
+PAIR, SPARSE = 1 << 19, 1 << 20
+"""Most elements of a pair of segments, which decode at the same time; and of one where hardly anything changed, in
+which a segment's 128 bytes would be much."""
+ALONE = 1 << 17
+"""Elements below which there is one segment."""
 MIDDLE, MIDDLE_STEP = 28, 4
 """Which of the 64 expected sizes the mean element has; and which of the 7 sizes of the change before one as large as
 what is expected now has."""
@@ -161,28 +165,40 @@ class _Coded:
     def payload(self, elements: U8, parent: U8, kind: delta.Elements) -> bytes:
         counts = api.histogram(self.symbols)
         sparse = 4 * int(counts[delta.UNCHANGED]) > 3 * len(self.symbols)
-        log_segment, top, freqs = LOG_SEGMENT + SPARSE * sparse, self.model.top, self.model.freqs
-        streams, symbol_bytes = context.rans_ctx_encode(self.symbols, self.classes, 1 << log_segment, freqs)
+        segments, top, freqs = _segments(len(self.symbols), sparse), self.model.top, self.model.freqs
+        per_segment = _per_segment(len(self.symbols), segments)
+        streams, symbol_bytes = context.rans_ctx_encode(self.symbols, self.classes, per_segment, freqs)
         octaves = np.maximum((np.arange(256) >> 1 >> top) - 1, 0)
         raw_bits = int(counts.astype(np.int64) @ octaves)
-        raw, raw_bytes = delta.delta_raw(elements, parent, self.symbols, kind, top, log_segment, raw_bits)
+        raw, raw_bytes = delta.delta_raw(elements, parent, self.symbols, kind, top, per_segment, raw_bits)
         rule, none = self.rule, np.empty((0, 256), np.uint16)
         scales = context.ctx_model_encode(_with_rice(rule.rows), _with_rice(rule.cols), none, 0, 1, 0)
         sides = _ROWS * bool(len(rule.rows)) | _COLS * bool(len(rule.cols))
         model = b"" if self.number else self.model.stored
         head = _HEADER.pack(
-            *(self.model.references, self.number, log_segment, sides, rule.base, rule.step_base, 0),
+            *(self.model.references, self.number, segments, sides, rule.base, rule.step_base, 0),
             *(rule.row_len, len(self.exceptions), len(scales), len(model)),
         )
-        segments = np.stack([symbol_bytes, raw_bytes], axis=1).astype("<u4")
+        table = np.stack([symbol_bytes, raw_bytes], axis=1).astype("<u4")
         padding = bytes(-(len(scales) + len(model)) % 8)
         patches = elements.view(f"<u{kind.itemsize}")[self.exceptions]
         return b"".join(
             [
-                *(head, scales, model, padding, segments.tobytes(), streams.data, raw.data),
+                *(head, scales, model, padding, table.tobytes(), streams.data, raw.data),
                 *(self.exceptions.astype("<u4").tobytes(), patches.tobytes()),
             ]
         )
+
+
+def _segments(count: int, sparse: bool) -> int:
+    if sparse:
+        return -(-count // SPARSE)
+    return 2 * -(-count // PAIR) if count >= ALONE else 1
+
+
+def _per_segment(count: int, segments: int) -> int:
+    """Elements of each segment but the last, which has what is left."""
+    return LANES * -(-count // (LANES * segments))
 
 
 def _with_rice(scales: U8) -> tuple[U8, int, int]:
@@ -216,12 +232,11 @@ class DeltaCtx:
             out[:] = ctx.references[0]
             return
         _require(len(payload) >= _HEADER.size, "a wrong length")
-        used, number, log_segment, sides, base, step_base, zero, row_len, *sizes = _HEADER.unpack_from(payload)
+        used, number, n_segments, sides, base, step_base, zero, row_len, *sizes = _HEADER.unpack_from(payload)
         n_exceptions, scales_bytes, model_bytes = sizes
         _require(
             1 <= used <= delta.MAX_REFERENCES
             and number <= len(ctx.models)
-            and 10 <= log_segment <= 24
             and sides <= _ROWS | _COLS
             and -4096 <= base <= 4095
             and zero == 0
@@ -234,7 +249,9 @@ class DeltaCtx:
         model_at = _HEADER.size + scales_bytes
         end = model_at + model_bytes
         segments_at = end + -(scales_bytes + model_bytes) % 8
-        n_segments = -(-count >> log_segment)
+        _require(n_segments > 0, "no segments")
+        per_segment = _per_segment(count, n_segments)
+        _require((n_segments - 1) * per_segment < count, "segments of nothing")
         symbols_at = segments_at + 8 * n_segments
         exceptions_at = len(payload) - n_exceptions * (4 + kind.itemsize)
         _require(symbols_at <= exceptions_at, "a model that is too long")
@@ -251,12 +268,12 @@ class DeltaCtx:
         rule = delta.Rule(row_len, rows, cols, base, step_base)
         places = (symbols_at, raw_at)
         delta.delta_decode(
-            whole[:exceptions_at], known, kind, model.top, log_segment, rule, model.class_of, model.slots, places,
+            whole[:exceptions_at], known, kind, model.top, per_segment, rule, model.class_of, model.slots, places,
             symbol_bytes, raw_bytes, result,
         )  # fmt: skip
         if n_exceptions:
-            at = np.frombuffer(payload, "<u4", n_exceptions, exceptions_at).astype(np.int64)
-            _require(bool((np.diff(at, prepend=-1) > 0).all()) and int(at[-1]) < count, "exceptions out of order")
+            at = np.frombuffer(payload, "<u4", n_exceptions, exceptions_at)
+            _require(bool((at[1:] > at[:-1]).all()) and int(at[-1]) < count, "exceptions out of order")
             values = np.frombuffer(payload, f"<u{kind.itemsize}", n_exceptions, exceptions_at + 4 * n_exceptions)
             result.view(f"<u{kind.itemsize}")[at] = values
 

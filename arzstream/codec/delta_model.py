@@ -81,15 +81,18 @@ class Model:
         return cls(references, top, origin, unfold(tree, references), freqs, head + grown + tables)
 
     @functools.cached_property
-    def slots(self) -> U32:
+    def slots(self) -> delta.Slots:
         """What symbols are looked up in."""
         return delta.rans_tables(self.freqs)
 
     def suits(self, kind: delta.Elements, references: int) -> bool:
         """Can elements with so many references be coded with it?"""
-        if self.references > references or delta.symbol_limit(kind.itemsize, self.top) > 256:
-            return False
-        return not self.freqs[:, delta.symbol_limit(kind.itemsize, self.top) :].any()
+        return self.references <= references and self._symbols <= delta.symbol_limit(kind.itemsize, self.top) <= 256
+
+    @functools.cached_property
+    def _symbols(self) -> int:
+        """The highest symbol of any class, and one more."""
+        return int(np.flatnonzero(self.freqs.any(axis=0))[-1]) + 1
 
 
 def unfold(tree: Node, references: int) -> U8:

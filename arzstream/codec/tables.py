@@ -32,8 +32,8 @@ ENTROPY_BITS = 17
 """Counts below 2^ENTROPY_BITS have an exact entropy."""
 
 
-def normalise(counts: NDArray[np.integer]) -> U16:
-    """Frequencies in proportion to ``counts`` (2 to 256 symbols, not all zero), summing to 4096, each below it.
+def normalise(counts: NDArray[np.integer], slots: int = SLOTS) -> U16:
+    """Frequencies in proportion to ``counts`` (2 to 256 symbols, not all zero), summing to ``slots``, each below it.
 
     A symbol that occurs gets at least 1. Where only one does, symbol 0 gets the 1 that the largest frequency leaves (or
     symbol 1, if 0 is the one).
@@ -41,11 +41,11 @@ def normalise(counts: NDArray[np.integer]) -> U16:
     present = np.flatnonzero(counts)
     freqs = np.zeros(len(counts), np.uint16)
     if len(present) == 1:
-        freqs[0 if present[0] else 1], freqs[present[0]] = 1, SLOTS - 1
+        freqs[0 if present[0] else 1], freqs[present[0]] = 1, slots - 1
         return freqs
     c: I64 = counts[present].astype(np.int64)
     f = np.ones(len(c), np.int64)
-    free, budget, total = np.arange(len(c)), SLOTS, int(c.sum())
+    free, budget, total = np.arange(len(c)), slots, int(c.sum())
     # Symbols whose share is below one slot take one; what is left is shared again until no share is below one.
     while True:
         rare = c[free] * budget < total
@@ -65,7 +65,7 @@ def normalise(counts: NDArray[np.integer]) -> U16:
     return freqs
 
 
-def normalise_all(counts: NDArray[np.integer]) -> U16:
+def normalise_all(counts: NDArray[np.integer], slots: int = SLOTS) -> U16:
     """:func:`normalise` of each row of ``counts``, shape (tables, symbols); rows without any stay without."""
     used = np.flatnonzero(counts.any(axis=0))
     freqs = np.zeros(counts.shape, np.uint16)
@@ -75,7 +75,7 @@ def normalise_all(counts: NDArray[np.integer]) -> U16:
     c: I64 = counts[:, window].astype(np.int64)
     present = c > 0
     symbols = present.sum(axis=1)
-    free, budget, total = present.copy(), np.full(len(c), SLOTS, np.int64), c.sum(axis=1)
+    free, budget, total = present.copy(), np.full(len(c), slots, np.int64), c.sum(axis=1)
     while True:
         rare = free & (c * budget[:, None] < total[:, None])
         if not rare.any():
@@ -89,7 +89,7 @@ def normalise_all(counts: NDArray[np.integer]) -> U16:
         share[row, np.argsort(-gain[row], kind="stable")[:left]] += 1
     freqs[:, window] = np.where(free, share, present)
     for row in np.flatnonzero(symbols < 2).tolist():
-        freqs[row] = normalise(counts[row]) if symbols[row] else 0
+        freqs[row] = normalise(counts[row], slots) if symbols[row] else 0
     return freqs
 
 

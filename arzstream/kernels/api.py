@@ -49,7 +49,9 @@ Palettes = tuple[U8, U8, U8]
 
 SLOTS = 1 << 12
 """What the frequencies of a table sum to."""
-STATE_BYTES = 4 * 32
+LANES = 32
+"""Streams that one segment has interleaved; it has a multiple of so many symbols, but the last one."""
+STATE_BYTES = 4 * LANES
 SCRATCH_BYTES = 2 << 20
 
 _CAUSES = {

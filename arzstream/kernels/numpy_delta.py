@@ -176,15 +176,16 @@ def delta_classes(
     return len(found)
 
 
-def rans_tables(freqs: U16, slots: U32) -> bool:
-    """Of each slot the frequency, the place in it, and the symbol of whom it is."""
+def rans_tables(freqs: U16, halved: bool, slots: U32) -> bool:
+    """Of each slot the frequency, the place in it, and the symbol of whom it is; ``halved``: of each second one."""
     tables = freqs.reshape(-1, 256).astype(np.int64)
-    if (tables.sum(axis=1) != SLOTS).any() or (tables >= SLOTS).any():
+    if (tables.sum(axis=1) != SLOTS).any() or (tables >= SLOTS).any() or (halved and (tables % 2).any()):
         return False
-    for table, part in zip(tables, slots.reshape(-1, SLOTS), strict=True):
+    each = 1 + halved
+    for table, part in zip(tables, slots.reshape(-1, SLOTS // each), strict=True):
         symbol = np.repeat(np.arange(256), table)
         place = np.arange(SLOTS) - (np.cumsum(table) - table)[symbol]
-        part[...] = table[symbol] | place << 12 | symbol << 24
+        part[...] = (table[symbol] | place << 12 | symbol << 24)[::each]
     return True
 
 
@@ -207,7 +208,7 @@ def delta_raw(
     exponent_bits: int,
     mantissa_bits: int,
     top: int,
-    log_segment: int,
+    per_segment: int,
     out: U8,
     raw_bytes: U32,
 ) -> int:
@@ -215,14 +216,14 @@ def delta_raw(
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
     size = np.abs(_signed(_ordered(data, kind) - _ordered(parent, kind), kind))
     bits = _raw_bits(symbols, top)
-    return write_raw(size, bits, log_segment, out, raw_bytes)
+    return write_raw(size, bits, per_segment, out, raw_bytes)
 
 
-def write_raw(values: I64, bits: I64, log_segment: int, out: U8, raw_bytes: U32) -> int:
+def write_raw(values: I64, bits: I64, per_segment: int, out: U8, raw_bytes: U32) -> int:
     """So many bits of each of ``values``, segment by segment; returns their length."""
     at = 0
     for k in range(len(raw_bytes)):
-        part = slice(k << log_segment, (k + 1) << log_segment)
+        part = slice(k * per_segment, (k + 1) * per_segment)
         stream = _pack(values[part], bits[part])
         out[at : at + len(stream)] = stream
         raw_bytes[k] = len(stream)
@@ -230,12 +231,12 @@ def write_raw(values: I64, bits: I64, log_segment: int, out: U8, raw_bytes: U32)
     return at
 
 
-def read_raw(streams: U8, raw_bytes: U32, bits: I64, log_segment: int) -> I64 | None:
+def read_raw(streams: U8, raw_bytes: U32, bits: I64, per_segment: int) -> I64 | None:
     """Undo :func:`write_raw`; None if a stream is not as long as it must be, or goes on after its end."""
     low = np.empty(len(bits), np.int64)
     at = 0
     for k, length in enumerate(raw_bytes.tolist()):
-        part = slice(k << log_segment, (k + 1) << log_segment)
+        part = slice(k * per_segment, (k + 1) * per_segment)
         values = _unpack(streams[at : at + length], bits[part])
         if values is None:
             return None
@@ -275,7 +276,7 @@ def delta_decode(
     exponent_bits: int,
     mantissa_bits: int,
     top: int,
-    log_segment: int,
+    per_segment: int,
     row_len: int,
     rows: U8,
     cols: U8,
@@ -283,6 +284,7 @@ def delta_decode(
     step_base: int,
     class_of: U8,
     slots: U32,
+    halved: bool,
     symbols_at: int,
     raw_at: int,
     symbol_bytes: U32,
@@ -292,15 +294,15 @@ def delta_decode(
     """The symbols and raw bits of a chunk of codec ``delta_ctx`` into ``out``. Returns a status."""
     kind = _Type(itemsize, exponent_bits, mantissa_bits)
     known = _known(references, kind, row_len, rows, cols, base, step_base)
-    owners = (slots >> np.uint32(24)).reshape(-1, SLOTS)
-    freqs = np.concatenate([np.bincount(of, minlength=256) for of in owners]).astype(np.uint16)
+    owners = (slots >> np.uint32(24)).reshape(-1, SLOTS >> halved)
+    freqs = np.concatenate([np.bincount(of, minlength=256) << halved for of in owners]).astype(np.uint16)
     symbols = np.empty(len(known.cells), np.uint8)
     streams = payload[symbols_at:raw_at]
-    status: int = rans_ctx_decode(streams, symbol_bytes, 1 << log_segment, class_of[known.cells], freqs, symbols)
+    status: int = rans_ctx_decode(streams, symbol_bytes, per_segment, class_of[known.cells], freqs, symbols)
     if status != OK:
         return status
     bits = _raw_bits(symbols, top)
-    low = read_raw(payload[raw_at:], raw_bytes, bits, log_segment)
+    low = read_raw(payload[raw_at:], raw_bytes, bits, per_segment)
     if low is None:
         return BAD_RAW
     token = symbols.astype(np.int64) >> 1

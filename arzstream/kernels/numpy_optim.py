@@ -205,7 +205,7 @@ def optim_raw(
     inside = np.abs(difference >> raw) << raw | difference & (1 << raw) - 1
     values = np.where(symbols > 0, inside, data.view("<u4").astype(np.int64))
     bits = _raw_bits(rule, symbols)
-    return write_raw(values, bits, log_segment, out, raw_bytes)
+    return write_raw(values, bits, 1 << log_segment, out, raw_bytes)
 
 
 def optim_decode(
@@ -238,7 +238,7 @@ def optim_decode(
     if status != OK:
         return status
     bits = _raw_bits(rule, symbols)
-    low = read_raw(payload[raw_at:], raw_bytes, bits, log_segment)
+    low = read_raw(payload[raw_at:], raw_bytes, bits, 1 << log_segment)
     if low is None:
         return BAD_RAW
     y = symbols.astype(np.int64)

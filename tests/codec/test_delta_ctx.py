@@ -19,7 +19,7 @@ from arzstream.codec import delta_ctx
 from arzstream.codec.base import ChunkContext
 from arzstream.codec.best import DELTA_CTX, PROFILES, encode_best
 from arzstream.codec.delta_ctx import DeltaCtx, encode_delta, look, origin_of, scales_of
-from arzstream.codec.delta_learning import Changes, learn
+from arzstream.codec.delta_learning import Changes, even_if_cheap, learn
 from arzstream.codec.delta_model import Model
 from arzstream.codec.dtypes import DTYPES, DType
 from arzstream.errors import CorruptError
@@ -46,8 +46,8 @@ ORACLE = _reference_decoder()
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several segments in a few thousand elements."""
-    monkeypatch.setattr(delta_ctx, "LOG_SEGMENT", 10)
-    monkeypatch.setattr(delta_ctx, "SPARSE", 0)
+    for name, elements in (("PAIR", 2048), ("SPARSE", 1024), ("ALONE", 1025)):
+        monkeypatch.setattr(delta_ctx, name, elements)
 
 
 def decode(payload: bytes, length: int, ctx: ChunkContext) -> bytes:
@@ -297,6 +297,35 @@ def test_what_is_learned_is_what_decides() -> None:
     classes = model.class_of[cells]
     assert len({(int(k), int(y)) for k, y in zip(classes, likely, strict=True)}) == 3
     assert len(learn(Changes.of(2, [(cells, symbols)]), 2, 0, classes=2).freqs) == 2
+
+
+def test_segments_come_in_pairs_of_one_length_and_none_is_empty() -> None:
+    """As many as the header says; a number that would leave one without elements is refused."""
+    new, old = (bf16(w) for w in run(400, 400, 1e-4, 2))
+    ctx = context_of("BF16", 400, 400, old)
+    payload = bytearray(check(new.tobytes(), ctx, oracle=False))
+    assert payload[2] == 2
+    few = context_of("BF16", 10, 10, old[:10, :10].copy())
+    payload = bytearray(check(new[:10, :10].tobytes(), few))
+    assert payload[2] == 1
+    for segments in (0, 5, 255):
+        payload[2] = segments
+        with pytest.raises(CorruptError, match="segments"):
+            decode(bytes(payload), 200, few)
+        with pytest.raises(ORACLE.Corrupt, match="segments"):
+            ORACLE.decode_delta(bytes(payload), 200, "BF16", [bytes(r) for r in few.references])
+
+
+def test_tables_are_even_where_that_costs_next_to_nothing() -> None:
+    """Not where nearly everything has one symbol: what is rare would have twice the frequency that it needs."""
+    new, old = (bf16(w) for w in run(400, 400, 1e-4, 2))
+    model = shared_model(new.tobytes(), context_of("BF16", 400, 400, old), 1)
+    assert not (model.freqs & 1).any() and model.slots.halved
+    counts = np.zeros((1, 256), np.int64)
+    counts[0, [1, 2, 3]] = 1_000_000, 20, 20
+    assert (even_if_cheap(counts) & 1).any()
+    counts[0, 1:40] = 1000
+    assert not (even_if_cheap(counts) & 1).any()
 
 
 def test_learning_is_the_same_twice_and_whatever_the_order() -> None:

@@ -36,16 +36,20 @@ def scales(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     return (rows if rng.random() < 0.8 else NONE), (cols if rng.random() < 0.8 else NONE)
 
 
-def tables(symbols: np.ndarray, classes: np.ndarray, exists: np.ndarray, all_have: bool) -> np.ndarray:
+def tables(
+    symbols: np.ndarray, classes: np.ndarray, exists: np.ndarray, all_have: bool, even: bool = False
+) -> np.ndarray:
     """Frequencies about as symbols occur; some that are rare have none, unless all must have one."""
     freqs = np.zeros((CLASSES, 256), np.int64)
     for k, table in enumerate(freqs):
         counts = np.bincount(symbols[classes == k], minlength=256) * exists
         table[...] = counts * 3500 // max(1, counts.sum()) + (exists if all_have else 0)
         place = int(table.argmax()) if table.any() else 1
+        if even:
+            table[...] &= ~1
         table[place] += 4096 - table.sum()
         if table[place] == 4096:
-            table[[place, place ^ 2]] = 4095, 1
+            table[[place, place ^ 2]] = 4095 - even, 1 + even
     return freqs.astype(np.uint16)
 
 
@@ -65,20 +69,21 @@ def delta_case(kind: delta.Elements, count: int, references: int, top: int, sour
     symbols, cells = delta.delta_cells(data, known, kind, top, rule)
     class_of = rng.integers(0, CLASSES, 1 << delta.cell_bits(references), np.uint8)
     exists = (np.arange(256) > 0) & (np.arange(256) < delta.symbol_limit(kind.itemsize, top))
-    freqs = tables(symbols, class_of[cells], exists, False)
+    freqs = tables(symbols, class_of[cells], exists, False, even=source.random() < 0.5)
     coded = symbols.copy()
     found = delta.delta_classes(cells, coded, class_of, freqs, count)
     assert found is not None
-    streams, symbol_bytes = context.rans_ctx_encode(coded, found[0], 1 << LOG_SEGMENT, freqs)
+    per_segment = source.choice([256, 1024])
+    streams, symbol_bytes = context.rans_ctx_encode(coded, found[0], per_segment, freqs)
     octaves = np.maximum((coded.astype(np.int64) >> 1 >> top) - 1, 0)
-    raw, raw_bytes = delta.delta_raw(data, known[0], coded, kind, top, LOG_SEGMENT, int(octaves.sum()))
-    slots = delta.rans_tables(freqs)
+    raw, raw_bytes = delta.delta_raw(data, known[0], coded, kind, top, per_segment, int(octaves.sum()))
+    slots, halved = delta.rans_tables(freqs)
     payload, out = damaged(np.concatenate([streams, raw]), source), np.empty_like(data)
     status = api.kernels().delta_decode(
-        payload, known, *kind.arguments, top, LOG_SEGMENT, *rule.arguments, class_of, slots, 0, len(streams),
+        payload, known, *kind.arguments, top, per_segment, *rule.arguments, class_of, slots, halved, 0, len(streams),
         symbol_bytes, raw_bytes, out,
     )  # fmt: skip
-    numbers = [*kind.arguments, top, LOG_SEGMENT, ROW_LEN, rule.base, rule.step_base, references, status]
+    numbers = [*kind.arguments, top, per_segment, ROW_LEN, rule.base, rule.step_base, references, halved, status]
     arrays = [
         *(data, *known, rows, cols, class_of, freqs, freqs.argmax(axis=1).astype(np.uint8), slots),
         *(delta.delta_fields(data, known[0], kind), symbols, cells, coded, *found),

@@ -15,7 +15,7 @@ from guarded import Fence, hostile
 
 from arzstream.kernels import api, context, delta
 
-TOP, LOG_SEGMENT = 2, 10
+TOP, PER_SEGMENT = 2, 1024
 
 
 def exercise(kind: delta.Elements, count: int, references: int, rng: np.random.Generator, fence: Fence) -> None:
@@ -39,13 +39,13 @@ def exercise(kind: delta.Elements, count: int, references: int, rng: np.random.G
     freqs = fence.copy(np.tile(table, 7)).reshape(7, 256)
     found = delta.delta_classes(fence.copy(cells), symbols, class_of, freqs, 0)
     assert found is not None
-    streams, symbol_bytes = context.rans_ctx_encode(symbols, found[0], 1 << LOG_SEGMENT, freqs)
+    streams, symbol_bytes = context.rans_ctx_encode(symbols, found[0], PER_SEGMENT, freqs)
     octaves = np.maximum((symbols.astype(np.int64) >> 1 >> TOP) - 1, 0)
-    raw, raw_bytes = delta.delta_raw(data, known[0], symbols, kind, TOP, LOG_SEGMENT, int(octaves.sum()))
+    raw, raw_bytes = delta.delta_raw(data, known[0], symbols, kind, TOP, PER_SEGMENT, int(octaves.sum()))
     payload = np.concatenate([streams, raw])
-    slots = fence.copy(delta.rans_tables(freqs))
-    settings = (*kind.arguments, TOP, LOG_SEGMENT, *rule.arguments)
-    model = (class_of, slots, 0, len(streams), symbol_bytes, raw_bytes)
+    slots, halved = delta.rans_tables(freqs)
+    settings = (*kind.arguments, TOP, PER_SEGMENT, *rule.arguments)
+    model = (class_of, fence.copy(slots), halved, 0, len(streams), symbol_bytes, raw_bytes)
 
     def decode(damaged: np.ndarray) -> tuple[int, np.ndarray]:
         out = fence.empty(size)

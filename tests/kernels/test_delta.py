@@ -102,10 +102,23 @@ def test_slots_are_the_same_on_every_path_and_tables_must_sum_up(path: str) -> N
     api.set_backend(path)
     freqs = np.zeros((2, 256), np.uint16)
     freqs[0, [1, 7, 255]], freqs[1, 2:4] = (1, 4000, 95), (4095, 1)
-    slots = delta.rans_tables(freqs).reshape(2, 4096)
+    entries, halved = delta.rans_tables(freqs)
+    slots = entries.reshape(2, 4096)
+    assert not halved
     assert np.array_equal(slots[0] >> 24, np.repeat([1, 7, 255], [1, 4000, 95]))
     assert np.array_equal(slots[0] & 0xFFF, np.repeat([1, 4000, 95], [1, 4000, 95]))
     assert slots[1, :4095].tolist() == [4095 | k << 12 | 2 << 24 for k in range(4095)]
     for bad in (freqs - (freqs == 95), np.zeros_like(freqs)):
         with pytest.raises(CorruptError, match="sum"):
             delta.rans_tables(bad)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_even_tables_have_an_entry_for_two_slots(path: str) -> None:
+    api.set_backend(path)
+    freqs = np.zeros((2, 256), np.uint16)
+    freqs[0, [1, 7, 255]], freqs[1, 2:4] = (2, 4000, 94), (4094, 2)
+    entries, halved = delta.rans_tables(freqs)
+    assert halved and len(entries) == 4096
+    assert entries[:2].tolist() == [2 | 1 << 24, 4000 | 7 << 24]
+    assert entries[2048:4095].tolist() == [4094 | 2 * k << 12 | 2 << 24 for k in range(2047)]

@@ -86,21 +86,21 @@ size_t delta_classes(In<uint16_t> cells, In<uint8_t> class_of, In<uint16_t> freq
                                 symbols.data(), classes.data(), exceptions.data(), exceptions.size());
 }
 
-bool rans_tables(In<uint16_t> freqs, Out<uint32_t> slots) {
+bool rans_tables(In<uint16_t> freqs, bool halved, Out<uint32_t> slots) {
   const size_t classes = freqs.size() / 256;
-  need(freqs.size() == 256 * classes && slots.size() == kSlots * classes, "tables do not fit");
+  need(freqs.size() == 256 * classes && slots.size() == (kSlots >> halved) * classes, "tables do not fit");
   nb::gil_scoped_release unlocked;
-  return active().rans_tables(freqs.data(), classes, slots.data());
+  return active().rans_tables(freqs.data(), classes, halved, slots.data());
 }
 
 size_t delta_raw(In<uint8_t> data, In<uint8_t> parent, In<uint8_t> symbols, unsigned itemsize, unsigned exponent_bits,
-                 unsigned mantissa_bits, unsigned top, unsigned log_segment, Out<uint8_t> out,
+                 unsigned mantissa_bits, unsigned top, size_t per_segment, Out<uint8_t> out,
                  Out<uint32_t> raw_bytes) {
   const Chunk chunk = chunk_of(itemsize, exponent_bits, mantissa_bits, data.size(), parent.size());
   check_top(itemsize, top);
-  need(log_segment <= 31 && symbols.size() == chunk.count && raw_bytes.size() == segments(chunk.count, log_segment),
+  need(per_segment > 0 && symbols.size() == chunk.count && raw_bytes.size() == arz::ceil_div(chunk.count, per_segment),
        "symbols do not fit");
-  const DeltaRaw job{chunk.type, data.data(), parent.data(), chunk.count, top, log_segment};
+  const DeltaRaw job{chunk.type, data.data(), parent.data(), chunk.count, top, per_segment};
   size_t written;
   {
     nb::gil_scoped_release unlocked;
@@ -111,24 +111,26 @@ size_t delta_raw(In<uint8_t> data, In<uint8_t> parent, In<uint8_t> symbols, unsi
 }
 
 int delta_decode(In<uint8_t> payload, References references, unsigned itemsize, unsigned exponent_bits,
-                 unsigned mantissa_bits, unsigned top, unsigned log_segment, size_t row_len, In<uint8_t> rows,
-                 In<uint8_t> cols, int base, int step_base, In<uint8_t> classes, In<uint32_t> slots, size_t symbols_at,
-                 size_t raw_at, In<uint32_t> symbol_bytes, In<uint32_t> raw_bytes, Out<uint8_t> out) {
+                 unsigned mantissa_bits, unsigned top, size_t per_segment, size_t row_len, In<uint8_t> rows,
+                 In<uint8_t> cols, int base, int step_base, In<uint8_t> classes, In<uint32_t> slots, bool halved,
+                 size_t symbols_at, size_t raw_at, In<uint32_t> symbol_bytes, In<uint32_t> raw_bytes, Out<uint8_t> out) {
   check_top(itemsize, top);
   DeltaDecode job{};
   job.known = known_of(references, itemsize, exponent_bits, mantissa_bits, out.size(), row_len, rows, cols, base, step_base);
-  need(slots.size() >= kSlots && slots.size() % kSlots == 0, "tables do not fit");
+  const size_t per_class = kSlots >> halved;
+  need(slots.size() >= per_class && slots.size() % per_class == 0, "tables do not fit");
   need(classes.size() == arz::delta_cells(job.known.n_references), "cells do not fit");
-  all_below(classes, slots.size() / kSlots);
+  all_below(classes, slots.size() / per_class);
   job.classes = classes.data();
   job.top = top;
   job.slots = slots.data();
+  job.halved = halved;
   job.payload = payload.data();
   job.payload_size = payload.size();
-  need(log_segment >= 6 && log_segment <= 31 && symbol_bytes.size() == segments(job.known.count, log_segment) &&
-           raw_bytes.size() == symbol_bytes.size(),
+  need(per_segment > 0 && per_segment % kLanes == 0 && raw_bytes.size() == symbol_bytes.size() &&
+           symbol_bytes.size() == arz::ceil_div(job.known.count, per_segment),
        "segments do not fit");
-  job.log_segment = log_segment;
+  job.per_segment = per_segment;
   job.symbols_at = symbols_at;
   job.raw_at = raw_at;
   job.symbol_bytes = symbol_bytes.data();

@@ -162,14 +162,17 @@ struct DeltaRaw {
   Floats type;
   const uint8_t *data, *parent;
   size_t count;
-  unsigned top, log_segment;
+  unsigned top;
+  size_t per_segment;
 };
 
 struct DeltaDecode {
   DeltaKnown known;
   const uint8_t* classes;       // of each cell
-  unsigned top, log_segment;
-  const uint32_t* slots;        // kSlots for each class
+  unsigned top;
+  size_t per_segment;           // a multiple of 32
+  const uint32_t* slots;        // kSlots for each class; half as many if halved
+  bool halved;
   const uint8_t* payload;
   size_t payload_size;
   size_t symbols_at, raw_at;
@@ -298,8 +301,8 @@ struct Kernels {
   size_t (*delta_classes)(const uint16_t* cells, size_t count, const uint8_t* class_of, const uint16_t* freqs,
                           const uint8_t* stand_ins, uint8_t* symbols, uint8_t* classes, uint32_t* exceptions,
                           size_t capacity);
-  // slots: kSlots for each class, all of which must have a table
-  bool (*rans_tables)(const uint16_t* freqs, size_t classes, uint32_t* slots);
+  // slots: kSlots for each class, all of which must have a table; half as many if halved
+  bool (*rans_tables)(const uint16_t* freqs, size_t classes, bool halved, uint32_t* slots);
   size_t (*delta_raw)(const DeltaRaw&, const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
   int (*delta_decode)(const DeltaDecode&);
 

@@ -39,6 +39,6 @@ bool optim_ctx(const arz::Kernels&, Case);
 
 // Both code symbols under classes.
 bool codes_symbols(const arz::Kernels&, const Bytes& symbols, const Bytes& classes, const std::vector<uint16_t>& freqs,
-                   unsigned log_segment, const Bytes& streams, const std::vector<uint32_t>& symbol_bytes);
+                   size_t per_segment, const Bytes& streams, const std::vector<uint32_t>& symbol_bytes);
 
 }  // namespace cases

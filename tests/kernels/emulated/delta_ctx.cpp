@@ -3,9 +3,9 @@
 namespace cases {
 
 bool codes_symbols(const arz::Kernels& kernels, const Bytes& symbols, const Bytes& classes,
-                   const std::vector<uint16_t>& freqs, unsigned log_segment, const Bytes& streams,
+                   const std::vector<uint16_t>& freqs, size_t per_segment, const Bytes& streams,
                    const std::vector<uint32_t>& symbol_bytes) {
-  const size_t per_segment = size_t{1} << log_segment, n_classes = freqs.size() / 256;
+  const size_t n_classes = freqs.size() / 256;
   Bytes out(arz::rans_capacity(symbols.size(), per_segment));
   std::vector<uint32_t> sizes(symbol_bytes.size()), scratch(512 * n_classes);
   const size_t start = kernels.rans_ctx_encode(symbols.data(), classes.data(), symbols.size(), per_segment, freqs.data(),
@@ -18,9 +18,10 @@ bool delta_ctx(const arz::Kernels& kernels, Case c) {
   const auto next = [&c] { return static_cast<unsigned>(c.number()); };
   arz::Floats type;
   type.itemsize = next(), type.exponent_bits = next(), type.mantissa_bits = next();
-  const unsigned top = next(), log_segment = next(), row_len = next();
+  const unsigned top = next(), per_segment = next(), row_len = next();
   arz::DeltaKnown known{};
   known.type = type, known.base = c.number(), known.step_base = c.number(), known.n_references = next();
+  const bool halved = next();
   const int32_t expected = c.number();
 
   const Bytes& data = c.bytes();
@@ -59,23 +60,24 @@ bool delta_ctx(const arz::Kernels& kernels, Case c) {
   if (!exceptions.empty() && classify(exceptions.size() - 1) != SIZE_MAX) return false;
   if (classify(exceptions.size()) != exceptions.size()) return false;
   if (found != coded || found_classes != classes || found_exceptions != exceptions) return false;
-  if (!codes_symbols(kernels, coded, classes, freqs, log_segment, streams, symbol_bytes)) return false;
+  if (!codes_symbols(kernels, coded, classes, freqs, per_segment, streams, symbol_bytes)) return false;
 
-  const arz::DeltaRaw job{type, data.data(), known.references[0], count, top, log_segment};
+  const arz::DeltaRaw job{type, data.data(), known.references[0], count, top, per_segment};
   Bytes made(raw.size());
   std::vector<uint32_t> sizes(raw_bytes.size());
   if (kernels.delta_raw(job, coded.data(), made.data(), made.size(), sizes.data()) != raw.size()) return false;
   if (made != raw || sizes != raw_bytes) return false;
 
   std::vector<uint32_t> tables(slots.size());
-  if (!kernels.rans_tables(freqs.data(), freqs.size() / 256, tables.data()) || tables != slots) return false;
+  if (!kernels.rans_tables(freqs.data(), freqs.size() / 256, halved, tables.data()) || tables != slots) return false;
   Bytes out(data.size(), 0xa5);
   arz::DeltaDecode decode{};
   decode.known = known;
   decode.classes = class_of.data();
   decode.top = top;
-  decode.log_segment = log_segment;
+  decode.per_segment = per_segment;
   decode.slots = slots.data();
+  decode.halved = halved;
   decode.payload = payload.data();
   decode.payload_size = payload.size();
   decode.symbols_at = 0;

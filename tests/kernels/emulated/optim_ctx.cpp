@@ -50,7 +50,7 @@ bool optim_ctx(const arz::Kernels& kernels, Case c) {
   std::vector<uint32_t> counts(256 * arz::kOptimCells);
   kernels.optim_count(rule, refs, data.data(), count, found.data(), found_cells.data(), counts.data());
   if (found != symbols || found_cells != cells || counts != tally(cells, symbols)) return false;
-  if (!codes_symbols(kernels, symbols, classes, freqs, log_segment, streams, symbol_bytes)) return false;
+  if (!codes_symbols(kernels, symbols, classes, freqs, size_t{1} << log_segment, streams, symbol_bytes)) return false;
   Bytes made(raw.size());
   std::vector<uint32_t> sizes(raw_bytes.size()), scratch(arz::kSlots * (freqs.size() / 256));
   if (kernels.optim_raw(rule, refs, data.data(), count, log_segment, symbols.data(), made.data(), made.size(),
