@@ -195,7 +195,7 @@ def main() -> int:
     profiles = args.profile or PROFILES
     with tempfile.TemporaryDirectory() as temporary:
         for name, recipe in chosen(args).items():
-            run = ensure(recipe, (args.folder or Path(temporary)) / name)
+            run = ensure(recipe, (args.folder or Path(temporary)) / name, args.device)
             describe(name, run, recipe.describe())
             found = pairs(run, recipe.steps)
             for key in args.pair or found:
