@@ -17,6 +17,10 @@ from collections.abc import Callable
 
 import torch
 
+from arzstream.formats.pickle_walk import MAX_WORK
+
+__all__ = ["HOSTILE", "MAX_WORK", "REAL", "measured", "with_adam"]
+
 OPCODES = 4_000_000
 
 
