@@ -10,6 +10,9 @@ nothing, and have no state that is known to be theirs. None of this is needed to
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import functools
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from arzstream.container.records import Kind, Piece
 from arzstream.formats.order import layer_of
-from arzstream.formats.training import owners, part_of, shape_of, slot_of
+from arzstream.formats.training import Weight, orders, owners, part_of, shape_of, slot_of
 
 if TYPE_CHECKING:
     from arzstream.archive.reader import Archive
@@ -28,6 +31,8 @@ _ORDERED = frozenset({"torch-zip"})
 """Formats that keep tensors in the order in which they were saved."""
 _NEVER_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "inv_freq", "masked_bias")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+MOST_MODELS, MOST_STATES = 16, 64
+"""Beyond so many models in a file, and states of optimisers, they are not told apart."""
 
 Shape = tuple[int, ...]
 State = dict[str, dict[str, Shape]]
@@ -38,7 +43,7 @@ class Held(NamedTuple):
     """The tensors of a file, in their order, with their shapes."""
 
     format: str
-    tensors: Sequence[tuple[str, Shape]]
+    tensors: Sequence[Weight]
 
 
 def parameters_of(archive: Archive) -> dict[str, str]:
@@ -49,6 +54,7 @@ def parameters_of(archive: Archive) -> dict[str, str]:
 def parameters(files: Mapping[str, Held]) -> dict[str, str]:
     """The same for the tensors of these files."""
     weights = [(path, group) for path, held in files.items() for group in _weights(held)]
+    together = _together(files)
     found: dict[str, str] = {}
     for path, held in files.items():
         groups: dict[str, State] = defaultdict(lambda: defaultdict(dict))
@@ -58,20 +64,31 @@ def parameters(files: Mapping[str, Held]) -> dict[str, str]:
             if slot is not None:
                 groups[slot.owner][slot.key][slot.slot] = shape
                 members[slot.owner, slot.key].append(name)
-        near = [group for place, group in weights if place == path] + [g for place, g in weights if place != path]
-        for owner, state in groups.items():
+        near = [group for place, group in weights if place == path]
+        near += together + [group for place, group in weights if place != path][:MOST_STATES]
+        for owner, state in itertools.islice(groups.items(), MOST_STATES):
             for key, name in _paired(state, near).items():
                 found.update(dict.fromkeys(members[owner, key], name))
     return found
 
 
-class _Group(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Group:
     """Weights that may be one model's: names, as they are called in it, with their shapes; their whole names; and
     whether their order means anything."""
 
-    names: Sequence[tuple[str, Shape]]
+    names: Sequence[Weight]
     whole: Mapping[str, str]
     ordered: bool
+
+    @functools.cached_property
+    def orders(self) -> list[list[Weight]]:
+        return orders(self.names)
+
+    @functools.cached_property
+    def alike(self) -> Counter[tuple[str, Shape]]:
+        """How many weights of one layer have one shape."""
+        return Counter((layer_of(name), shape) for name, shape in self.names)
 
 
 def _weights(held: Held) -> Iterator[_Group]:
@@ -84,9 +101,24 @@ def _weights(held: Held) -> Iterator[_Group]:
         yield _Group(names, {part.key: name for part, name, _ in masters}, ordered)
     rest = [(n, s) for n, s in plain if part_of(n).key == n]
     roots = Counter(name.partition(".")[0] for name, _ in rest)
-    for prefix in ("", *(f"{root}." for root in roots if len(roots) > 1 or root in ("model", "state_dict", "net"))):
+    models = list(roots) if len(roots) <= MOST_MODELS else []
+    for prefix in ("", *(f"{root}." for root in models)):
         names = [(n.removeprefix(prefix), s) for n, s in rest if n.startswith(prefix)]
         yield _Group(names, {n.removeprefix(prefix): n for n, _ in rest if n.startswith(prefix)}, ordered)
+
+
+def _together(files: Mapping[str, Held]) -> list[_Group]:
+    """The weights of all files that hold no state, as one model in shards; nothing if there is only one."""
+    found: dict[str, Shape] = {}
+    holding = [held for held in files.values() if held.tensors]
+    holding = [held for held in holding if all(slot_of(name) is None for name, _ in held.tensors)]
+    for held in holding:
+        for name, shape in held.tensors:
+            if not name.endswith(_NEVER_TRAINED):
+                found.setdefault(name, shape)
+    if len(holding) < 2:
+        return []
+    return [_Group(list(found.items()), {n: n for n in found}, all(h.format in _ORDERED for h in holding))]
 
 
 def _paired(state: State, groups: Sequence[_Group]) -> dict[str, str]:
@@ -96,11 +128,10 @@ def _paired(state: State, groups: Sequence[_Group]) -> dict[str, str]:
     best: dict[str, str] = {}
     for group in groups:
         if numbered:
-            paired = {str(n): name for name, n in owners(numbered, group.names).items()}
+            paired = {str(n): name for name, n in owners(numbered, group.orders).items()}
             if not group.ordered:
-                counts = Counter((layer_of(name), shape) for name, shape in group.names)
                 of = dict(group.names)
-                paired = {key: name for key, name in paired.items() if counts[layer_of(name), of[name]] == 1}
+                paired = {key: name for key, name in paired.items() if group.alike[layer_of(name), of[name]] == 1}
         else:
             paired = _by_name(shapes, dict(group.names))
         paired = {key: group.whole[name] for key, name in paired.items()}

@@ -21,7 +21,7 @@ from arzstream.archive.plan import SMALL_BYTES, Planned
 from arzstream.codec.roles import Role
 from arzstream.container.records import ReferenceKind, Unit
 from arzstream.formats.base import Storage
-from arzstream.formats.training import Part, owners, part_of
+from arzstream.formats.training import Part, orders, owners, part_of
 from arzstream.kernels.digests import xxh3_64
 
 __all__ = ["Related", "Relations", "holds_state", "rank"]
@@ -146,7 +146,7 @@ class Relations:
         if file is None or not file.numbered or part.numbered:
             return part.key
         if path not in self._owners:
-            self._owners[path] = owners(file.numbered, file.masters)
+            self._owners[path] = owners(file.numbered, orders(file.masters))
         number = self._owners[path].get(part.key)
         return part.key if number is None else str(number)
 

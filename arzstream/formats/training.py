@@ -9,13 +9,14 @@ All of it is a guess, which costs nothing when it is wrong but the time to find 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from arzstream.codec.roles import Role
 from arzstream.formats.order import layer_key, layer_of
 
-__all__ = ["Part", "Slot", "owners", "part_of", "shape_of", "slot_of"]
+__all__ = ["Part", "Slot", "Weight", "orders", "owners", "part_of", "shape_of", "slot_of"]
 
 _WORDS = {
     Role.MOMENT: ("exp_avg", "momentum_buffer", "grad_avg", "first_moment", "moment1", "mu", "m"),
@@ -106,28 +107,36 @@ def slot_of(name: str) -> Slot | None:
 
 
 Shape = tuple[int, ...]
+Weight = tuple[str, Shape]
 
 
-def owners(numbered: Mapping[int, Shape], names: Sequence[tuple[str, Shape]]) -> dict[str, int]:
-    """Which number is whose: ``numbered`` state has these shapes, and the weights ``names`` theirs, in some order.
+def orders(names: Sequence[Weight]) -> list[list[Weight]]:
+    """The orders in which an optimiser may number the weights ``names``, likelier ones first: as they are, or as a
+    model has them; all, or those with weight decay, the matrices, and the others behind them, or before."""
+    natural = sorted(names, key=lambda item: layer_key(layer_of(item[0])))
+    return [tried for order in (list(names), natural) for tried in (order, *_split(order))]
 
-    Optimisers number weights in the order of the model, or those with weight decay, the matrices, before the others;
-    those that were never trained have no state. Of these orders the first counts in which all shapes agree; where none
-    does, shapes that occur once.
+
+def owners(numbered: Mapping[int, Shape], tried: Sequence[Sequence[Weight]]) -> dict[str, int]:
+    """Which number is whose: ``numbered`` state has these shapes, and the weights theirs, in one of the orders
+    ``tried``.
+
+    The first counts in which all shapes agree. Weights that were never trained may have no state, but have a number,
+    or none. Where no order agrees, shapes count that occur once.
     """
     numbers = sorted(numbered)
     shapes = [numbered[n] for n in numbers]
-    natural = sorted(names, key=lambda item: layer_key(layer_of(item[0])))
-    orders = [tried for order in (list(names), natural) for tried in (order, *_split(order))]
-    for order in orders:
-        if [shape for _, shape in order] == shapes:
+    for order in tried:
+        if len(order) == len(shapes) and [shape for _, shape in order] == shapes:
             return {name: number for (name, _), number in zip(order, numbers, strict=True)}
-    for order in orders:
+    for order in tried:
         if numbers and numbers[-1] < len(order) and all(order[n][1] == numbered[n] for n in numbers):
             return {order[n][0]: n for n in numbers}
-    single = {shape: n for n, shape in numbered.items() if shapes.count(shape) == 1}
-    listed = [shape for _, shape in names]
-    return {name: single[shape] for name, shape in names if shape in single and listed.count(shape) == 1}
+    once = Counter(shapes)
+    single = {shape: n for n, shape in numbered.items() if once[shape] == 1}
+    names = tried[0] if tried else []
+    listed = Counter(shape for _, shape in names)
+    return {name: single[shape] for name, shape in names if shape in single and listed[shape] == 1}
 
 
 def shape_of(slots: Mapping[str, Shape]) -> Shape | None:
@@ -141,7 +150,7 @@ def shape_of(slots: Mapping[str, Shape]) -> Shape | None:
     return None
 
 
-def _split(order: Sequence[tuple[str, Shape]]) -> Iterator[list[tuple[str, Shape]]]:
+def _split(order: Sequence[Weight]) -> Iterator[list[Weight]]:
     """Those with weight decay before or behind those without: what is no matrix, or is called a bias or a norm."""
     for decays in (_is_matrix, _is_weight):
         with_decay = [item for item in order if decays(item)]
@@ -150,11 +159,11 @@ def _split(order: Sequence[tuple[str, Shape]]) -> Iterator[list[tuple[str, Shape
         yield without + with_decay
 
 
-def _is_matrix(item: tuple[str, Shape]) -> bool:
+def _is_matrix(item: Weight) -> bool:
     return len(item[1]) > 1
 
 
-def _is_weight(item: tuple[str, Shape]) -> bool:
+def _is_weight(item: Weight) -> bool:
     return not _NO_DECAY.search(item[0])
 
 

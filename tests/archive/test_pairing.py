@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -226,3 +227,23 @@ def test_names_in_the_listing(tmp_path: Path) -> None:
     with arzstream.open(tmp_path / "a.arz") as opened:
         shown = {tensor["name"]: tensor["parameter"] for tensor in listing(opened)["tensors"]}
     assert shown["optimizer.state.3.exp_avg"] == "model.layers.0.k.weight" and shown["model.embed.weight"] is None
+
+
+def test_weights_in_shards_count_as_one_model(tmp_path: Path) -> None:
+    model, optimizer = trained(OPTIMIZERS["AdamW"])
+    weights = list(model.state_dict().items())[:-1]  # the last one is tied
+    torch.save(optimizer.state_dict(), (tmp_path / "optimizer.pt"))
+    folder = tmp_path / "step"
+    folder.mkdir()
+    (tmp_path / "optimizer.pt").rename(folder / "optimizer.pt")
+    for number, part in enumerate((weights[:9], weights[9:])):
+        torch.save(dict(part), folder / f"pytorch_model-0000{number + 1}-of-00002.bin")
+    assert state_of(paired(folder, tmp_path)) == truth(model, optimizer)
+
+
+def test_a_great_many_models_and_optimisers_take_no_time() -> None:
+    many = [(f"m{i}.w", (4,)) for i in range(20_000)]
+    many += [(f"x{i}.state.{n}.exp_avg", (4,)) for i in range(10_000) for n in range(2)]
+    begin = time.process_time()
+    parameters({"a": Held("torch-zip", many), "b": Held("safetensors", many)})
+    assert time.process_time() - begin < 20
