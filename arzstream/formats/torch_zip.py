@@ -5,8 +5,8 @@ While the file grows, ``data.pkl``, which is the first record, is followed as so
 after it are walked from the front: their sizes come from the pickle. The directory at the end has the last word.
 
 Everything else in the file is literal bytes. TorchScript archives have the same shape and are read in the same way;
-their ``constants`` are a second pair of pickle and storages. Those of ``torch.export`` are told apart by what they lack,
-a data.pkl, and left to ``torch_export``.
+their ``constants`` are a second pair of pickle and storages. Those of ``torch.export`` have no data.pkl and are left to
+``torch_export``.
 """
 
 from __future__ import annotations
