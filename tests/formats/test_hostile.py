@@ -272,6 +272,7 @@ def test_damaged_descriptions_of_exported_tensors_never_raise() -> None:
         assert len(good) == len(bad)
         layout = check(data.replace(good, bad), "model.pt2")
         assert layout.note, bad
+        assert layout.format == "torch-export" or bad == b"data.pkk", bad
 
 
 def test_pickles_inside_an_exported_program_cost_together_what_one_may() -> None:
