@@ -21,7 +21,7 @@ from arzstream.archive.plan import SMALL_BYTES, Planned
 from arzstream.codec.roles import Role
 from arzstream.container.records import ReferenceKind, Unit
 from arzstream.formats.base import Storage
-from arzstream.formats.training import Part, owners, part_of
+from arzstream.formats.training import Part, orders, owners, part_of
 from arzstream.kernels.digests import xxh3_64
 
 __all__ = ["Related", "Relations", "holds_state", "rank"]
@@ -87,7 +87,7 @@ class Relations:
             part = part_of(name)
             if part.role == Role.MASTER:
                 masters.append((part.key, shape))
-            elif part.role == Role.SQUARE and part.numbered:
+            elif part.role in (Role.SQUARE, Role.MOMENT) and part.numbered and shape:
                 numbered[int(part.key)] = shape
         file = _File(masters, numbered)
         if self._files.get(path) != file:
@@ -122,7 +122,7 @@ class Relations:
         if part.role == Role.OTHER and planned.unit.dtype in _HALVES:
             last = name.rsplit(".", 2)[-2:]
             self._weights.setdefault(".".join(last), []).append(Related(Role.HALF, planned, job))
-        elif part.role in (Role.MOMENT, Role.SQUARE) and planned.unit.dtype == "F32":
+        elif part.role in (Role.MOMENT, Role.SQUARE) and planned.unit.dtype == "F32" and not part.second:
             self._state[job.path, part.role, part.key] = Related(part.role, planned, job)
 
     def forget(self, job: FileJob) -> None:
@@ -146,7 +146,7 @@ class Relations:
         if file is None or not file.numbered or part.numbered:
             return part.key
         if path not in self._owners:
-            self._owners[path] = owners(file.numbered, file.masters)
+            self._owners[path] = owners(file.numbered, orders(file.masters))
         number = self._owners[path].get(part.key)
         return part.key if number is None else str(number)
 

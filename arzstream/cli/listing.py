@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from arzstream.archive.pairing import parameters_of
 from arzstream.codec import registry
 from arzstream.container.layout import MAJOR
 from arzstream.container.records import FileRecord, Kind, Piece, ReferenceKind
@@ -23,11 +24,14 @@ def listing(archive: Archive, *, chunks: bool = False, layers: bool = False) -> 
     """Files, and tensors in layer order; with ``chunks`` where each chunk is, with ``layers`` the tensors by layer.
 
     All lengths are in bytes. ``stored`` of what shares its chunks with others is its share of them. ``parents`` of a
-    tensor are places in the list of the archive's: what it may be coded against.
+    tensor are places in the list of the archive's: what it may be coded against. ``parameter`` of what belongs to an
+    optimiser's state is the name of the weight whose it is, where that is known.
     """
     directory = archive.directory
-    names = _names(archive)
+    names, parameters = _names(archive), parameters_of(archive)
     tensors = [_tensor(archive, name, place, names, chunks) for name, place in archive.catalog.tensors.items()]
+    for tensor in tensors:
+        tensor["parameter"] = parameters.get(tensor["name"])
     owned: dict[str | None, int] = {}
     for tensor in tensors:
         owned[tensor["file"]] = owned.get(tensor["file"], 0) + 1

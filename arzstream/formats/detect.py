@@ -13,13 +13,14 @@ from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
+from arzstream.formats.torch_legacy import TorchLegacyParser
 from arzstream.formats.torch_zip import TorchZipParser
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["parser_for"]
 
 SAFETENSORS_NAMES = (".safetensors",)
-TORCH_NAMES = (".pt", ".pth", ".ckpt")
+TORCH_NAMES = (".pt", ".pth", ".ckpt", ".pt2")
 GGUF_NAMES = (".gguf",)
 PLAIN_NAMES = (
     ".json",
@@ -74,13 +75,15 @@ class _SniffingParser:
     def _make(self, kind: str) -> Parser:
         if kind == "zip":
             return TorchZipParser(self._limits)
+        if kind == "old-torch":
+            return TorchLegacyParser(self._limits)
         if kind == "gguf":
             return GgufParser(self._limits)
         return SafetensorsParser(self._limits) if kind == "safetensors" else OpaqueParser()
 
     def _note(self, kind: str, note: str, size: int) -> str:
         if kind == "old-torch":
-            return "PyTorch's old format from before 1.6; save it again with torch.save to have its tensors understood"
+            return note
         if self._name.endswith(TORCH_NAMES) and size:
             return note or "not a PyTorch zip file"
         if self._name.endswith(GGUF_NAMES) and size:

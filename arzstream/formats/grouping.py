@@ -27,7 +27,7 @@ SHARD = re.compile(rb"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suf
 """The name of one shard of a set, as Hugging Face libraries write it."""
 
 _MODEL_SUFFIXES = (
-    b".safetensors .pt .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
+    b".safetensors .pt .pt2 .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
 )
 _MARKERS = {
     b"trainer_state.json",

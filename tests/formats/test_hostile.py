@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -48,13 +49,56 @@ def gguf_sample() -> bytes:
     return head + bytes(-len(head) % 32) + bytes(range(72)) + bytes(24) + struct.pack("<8f", *range(8))
 
 
+def export_sample() -> bytes:
+    """As torch.export.save writes it, but small: a weight in a record, a pickled one, a constant, sample inputs."""
+
+    def saved(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+
+    def entry(path: str, *sizes: int, pickled: bool = False) -> dict[str, Any]:
+        numbers = [{"as_int": n} for n in sizes]
+        meta = {"dtype": 7, "sizes": numbers, "strides": [*numbers[1:], {"as_int": 1}]}
+        meta |= {"storage_offset": {"as_int": 0}, "layout": 7}
+        return {"path_name": path, "use_pickle": pickled, "tensor_meta": meta}
+
+    records = {
+        "data/weights/weight_0": bytes(24),
+        "data/weights/weight_1": saved(torch.ones(3)),
+        "data/weights/model_weights_config.json": json.dumps(
+            {
+                "config": {
+                    "w": entry("weight_0", 3, 2),
+                    "tied": entry("weight_0", 3, 2),
+                    "p": entry("weight_1", 3, pickled=True),
+                }
+            }
+        ).encode(),
+        "data/constants/tensor_0": bytes(8),
+        "data/constants/model_constants_config.json": json.dumps({"config": {"c": entry("tensor_0", 2)}}).encode(),
+        "data/sample_inputs/model.pt": saved(((torch.ones(2),), {})),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in records.items():
+            file.writestr(f"m/{name}", content)
+    return buffer.getvalue()
+
+
 def samples() -> dict[str, bytes]:
     weights = {"layers.0.w": torch.ones(3, 2, dtype=torch.bfloat16), "norm": torch.ones(5), "e": torch.empty(0)}
     buffer = io.BytesIO()
     torch.save({"state": {0: {"exp_avg": torch.ones(4), "step": torch.tensor(1.0)}}, "n": [1, "x"]}, buffer)
+    old = io.BytesIO()
+    torch.save(
+        {"w": torch.ones(3, 2), "n": [torch.ones(2, dtype=torch.int8)]}, old, _use_new_zipfile_serialization=False
+    )
     return {
         "model.safetensors": safetensors.torch.save(weights, {"format": "pt"}),
         "optimizer.pt": buffer.getvalue(),
+        "pytorch_model.pth": old.getvalue(),
+        "model.pt2": export_sample(),
         "model.gguf": gguf_sample(),
     }
 
@@ -203,6 +247,56 @@ check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
     assert lines[:2] == ["safetensors 1", "opaque 0"]
     assert lines[2:14] == ["gguf 0", "opaque 0"] * 6
     assert lines[14:16] == ["safetensors 0", "opaque 0"]
+
+
+def test_damaged_descriptions_of_exported_tensors_never_raise() -> None:
+    data = SAMPLES["model.pt2"]
+    assert {v.name for s in check(data, "model.pt2").storages for v in s.views} == {
+        "w", "tied", "p", "c", "sample_inputs.0.0",
+    }  # fmt: skip
+    for good, bad in (
+        (b'"weight_0"', b'"weight_1"'),
+        (b'"weight_1"', b'"weight_0"'),
+        (b'"as_int": 3', b'"as_int":-3'),
+        (b'"as_int": 2', b'"as_int":[]'),
+        (b'"as_int": 2', b'"as_num": 2'),
+        (b'"dtype": 7', b'"dtype":99'),
+        (b'"dtype": 7', b'"dtype": 8'),
+        (b'"dtype": 7', b'"dtype":[]'),
+        (b'"layout": 7', b'"layout": 1'),
+        (b'{"config": {', b'["config", {'),
+        (b'{"config": {', b"[[[[[[[[[[[["),
+        (b"data.pkl", b"data.pkk"),
+        (b'"as_int": 0', b'"as_int": 9'),
+    ):
+        assert len(good) == len(bad)
+        layout = check(data.replace(good, bad), "model.pt2")
+        assert layout.note, bad
+        assert layout.format == "torch-export" or bad == b"data.pkk", bad
+
+
+def test_pickles_inside_an_exported_program_cost_together_what_one_may() -> None:
+    """A hundred files of torch.save, each with a pickle that leads to one tensor on 2^60 paths."""
+    good = io.BytesIO()
+    torch.save([torch.ones(1)], good)
+    with zipfile.ZipFile(good) as file:
+        records = {info.filename: file.read(info) for info in file.infolist()}
+    pickled = records["archive/data.pkl"]
+    body = pickled[: pickled.rindex(b"a")]
+    for i in range(60):
+        body += b"q" + bytes([100 + i]) + b"0](h" + bytes([100 + i]) + b"h" + bytes([100 + i]) + b"e"
+    records["archive/data.pkl"] = body + b"."
+    inner, outer = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as file:
+        for name, content in records.items():
+            file.writestr(name, content)
+    with zipfile.ZipFile(outer, "w") as file:
+        for i in range(100):
+            file.writestr(f"m/{i}/serialized_state_dict.pt", inner.getvalue())
+    begin = time.process_time()
+    layout = TorchZipParser().update(lambda o, n: outer.getvalue()[o : o + n], len(outer.getvalue()), True)
+    assert time.process_time() - begin < 10
+    assert layout.format == "torch-export" and "too" in layout.note
 
 
 def test_many_false_ends_and_descriptors_take_no_time() -> None:
