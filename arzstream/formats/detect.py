@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from arzstream.formats import npy
 from arzstream.formats.base import Layout, Parser, ReadAt, opaque
@@ -20,8 +21,10 @@ from arzstream.formats.onnx import OnnxParser, looks_like_onnx
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
 from arzstream.formats.torch_zip import TorchZipParser
-from arzstream.formats.unknown import UnknownContent
 from arzstream.limits import DEFAULT_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from arzstream.formats.unknown import UnknownContent
 
 __all__ = ["parser_for", "tells_of_others"]
 
@@ -85,7 +88,7 @@ class _SniffingParser:
         self._path, self._name = path, path.lower()
         self._limits = limits
         self._companions = companions
-        self._unknown = UnknownContent()
+        self._unknown: UnknownContent | None = None
         self._kind = ""
         self._parser: Parser = OpaqueParser()
 
@@ -118,7 +121,13 @@ class _SniffingParser:
         if self._companions is None:
             return opaque(size, note)
         told = self._companions.layout(self._path, size)
-        return told or self._unknown.layout(read, size, note)
+        if told is not None:
+            return told
+        if self._unknown is None:
+            from arzstream.formats.unknown import UnknownContent  # imports NumPy, which nothing else here needs
+
+            self._unknown = UnknownContent()
+        return self._unknown.layout(read, size, note)
 
     def _note(self, kind: str, note: str, size: int) -> str:
         if kind == "old-torch":

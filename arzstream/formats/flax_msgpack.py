@@ -81,17 +81,17 @@ def looks_like_flax(start: bytes) -> bool:
 
 
 class _Head(NamedTuple):
-    """The beginning of an object: ``kind`` is ``map``, ``list``, ``text``, ``bytes``, ``ext`` or ``other``; ``count``
+    """The beginning of an object: ``kind`` is ``map``, ``list``, ``text``, ``bytes``, ``ext`` or ``other``; ``size``
     its items, or the bytes from ``start`` on."""
 
     kind: str
     start: int
-    count: int
+    size: int
     code: int = 0
 
     @property
     def end(self) -> int:
-        return self.start + self.count
+        return self.start + self.size
 
 
 _LONG = {
@@ -158,7 +158,7 @@ class _Walk:
         if head.kind != "map":
             raise Malformed("it does not begin with a map")
         at = head.start
-        open_maps: list[tuple[int, bool, str]] = [(head.count, True, "")]  # items left, keys, what leads there
+        open_maps: list[tuple[int, bool, str]] = [(head.size, True, "")]  # items left, keys, what leads there
         while open_maps:
             left, keyed, path = open_maps.pop()
             if not left:
@@ -176,21 +176,21 @@ class _Walk:
             if head.kind in ("map", "list"):
                 if len(open_maps) == MAX_DEPTH or len(name) > 2 * self._limits.name_bytes:
                     raise Malformed("it is nested too deeply")
-                open_maps.append((head.count, head.kind == "map", name))
+                open_maps.append((head.size, head.kind == "map", name))
                 continue
-            at = self._window.end(at, head.count)
+            at = self._window.end(at, head.size)
             if head.kind == "ext" and head.code == _ARRAY:
                 self._array(head, name)
         return at
 
     def _key(self, at: int) -> tuple[str, int]:
         head = _head(self._window, at)
-        if head.kind in ("map", "list", "ext") or head.count > MAX_KEY:
+        if head.kind in ("map", "list", "ext") or head.size > MAX_KEY:
             raise Malformed("it has a key that is no text")
         if head.kind == "other":
-            small = not head.count and head.code < 0x80
+            small = not head.size and head.code < 0x80
             return str(head.code) if small else f"#{at}", head.end
-        return self._window.bytes(head.start, head.count).decode("utf-8", "backslashreplace"), head.end
+        return self._window.bytes(head.start, head.size).decode("utf-8", "backslashreplace"), head.end
 
     def _array(self, place: _Head, name: str) -> None:
         """An array: [shape, name of its dtype, bytes]. One that is not so is passed over."""
@@ -202,36 +202,36 @@ class _Walk:
         dtype = _DTYPES.get(kind)
         if dtype is None:
             self.notes.add(f"{shown(name)} of dtype {shown(kind)} is kept as bytes")
-            self.found.append(Storage("U8", data.start, data.count))
+            self.found.append(Storage("U8", data.start, data.size))
             return
-        if element_count(shape) * DTYPES[dtype].itemsize != data.count:
+        if element_count(shape) * DTYPES[dtype].itemsize != data.size:
             self.notes.add(f"{shown(name)} is kept as bytes: it does not have the size of its shape")
             return
         view = View(name, shape)
-        problem = view_problem(view, data.count // DTYPES[dtype].itemsize, self._limits)
+        problem = view_problem(view, data.size // DTYPES[dtype].itemsize, self._limits)
         if name in self._names:
             problem = problem or "another tensor has its name"
         if problem:
             self.notes.add(f"{shown(name)} is not named: {problem}")
         self._names.add(name)
-        self.found.append(Storage(dtype, data.start, data.count, () if problem else (view,)))
+        self.found.append(Storage(dtype, data.start, data.size, () if problem else (view,)))
 
     def _parts(self, place: _Head) -> tuple[tuple[int, ...], str, _Head]:
         head = _head(self._window, place.start)
         dims = _head(self._window, head.start)
-        if (head.kind, head.count, dims.kind) != ("list", 3, "list") or dims.count > self._limits.dimensions:
+        if (head.kind, head.size, dims.kind) != ("list", 3, "list") or dims.size > self._limits.dimensions:
             raise Malformed("its array is not as flax writes it")
         at, shape = dims.start, []
-        for _ in range(dims.count):
+        for _ in range(dims.size):
             number = _head(self._window, at)
             if number.kind != "other" or number.code in (0xC0, 0xC2, 0xC3, 0xCA, 0xCB) or number.code >= 0xD0:
                 raise Malformed("its shape is no list of numbers")
-            shape.append(self._window.big_endian(number.start, number.count) if number.count else number.code)
+            shape.append(self._window.big_endian(number.start, number.size) if number.size else number.code)
             at = number.end
         text = _head(self._window, at)
-        if text.kind not in ("text", "bytes") or text.count > MAX_KEY:
+        if text.kind not in ("text", "bytes") or text.size > MAX_KEY:
             raise Malformed("its dtype is no text")
-        kind = self._window.bytes(text.start, text.count).decode("utf-8", "backslashreplace")
+        kind = self._window.bytes(text.start, text.size).decode("utf-8", "backslashreplace")
         data = _head(self._window, text.end)
         if data.kind not in ("text", "bytes") or data.end != place.end:
             raise Malformed("its array is not as flax writes it")

@@ -190,7 +190,7 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
     at = match.end()
     for group, convert in ((1, str), (2, str), (3, int), (4, {"True": True, "False": False, "None": None}.get)):
         if match[group] is not None:
-            return convert(match[group]), at  # type: ignore[operator]
+            return convert(match[group]), at
     closing = {"(": ")", "[": "]", "{": "}"}.get(match[5])
     if closing is None or depth == MAX_DEPTH:
         raise Malformed("its header is no literal")
