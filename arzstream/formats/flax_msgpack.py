@@ -25,7 +25,7 @@ from arzstream.formats.base import (
     shown,
     view_problem,
 )
-from arzstream.formats.window import TooShort, Window
+from arzstream.formats.window import Head, TooShort, Window
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["FORMAT", "FlaxParser", "looks_like_flax"]
@@ -44,28 +44,26 @@ _DTYPES = {
 
 
 class FlaxParser:
-    """Walks the file anew when it has grown by a quarter, and when it is complete."""
+    """While the file grows, goes on where it had to stop; walks it all when it is complete."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._walked = 0
-        self._layout = Layout(FORMAT)
+        self._head = Head()
+        self._walk = _Walk(limits)
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
-        if not final and self._walked <= frontier < self._walked + self._walked // 4 and not self._layout.complete:
-            return self._layout
+        if self._head.is_new(read, frontier) or final:
+            self._walk = _Walk(self._limits)
         try:
-            self._layout = _walk(read, frontier, self._limits)
+            complete = self._walk.go_on(Window(read, frontier))
+            layout = self._walk.layout(frontier if complete else None)
+            if final and not complete:
+                raise Malformed("it is cut off")
         except Malformed as error:
-            self._layout = Layout(FORMAT)
-            if final:
-                return opaque(frontier, f"not a msgpack file of flax: {error}")
-        if final and not self._layout.complete:
-            return opaque(frontier, "not a msgpack file of flax: it is cut off")
-        if final and not self._layout.storages:
+            return opaque(frontier, f"not a msgpack file of flax: {error}") if final else Layout(FORMAT)
+        if final and not layout.storages:
             return opaque(frontier, "a msgpack file without arrays as flax writes them")
-        self._walked = frontier
-        return self._layout
+        return layout
 
 
 def looks_like_flax(start: bytes) -> bool:
@@ -127,61 +125,70 @@ def _head(window: Window, at: int) -> _Head:
     return _Head(kind, at + 1 + width, count)
 
 
-def _walk(read: ReadAt, frontier: int, limits: Limits) -> Layout:
-    """What bytes [0, ``frontier``) tell. Raises :class:`Malformed`."""
-    walk = _Walk(Window(read, frontier), limits)
-    try:
-        end = walk.tree()
-        complete = end == frontier
-        if end < frontier:
-            raise Malformed(f"{frontier - end} bytes follow its end")
-    except TooShort:
-        end, complete = 0, False
-    layout = Layout(FORMAT, tuple(walk.found), end or None, complete, str(walk.notes))
-    problem = problem_of(layout)
-    if problem:
-        raise Malformed(problem)
-    return layout
-
-
 class _Walk:
-    def __init__(self, window: Window, limits: Limits) -> None:
+    """A walk over a file: storages ``found`` in it."""
+
+    def __init__(self, limits: Limits) -> None:
         self.found: list[Storage] = []
         self.notes = Notes()
-        self._window, self._limits = window, limits
+        self._window = Window(lambda offset, length: b"", 0)
+        self._limits = limits
         self._names: set[str] = set()
         self._left = MAX_ITEMS
+        self._at = 0
+        """Where the next item begins."""
+        self._open: list[tuple[int, bool, str]] = []
+        """Of each map and list around it: how many items are left, whether they have keys, and the keys that lead to
+        it."""
 
-    def tree(self) -> int:
-        """Where the file's one object, which is a map, ends."""
-        head = _head(self._window, 0)
-        if head.kind != "map":
-            raise Malformed("it does not begin with a map")
-        at = head.start
-        open_maps: list[tuple[int, bool, str]] = [(head.size, True, "")]  # items left, keys, what leads there
-        while open_maps:
-            left, keyed, path = open_maps.pop()
-            if not left:
-                continue
-            open_maps.append((left - 1, keyed, path))
-            self._left -= 1
-            if self._left < 0:
-                raise Malformed(f"it has more than {MAX_ITEMS} items")
-            key = ""
-            if keyed:
-                key, at = self._key(at)
-            name = f"{path}.{key}" if path and key else path or key
-            head = _head(self._window, at)
-            at = head.start
-            if head.kind in ("map", "list"):
-                if len(open_maps) == MAX_DEPTH or len(name) > 2 * self._limits.name_bytes:
-                    raise Malformed("it is nested too deeply")
-                open_maps.append((head.size, head.kind == "map", name))
-                continue
-            at = self._window.end(at, head.size)
-            if head.kind == "ext" and head.code == _ARRAY:
-                self._array(head, name)
-        return at
+    def go_on(self, window: Window) -> bool:
+        """Walk as far as the window goes; whether it holds the whole file, which is one map. Raises
+        :class:`Malformed`."""
+        self._window = window
+        try:
+            if not self._at:
+                head = _head(window, 0)
+                if head.kind != "map":
+                    raise Malformed("it does not begin with a map")
+                self._at, self._open = head.start, [(head.size, True, "")]
+            while self._open:
+                if self._open[-1][0]:
+                    self._item(*self._open[-1])
+                else:
+                    self._open.pop()
+        except TooShort:
+            return False
+        if self._at < window.frontier:
+            raise Malformed(f"{window.frontier - self._at} bytes follow its end")
+        return self._at == window.frontier
+
+    def layout(self, size: int | None) -> Layout:
+        """What was found by now; ``size`` is that of the file if it is complete. Raises :class:`Malformed`."""
+        layout = Layout(FORMAT, tuple(self.found), size, size is not None, str(self.notes))
+        problem = problem_of(layout)
+        if problem:
+            raise Malformed(problem)
+        return layout
+
+    def _item(self, left: int, keyed: bool, path: str) -> None:
+        """The next item of the innermost map or list. Where the file ends in it, nothing has changed."""
+        at, name = self._at, path
+        if keyed:
+            key, at = self._key(at)
+            name = f"{path}.{key}" if path else key
+        head = _head(self._window, at)
+        nested = head.kind in ("map", "list")
+        if nested and (len(self._open) == MAX_DEPTH or len(name) > 2 * self._limits.name_bytes):
+            raise Malformed("it is nested too deeply")
+        end = head.start if nested else self._window.end(head.start, head.size)
+        if head.kind == "ext" and head.code == _ARRAY:
+            self._array(head, name)
+        self._left -= 1
+        if self._left < 0:
+            raise Malformed(f"it has more than {MAX_ITEMS} items")
+        self._at, self._open[-1] = end, (left - 1, keyed, path)
+        if nested:
+            self._open.append((head.size, head.kind == "map", name))
 
     def _key(self, at: int) -> tuple[str, int]:
         head = _head(self._window, at)
@@ -196,8 +203,10 @@ class _Walk:
         """An array: [shape, name of its dtype, bytes]. One that is not so is passed over."""
         try:
             shape, kind, data = self._parts(place)
-        except Malformed as error:
-            self.notes.add(f"{shown(name)} is kept as bytes: {error}")
+        except (Malformed, TooShort) as error:
+            if isinstance(error, TooShort) and place.end > self._window.frontier:
+                raise
+            self.notes.add(f"{shown(name)} is kept as bytes: its array is not as flax writes it")
             return
         dtype = _DTYPES.get(kind)
         if dtype is None:

@@ -5,6 +5,8 @@ initialisers of the graph and of graphs in it, functions, dense and sparse, and 
 nodes. Elements lie in ``raw_data``, or packed in fields whose bytes are the same (``float_data``, ``double_data``), or
 in another file; those in other typed fields stay the numbers that they are.
 
+Names of what is in the graph of a node, or in a function, begin with those of what holds them: ``loop/body/w``.
+
 Nodes come before initialisers, and sizes before what they are of, so that a growing file tells where a tensor lies
 before it is there.
 """
@@ -30,7 +32,7 @@ from arzstream.formats.base import (
 )
 from arzstream.formats.companions import Companions, place_of
 from arzstream.formats.protobuf import BYTES, VARINT, Field, Message
-from arzstream.formats.window import TooShort, Window
+from arzstream.formats.window import Head, TooShort, Window
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["DATA_FORMAT", "FORMAT", "OnnxParser", "looks_like_onnx"]
@@ -66,41 +68,26 @@ _TYPED_OTHERS = (5, 6, 7, 11)
 
 
 class OnnxParser:
-    """Walks the file anew when it has grown by a quarter, and when it is complete."""
+    """While the file grows, goes on where it had to stop; walks it all when it is complete."""
 
     def __init__(self, path: str, companions: Companions | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         """``path`` is where the file is in its checkpoint, ``companions`` who is told of external data."""
         self._path, self._companions, self._limits = path, companions, limits
-        self._walked = 0
-        self._layout = Layout(FORMAT)
+        self._head = Head()
+        self._walk = _Walk(path, limits)
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
-        if not final and self._walked <= frontier < self._walked + self._walked // 4 and not self._layout.complete:
-            return self._layout
+        if self._head.is_new(read, frontier) or final:
+            self._walk = _Walk(self._path, self._limits)
         try:
-            self._layout = self._walk(read, frontier)
+            complete = self._walk.go_on(Window(read, frontier))
+            layout = self._walk.layout(frontier if complete else None)
+            if final and not complete:
+                raise Malformed("it is cut off")
         except Malformed as error:
-            self._layout = Layout(FORMAT)
-            if final:
-                return opaque(frontier, f"not a valid ONNX file: {error}")
-        if final and not self._layout.complete:
-            return opaque(frontier, "not a valid ONNX file: it is cut off")
-        self._walked = frontier
-        return self._layout
-
-    def _walk(self, read: ReadAt, frontier: int) -> Layout:
-        walk = _Walk(Message(Window(read, frontier)), self._path, self._limits)
-        try:
-            complete = walk.model(frontier)
-        except TooShort:
-            complete = False
-        storages = sorted(walk.found, key=lambda storage: (storage.offset, storage.nbytes))
-        layout = Layout(FORMAT, tuple(storages), frontier if complete else None, complete, str(walk.notes))
-        problem = problem_of(layout)
-        if problem:
-            raise Malformed(problem)
+            return opaque(frontier, f"not a valid ONNX file: {error}") if final else Layout(FORMAT)
         if self._companions is not None:
-            self._companions.tell(self._path, DATA_FORMAT, walk.elsewhere)
+            self._companions.tell(self._path, DATA_FORMAT, self._walk.elsewhere)
         return layout
 
 
@@ -130,56 +117,93 @@ class _Tensor:
 
 
 class _Walk:
-    """One walk over a file: storages ``found`` in it, and ``elsewhere``, in other files by their paths."""
+    """A walk over a file: storages ``found`` in it, and ``elsewhere``, in other files by their paths."""
 
-    def __init__(self, message: Message, path: str, limits: Limits) -> None:
+    def __init__(self, path: str, limits: Limits) -> None:
         self.found: list[Storage] = []
         self.elsewhere: dict[str, list[Storage]] = {}
         self.notes = Notes()
-        self._message, self._path, self._limits = message, path, limits
+        self._path, self._limits = path, limits
+        self._message = Message()
         self._names: set[str] = set()
+        self._at = 0
+        """Where the model's next field begins."""
+        self._graph_open: Field | None = None
+        self._inside = 0
+        """The graph that is being read, and where in it the next field begins."""
+        self._graphs = self._opsets = 0
 
-    def model(self, end: int) -> bool:
-        """Whether bytes [0, end) are a whole model."""
-        graphs = opsets = 0
-        if not end:
+    def go_on(self, window: Window) -> bool:
+        """Walk as far as the window goes; whether it holds a whole model. Raises :class:`Malformed`."""
+        self._message.window = window
+        try:
+            while self._at < window.frontier:
+                self._field(window.frontier)
+        except TooShort:
             return False
-        for item in self._message.fields(0, MAX_BYTES):
-            opsets += item.number == _MODEL_OPSETS
-            if item.kind == BYTES and item.number == _MODEL_GRAPH:
-                graphs += 1
-                self._graph(item, "", 0)
-            elif item.kind == BYTES and item.number == _MODEL_FUNCTIONS:
-                self._nodes(item, "", 0, _FUNCTION_NODE, _FUNCTION_ATTRIBUTE)
-            elif item.kind == BYTES and item.number == _MODEL_TRAINING:
-                for part in self._message.fields(item.start, item.end):
-                    if part.kind == BYTES and part.number in (1, 2):
-                        self._graph(part, "", 0)
-            if item.end >= end:
-                break
+        if not self._graphs and self._at:
+            raise Malformed("it has no graph")
+        return self._opsets > 0
+
+    def layout(self, size: int | None) -> Layout:
+        """What was found by now; ``size`` is that of the file if it is complete. Raises :class:`Malformed`."""
+        storages = sorted(self.found, key=lambda storage: (storage.offset, storage.nbytes))
+        layout = Layout(FORMAT, tuple(storages), size, size is not None, str(self.notes))
+        problem = problem_of(layout)
+        if problem:
+            raise Malformed(problem)
+        return layout
+
+    def _field(self, end: int) -> None:
+        """One field of the model, or the rest of one."""
+        item = self._graph_open or next(self._message.fields(self._at, MAX_BYTES))
+        if item.kind == BYTES and item.number == _MODEL_GRAPH:
+            if self._graph_open is None:
+                self._graph_open, self._inside = item, item.start
+            for part in self._message.fields(self._inside, item.end):
+                known = len(self.found)
+                try:
+                    self._part(part, "", 0, _GRAPH_NODE, 0)
+                except TooShort:
+                    if len(self.found) > known:
+                        del self.found[known:]
+                        self._names = {view.name for storage in self.found for view in storage.views}
+                    raise
+                self._inside = part.end
+        elif item.kind == BYTES and item.number == _MODEL_FUNCTIONS:
+            name = next((self._text(i) for i in self._message.fields(item.start, item.end) if i.number == 1), "")
+            for part in self._message.fields(item.start, item.end):
+                self._part(part, f"{name}/", 0, _FUNCTION_NODE, _FUNCTION_ATTRIBUTE)
+        elif item.kind == BYTES and item.number == _MODEL_TRAINING:
+            for part in self._message.fields(item.start, item.end):
+                if part.kind == BYTES and part.number in (1, 2):
+                    self._graph(part, "training/", 0)
         if item.end > end:
             raise TooShort
-        if not graphs:
-            raise Malformed("it has no graph")
-        return opsets > 0
+        self._graphs += self._graph_open is not None
+        self._opsets += item.number == _MODEL_OPSETS
+        self._at, self._graph_open = item.end, None
 
     def _graph(self, place: Field, scope: str, depth: int) -> None:
+        """``scope`` stands before the names in it."""
         if depth == MAX_DEPTH:
             raise Malformed("its graphs are nested too deeply")
-        self._nodes(place, scope, depth, _GRAPH_NODE, 0)
-
-    def _nodes(self, place: Field, scope: str, depth: int, node: int, attribute: int) -> None:
         for item in self._message.fields(place.start, place.end):
-            if item.kind != BYTES:
-                continue
-            if item.number == node:
-                self._node(item, scope, depth)
-            elif item.number == attribute and attribute:
-                self._attribute(item, scope, depth)
-            elif not attribute and item.number == _GRAPH_INITIALIZER:
-                self._tensor(item, scope, 0)
-            elif not attribute and item.number == _GRAPH_SPARSE:
-                self._sparse(item, scope)
+            self._part(item, scope, depth, _GRAPH_NODE, 0)
+
+    def _part(self, item: Field, scope: str, depth: int, node: int, attribute: int) -> None:
+        """A field of a graph, or of a function, whose attributes have the number ``attribute``."""
+        if item.kind != BYTES:
+            return
+        if item.number == node:
+            self._node(item, scope, depth)
+        elif attribute:
+            if item.number == attribute:
+                self._attribute(item, scope, scope, depth)
+        elif item.number == _GRAPH_INITIALIZER:
+            self._tensor(item, scope, 0)
+        elif item.number == _GRAPH_SPARSE:
+            self._sparse(item, scope)
 
     def _node(self, place: Field, scope: str, depth: int) -> None:
         name = output = ""
@@ -191,10 +215,10 @@ class _Walk:
             elif item.number == _NODE_OUTPUT:
                 output = output or self._text(item)
             elif item.number == _NODE_ATTRIBUTE:
-                self._attribute(item, f"{scope}{name or output}/", depth, output)
+                self._attribute(item, scope, f"{scope}{name or output}/", depth, output)
 
-    def _attribute(self, place: Field, scope: str, depth: int, output: str = "") -> None:
-        """``output`` is what a node gives out: a constant is called so."""
+    def _attribute(self, place: Field, outside: str, scope: str, depth: int, output: str = "") -> None:
+        """``output`` is what a node gives out: a constant is called so, as a tensor of what is around it."""
         if place.length < MIN_ATTRIBUTE:
             return
         name = ""
@@ -204,8 +228,10 @@ class _Walk:
             if item.number == _ATTRIBUTE_NAME:
                 name = self._text(item)
             elif item.number in (_ATTRIBUTE_T, _ATTRIBUTE_TENSORS):
-                constant = output if name == "value" else ""
-                self._tensor(item, scope, MIN_ATTRIBUTE, constant or f"{scope}{name}")
+                if output and name == "value":
+                    self._tensor(item, outside, MIN_ATTRIBUTE, output)
+                else:
+                    self._tensor(item, scope, MIN_ATTRIBUTE, name)
             elif item.number in (_ATTRIBUTE_G, _ATTRIBUTE_GRAPHS):
                 self._graph(item, f"{scope}{name}/", depth + 1)
             elif item.number in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
@@ -220,17 +246,21 @@ class _Walk:
                 self._tensor(item, scope, 0, f"{name}.indices" if name else "")
 
     def _tensor(self, place: Field, scope: str, least: int, otherwise: str = "") -> str:
-        """Take a tensor of at least ``least`` bytes; its name, ``otherwise`` where it has none."""
+        """Take a tensor of at least ``least`` bytes; its name in ``scope``, ``otherwise`` where it has none."""
         tensor = self._read(place)
         name = tensor.name or otherwise
+        if not name:
+            self.notes.add("a tensor without a name is kept as bytes")
+            return ""
+        inside, name = name, scope + name
         if tensor.external:
-            self._external(tensor, name, scope)
+            self._external(tensor, name)
         elif tensor.typed:
             if place.length >= MIN_ATTRIBUTE:
                 self.notes.add(f"{shown(name)} is written as numbers of varying length; it is kept as bytes")
         elif tensor.data is not None and tensor.data.length >= least:
-            self.found.append(self._storage(tensor, name, scope, tensor.data.start, tensor.data.length))
-        return name
+            self.found.append(self._storage(tensor, name, tensor.data.start, tensor.data.length))
+        return inside
 
     def _read(self, place: Field) -> _Tensor:
         tensor = _Tensor()
@@ -268,7 +298,7 @@ class _Walk:
                 texts[item.number] = self._text(item)
         return texts[1], texts[2]
 
-    def _external(self, tensor: _Tensor, name: str, scope: str) -> None:
+    def _external(self, tensor: _Tensor, name: str) -> None:
         try:
             place = place_of(self._path, tensor.external.get("location", ""))
             offset = _number(tensor.external.get("offset", "0"))
@@ -279,7 +309,7 @@ class _Walk:
         except Malformed as error:
             self.notes.add(f"the data of {shown(name)} is not found: {error}")
             return
-        self.elsewhere.setdefault(place, []).append(self._storage(tensor, name, scope, offset, nbytes))
+        self.elsewhere.setdefault(place, []).append(self._storage(tensor, name, offset, nbytes))
 
     def _nbytes(self, tensor: _Tensor) -> int | None:
         """Bytes of a tensor's elements by its shape; None for a type that is not known."""
@@ -289,7 +319,7 @@ class _Walk:
         dtype = DTYPE_OF.get(tensor.kind)
         return elements * DTYPES[dtype].itemsize if dtype is not None else None
 
-    def _storage(self, tensor: _Tensor, name: str, scope: str, offset: int, nbytes: int) -> Storage:
+    def _storage(self, tensor: _Tensor, name: str, offset: int, nbytes: int) -> Storage:
         dtype, shape = DTYPE_OF.get(tensor.kind, "U8"), tuple(tensor.dims)
         if tensor.kind in PACKED:
             self.notes.add(f"{shown(name)} of type {PACKED[tensor.kind][0]} is kept as bytes")
@@ -297,8 +327,6 @@ class _Walk:
         if tensor.segmented or (self._nbytes(tensor) != nbytes):
             self.notes.add(f"{shown(name)} is not named: its data does not have the size of its shape")
             return Storage("U8", offset, nbytes)
-        if name in self._names:
-            name = scope + name
         view = View(name, shape)
         problem = view_problem(view, nbytes // DTYPES[dtype].itemsize, self._limits)
         if name in self._names:

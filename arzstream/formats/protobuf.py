@@ -30,10 +30,11 @@ class Field(NamedTuple):
 
 
 class Message:
-    """Gives the fields of a message and of those inside it, and counts them all."""
+    """Gives the fields of a message and of those inside it, and counts them all; ``window`` may be set anew."""
 
-    def __init__(self, window: Window) -> None:
-        self.window = window
+    def __init__(self) -> None:
+        self.window = Window(lambda offset, length: b"", 0)
+        """Where it is read from."""
         self._left = MAX_FIELDS
 
     def fields(self, start: int, end: int) -> Iterator[Field]:

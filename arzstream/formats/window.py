@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from arzstream.formats.base import MAX_BYTES, Malformed, ReadAt
 
-__all__ = ["TooShort", "Window"]
+__all__ = ["Head", "TooShort", "Window"]
 
 WINDOW_BYTES = 64 << 10
 """Bytes that are read at a time; far more than the headers between two tensors take."""
+
+
+HEAD_BYTES = 4 << 10
 
 
 class TooShort(Exception):
@@ -73,3 +76,18 @@ class Window:
         if at + length > MAX_BYTES:
             raise Malformed("a length in it goes beyond every file")
         return at + length
+
+
+class Head:
+    """The beginning of a file, by which one that was overwritten is told from one that grew."""
+
+    def __init__(self) -> None:
+        self._frontier = 0
+        self._start = b""
+
+    def is_new(self, read: ReadAt, frontier: int) -> bool:
+        """Whether it does not go on what was there at the last call."""
+        start = read(0, min(HEAD_BYTES, frontier))
+        new = frontier < self._frontier or not start.startswith(self._start)
+        self._frontier, self._start = frontier, start
+        return new
