@@ -35,8 +35,8 @@ LEAST = 128 << 10
 """Bytes of a file in which it is worth to look, and of a run of floats that is worth a unit of its own."""
 PERIODIC = 0.1
 """Bits a byte that must be saved by telling the bytes of an element apart."""
-NEAR = 0.1
-"""Bits an element that do not count, in a sample as small as this."""
+NEAR = 0.05
+"""Bits a byte that do not count, in a sample as small as this."""
 LEAST_EXPONENTS, MOST_EXPONENTS, SPREAD = 0.5, 4.7, 0.95
 """Entropy of exponents in bits, and of the top bits of mantissas in each of their bits, of floats that were learned."""
 ZERO = 0.25
@@ -175,8 +175,9 @@ def _label(sample: U8) -> _Label:
         phase = (min(range(itemsize), key=lambda i: planes[i] if planes[i] > ZERO else 8.0) + 1) % itemsize
         values = sample[phase : len(sample) - (itemsize - phase) % itemsize].view(f"<u{itemsize}")
         taken = _float_bits(values, kind)
-        if taken is not None and min(taken, sum(planes)) / itemsize < least and taken < sum(planes) + NEAR:
-            best, least = _Label(kind, phase), min(taken, sum(planes)) / itemsize - NEAR / itemsize
+        apart = sum(planes) / itemsize
+        if taken is not None and taken / itemsize < apart + NEAR and min(taken / itemsize, apart) < least:
+            best, least = _Label(kind, phase), min(taken / itemsize, apart) - NEAR
     return best
 
 
