@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import nibbles, tables
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.block_layouts import LAYOUTS, PLAIN, Part, find_period
+from arzstream.codec.block_layouts import LAYOUTS, OTHERS, PLAIN, Part, find_period
 from arzstream.codec.scales import log2_eighths, rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, numpy_records
@@ -268,13 +268,22 @@ def encode_records(data: U8, row_bytes: int, period: int | None, contexts: bool 
     if not len(data):
         return None
     if period is not None:
-        payload = encode_parts(LAYOUTS[period], data, row_bytes // period, contexts)
+        payload = encode_parts(_block_layout(data, row_bytes, period), data, row_bytes // period, contexts)
     else:
         layout = _plain_layout(data)
         if layout is None:
             return None
         payload = encode_parts(layout, data, row_bytes, contexts and row_bytes >= MIN_ROW)
     return payload if len(payload) < GAIN * len(data) else None
+
+
+def _block_layout(data: U8, row_bytes: int, period: int) -> tuple[Part, ...]:
+    """The layout of blocks of this length; of several, the one that leaves least of the first rows."""
+    candidates = [LAYOUTS[period], *([OTHERS[period]] if period in OTHERS else [])]
+    if len(candidates) == 1:
+        return candidates[0]
+    some = data[: max(1, SAMPLE // row_bytes) * row_bytes]
+    return min(candidates, key=lambda layout: len(encode_parts(layout, some, row_bytes // period, False)))
 
 
 def _plain_layout(data: U8) -> tuple[Part, ...] | None:
