@@ -228,17 +228,12 @@ def _code(part: Part, records: _Records, at: int, contexts: bool) -> _Coded:
 
 def _tables(counts: U32, nibble: bool) -> tuple[U16, U16, int]:
     """(frequencies of bytes for the coder, frequencies as they are stored, bits of the symbols)."""
-    stored = np.zeros(counts.shape, np.uint16)
-    used = [k for k in range(len(counts)) if counts[k].any()]
     if nibble:
-        codes = nibbles.halves(counts)
-        for k in used:
-            stored[k, _FIRST : _FIRST + 16] = tables.normalise(codes[k])
+        stored = np.zeros(counts.shape, np.uint16)
+        stored[:, _FIRST : _FIRST + 16] = tables.normalise_all(nibbles.halves(counts))
         freqs = nibbles.expand(stored[:, _FIRST : _FIRST + 16])
     else:
-        for k in used:
-            stored[k] = tables.normalise(counts[k])
-        freqs = stored
+        freqs = stored = tables.normalise_all(counts)
     return freqs, stored, tables.cost(counts.reshape(-1), freqs.reshape(-1)) // tables.COST_UNIT
 
 
