@@ -16,6 +16,8 @@ from arzstream.formats.companions import Companions
 from arzstream.formats.flax_msgpack import FlaxParser, looks_like_flax
 from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
+from arzstream.formats.hdf5 import MAGIC as HDF5_MAGIC
+from arzstream.formats.hdf5 import Hdf5Parser
 from arzstream.formats.npz import NpzParser
 from arzstream.formats.onnx import OnnxParser, looks_like_onnx
 from arzstream.formats.opaque import OpaqueParser
@@ -112,6 +114,7 @@ class _SniffingParser:
             "npy": lambda: npy.NpyParser(npy.name_of(self._path), self._limits),
             "npz": lambda: NpzParser(self._limits),
             "onnx": lambda: OnnxParser(self._path, self._companions, self._limits),
+            "hdf5": lambda: Hdf5Parser(self._limits),
             "flax": lambda: FlaxParser(self._limits),
         }
         return makers.get(kind, OpaqueParser)()
@@ -132,6 +135,8 @@ class _SniffingParser:
     def _note(self, kind: str, note: str, size: int) -> str:
         if kind == "old-torch":
             return "PyTorch's old format from before 1.6; save it again with torch.save to have its tensors understood"
+        if kind == "hdf5":
+            return note
         for names, what in EXPECTED.items():
             if self._name.endswith(names) and size:
                 return note or f"not a {what}"
@@ -141,7 +146,7 @@ class _SniffingParser:
 def _kind(start: bytes, name: str) -> str:
     if start.startswith(_ZIP):
         return "npz" if name.endswith(NPZ_NAMES) or _first_member(start).endswith(b".npy") else "zip"
-    for magic, kind in ((GGUF_MAGIC, "gguf"), (npy.MAGIC, "npy")):
+    for magic, kind in ((GGUF_MAGIC, "gguf"), (npy.MAGIC, "npy"), (HDF5_MAGIC, "hdf5")):
         if start.startswith(magic):
             return kind
     if looks_like_safetensors(start):

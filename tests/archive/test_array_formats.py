@@ -64,7 +64,15 @@ def flax(folder: Path) -> None:
     (folder / "flax_model.msgpack").write_bytes(msgpack.packb(tree))
 
 
-WRITERS = {"npy": npy, "npz": npz, "onnx": onnx_inside, "onnx-data": onnx_outside, "flax-msgpack": flax}
+def hdf5(folder: Path) -> None:
+    with h5py.File(folder / "model.h5", "w") as file:
+        for name, array in ARRAYS.items():
+            if array.dtype != ml_dtypes.bfloat16:
+                file[name.replace(".", "/")] = array
+    np.save(folder / "embed.weight.npy", ARRAYS["embed.weight"])
+
+
+WRITERS = {"hdf5": hdf5, "npy": npy, "npz": npz, "onnx": onnx_inside, "onnx-data": onnx_outside, "flax-msgpack": flax}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -129,16 +137,16 @@ def test_fortran_order_takes_no_more_than_its_transpose(packed: Callable[..., Pa
 def test_an_unknown_file_takes_little_more_than_its_tensors_do(packed: Callable[..., Path]) -> None:
     weights = {f"w{i}": (RNG.standard_normal((512, 512)) * 0.02).astype(np.float32) for i in range(3)}
 
-    def hdf5(folder: Path) -> None:
-        with h5py.File(folder / "model.h5", "w") as file:
-            for key, array in weights.items():
-                file[f"layers/{key}"] = array
+    def dump(folder: Path) -> None:
+        (folder / "engine.plan").write_bytes(b"head" + b"".join(array.tobytes() for array in weights.values()))
 
-    path = packed("h5", hdf5)
+    path = packed("dump", dump)
     known = packed("known", lambda folder: safetensors.numpy.save_file(weights, folder / "model.safetensors"))
     assert path.stat().st_size < 1.01 * known.stat().st_size
     with arzstream.open(path) as archive:
-        assert archive.keys() == [] and archive.read_file("model.h5") == (path.parent / "h5/model.h5").read_bytes()
+        assert (
+            archive.keys() == [] and archive.read_file("engine.plan") == (path.parent / "dump/engine.plan").read_bytes()
+        )
 
 
 @pytest.mark.parametrize("profile", ["fast", "balanced", "max"])
