@@ -32,7 +32,7 @@ __all__ = ["FORMAT", "FlaxParser", "looks_like_flax"]
 
 FORMAT = "flax-msgpack"
 MAX_DEPTH = 64
-MAX_ITEMS = 4_000_000
+MAX_ITEMS = 1_000_000
 MAX_KEY = 1024
 _ARRAY = 1
 _DTYPES = {

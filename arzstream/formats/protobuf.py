@@ -11,7 +11,7 @@ from arzstream.formats.window import Window
 __all__ = ["BYTES", "VARINT", "Field", "Message"]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 1_000_000
 """Fields that are looked at in one file; the largest models have some hundred thousand."""
 
 

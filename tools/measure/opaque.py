@@ -3,7 +3,7 @@
 1. How fast is stored what is compressed or encrypted: looking at the file and choosing how each chunk is coded, on one
    core, digests and files apart, for each profile.
 2. What it brings to look for floats in files that are not understood, beside coding them as bytes: real weights of
-   packages that tools/bench/install installs, as HDF5, one after the other behind a header, and PyTorch's old format;
+   packages that tools/bench/install installs, one after the other behind a header, and PyTorch's old format;
    and, so that nothing is lost where there are none, a program library and a GGUF file under another name.
 3. What it would bring to inflate the members of ``numpy.savez_compressed`` files: whether zlib makes the same bytes
    again, at which level, how fast, and what the floats would take instead.
