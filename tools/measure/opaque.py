@@ -3,8 +3,9 @@
 1. How fast is stored what is compressed or encrypted: looking at the file and choosing how each chunk is coded, on one
    core, digests and files apart, for each profile.
 2. What it brings to look for floats in files that are not understood, beside coding them as bytes: real weights of
-   packages that tools/bench/install installs, one after the other behind a header, and PyTorch's old format;
-   and, so that nothing is lost where there are none, a program library and a GGUF file under another name.
+   packages that tools/bench/install installs, as HDF5 whose names are in a heap, one after the other behind a header,
+   and PyTorch's old format; and, so that nothing is lost where there are none, a program library and a GGUF file under
+   another name.
 3. What it would bring to inflate the members of ``numpy.savez_compressed`` files: whether zlib makes the same bytes
    again, at which level, how fast, and what the floats would take instead.
 """
@@ -82,9 +83,9 @@ def median(work: Callable[[], object]) -> float:
 
 def as_hdf5(kind: type) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", libver="latest") as file:  # its names are in a heap, and not understood
             for name, tensor in minilm().items():
-                file[name.replace(".", "/")] = tensor.astype(kind) if tensor.dtype.kind == "f" else tensor
+                file[name] = tensor.astype(kind) if tensor.dtype.kind == "f" else tensor
 
     return write
 
