@@ -20,6 +20,7 @@ from arzstream.archive.summary import PackSummary
 from arzstream.container.metadata import pack as pack_metadata
 from arzstream.container.records import Kind
 from arzstream.errors import ArzError, SourceChangedError, StorageError
+from arzstream.formats.detect import tells_of_others
 from arzstream.kernels.digests import blake3
 from arzstream.store import local
 from arzstream.store.ranges import FsspecReader, LocalReader, is_url
@@ -125,7 +126,10 @@ class _Work:
         """Code all entries into ``sink``; where it can be read back (``reader``), prove what was written."""
         total = sum(entry.size for entry in self.entries)
         done = _Counter(self.progress, total)
-        files = [entry for entry in self.entries if entry.kind == Kind.REGULAR]
+        # Those first that tell what is in others.
+        files = sorted(
+            (entry for entry in self.entries if entry.kind == Kind.REGULAR), key=lambda e: not tells_of_others(e.path)
+        )
         with (
             CheckpointBuilder(
                 sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,

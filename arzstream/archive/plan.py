@@ -10,7 +10,7 @@ import numpy as np
 
 from arzstream.codec.dtypes import dtype
 from arzstream.container.records import Member, Tile, Unit
-from arzstream.formats.base import Storage
+from arzstream.formats.base import Storage, View, contiguous_strides
 from arzstream.formats.order import layer_of
 
 __all__ = [
@@ -115,15 +115,15 @@ def choose_grid(shape: tuple[int, int], itemsize: int, parallel: int = 1) -> tup
 
 
 def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
-    """A unit for one storage: as a matrix if one tensor covers it, else as a column."""
+    """A unit for one storage: as a matrix if one tensor covers it, transposed if it lies so, else as a column."""
     itemsize = dtype(storage.dtype).itemsize
     elements = storage.nbytes // itemsize
     shape = (elements, 1)
     views = storage.views
-    whole = len(views) == 1 and views[0].strides is None and views[0].start == 0
-    if whole and math.prod(views[0].shape) == elements:
-        first = views[0].shape[0] if views[0].shape else 1
-        shape = (first, elements // first) if first else (0, 1)
+    if len(views) == 1 and views[0].start == 0 and math.prod(views[0].shape) == elements:
+        first = _rows(views[0])
+        if first is not None:
+            shape = (first, elements // first) if first else (0, 1)
     members = tuple(Member(v.name, v.shape, v.start, v.strides) for v in views) or (Member(None, (elements,)),)
     unit = Unit(
         dtype=storage.dtype,
@@ -133,6 +133,14 @@ def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
         layer=layer,
     )
     return Planned(unit, (Extent(0, storage.offset, storage.nbytes),))
+
+
+def _rows(view: View) -> int | None:
+    """Of the matrix that a view's elements are as they lie, one after the other: its first dimension, or its last
+    where it is in Fortran order. None if they lie otherwise."""
+    if view.strides is None:
+        return view.shape[0] if view.shape else 1
+    return view.shape[-1] if view.strides[::-1] == contiguous_strides(view.shape[::-1]) else None
 
 
 def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:

@@ -75,7 +75,9 @@ def read_local_header(read: ReadAt, at: int, frontier: int) -> LocalHeader | Non
         return None
     name, extra = rest[:name_length], rest[name_length:]
     has_descriptor = bool(flags & HAS_DESCRIPTOR)
-    known = None if has_descriptor and not stored else _wide(extra, size, stored)[1]
+    known: int | None = _wide(extra, size, stored)[1]
+    if has_descriptor and not known:  # with a zip64 extra field of zeros where NumPy writes to a pipe
+        known = None
     return LocalHeader(name, start, known, method, has_descriptor)
 
 

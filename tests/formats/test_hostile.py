@@ -13,6 +13,9 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
+import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -86,6 +89,42 @@ def export_sample() -> bytes:
     return buffer.getvalue()
 
 
+def onnx_sample() -> bytes:
+    """Initialisers in two forms, dense and sparse, an attribute, a graph in a node; opsets come last."""
+    helper, tensor = onnx.helper, onnx.numpy_helper.from_array
+    inner = helper.make_graph([], "inner", [], [], initializer=[tensor(np.ones(4, np.float16), "h")])
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=tensor(np.arange(300, dtype=np.float32))),
+        helper.make_node("If", ["x"], ["y"], "choice", then_branch=inner, doc_string="text " * 250),
+    ]
+    sparse = helper.make_sparse_tensor(tensor(np.ones(2, np.float32), "s"), tensor(np.arange(2, dtype=np.int64)), [9])
+    graph = helper.make_graph(
+        nodes, "g", [], [],
+        initializer=[
+            tensor(np.ones((3, 2), np.float32), "layers.0.w"),
+            helper.make_tensor("typed", onnx.TensorProto.FLOAT, [3], [1.0, 2.0, 3.0]),
+            helper.make_tensor("numbers", onnx.TensorProto.INT32, [3], [1, 2, 300]),
+        ],
+        sparse_initializer=[sparse],
+    )  # fmt: skip
+    return bytes(helper.make_model(graph, producer_name="test").SerializeToString())
+
+
+def flax_sample() -> bytes:
+    def array(values: np.ndarray) -> msgpack.ExtType:
+        return msgpack.ExtType(1, msgpack.packb((values.shape, values.dtype.name, values.tobytes())))
+
+    tree = {"params": {"Dense_0": {"kernel": array(np.ones((2, 3), np.float32)), "bias": array(np.ones(3))}}}
+    return bytes(msgpack.packb({**tree, "step": 70000, "rate": 0.5, "names": ["a", "b"], "none": None}))
+
+
+def numpy_samples() -> dict[str, bytes]:
+    one, many = io.BytesIO(), io.BytesIO()
+    np.save(one, np.asfortranarray(np.ones((3, 2), np.float32)))
+    np.savez(many, w=np.ones((3, 2), np.float16), **{"layers.0.b": np.ones(5), "mask": np.ones(3, bool)})
+    return {"a.npy": one.getvalue(), "model.npz": many.getvalue()}
+
+
 def samples() -> dict[str, bytes]:
     weights = {"layers.0.w": torch.ones(3, 2, dtype=torch.bfloat16), "norm": torch.ones(5), "e": torch.empty(0)}
     buffer = io.BytesIO()
@@ -100,6 +139,9 @@ def samples() -> dict[str, bytes]:
         "pytorch_model.pth": old.getvalue(),
         "model.pt2": export_sample(),
         "model.gguf": gguf_sample(),
+        "model.onnx": onnx_sample(),
+        "flax_model.msgpack": flax_sample(),
+        **numpy_samples(),
     }
 
 
@@ -240,6 +282,20 @@ check(b'PK\\3\\4' + bytes(100) + end, 'a.pt')
 end64 = struct.pack('<4sQ2H2I4Q', b'PK\\6\\6', 44, 0, 0, 0, 0, 1 << 60, 1 << 60, 1 << 61, 4)
 locator = struct.pack('<4sIQI', b'PK\\6\\7', 0, 104, 1)
 check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
+def array(text): return b'\\x93NUMPY\\1\\0' + struct.pack('<H', len(text)) + text
+check(array(b"{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904, 99999999999)}"), 'a.npy')
+check(array(b"{'descr': '|V999999999', 'fortran_order': False, 'shape': (99999999999999999999,)}"), 'a.npy')
+check(array(b'(' * 60000), 'a.npy')
+check(array(b"{'a':" * 12000), 'a.npy')
+check(b'\\x93NUMPY\\2\\0' + struct.pack('<I', 0xFFFFFFFF) + b'{', 'a.npy', 1 << 40)
+check(bytes([0xDF, 255, 255, 255, 255]) + (b'\\xa1k' + bytes([0xDF, 255, 255, 255, 255])) * 100000, 'a.msgpack')
+check(bytes([0xDF, 255, 255, 255, 255]) + b'\\xa1k\\x01' * 1500000, 'a.msgpack')
+check(b'\\x81\\xa1k' + bytes([0xC9, 255, 255, 255, 255, 1]) + b'\\x93\\xdd' + b'\\xff' * 99, 'a.msgpack', 1 << 40)
+varint = b'\\xff' * 9 + b'\\1'
+check(b'\\x08\\x08\\x3a' + varint, 'a.onnx', 1 << 60)
+graph, nested = b'\\x3a' + b'\\x80' * 4 + b'\\x40', b'\\x0a\\xff\\xff\\xff\\x7f\\x2a\\xff\\xff\\xff\\x7e'
+check(b'\\x08\\x08' + graph + nested * 20, 'a.onnx', 1 << 40)
+check(b'\\x08\\x08' * 1500000, 'a.onnx')
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -247,6 +303,7 @@ check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
     assert lines[:2] == ["safetensors 1", "opaque 0"]
     assert lines[2:14] == ["gguf 0", "opaque 0"] * 6
     assert lines[14:16] == ["safetensors 0", "opaque 0"]
+    assert all(line == "opaque 0" for line in lines[15::2])
 
 
 def test_damaged_descriptions_of_exported_tensors_never_raise() -> None:
