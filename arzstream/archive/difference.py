@@ -14,7 +14,7 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.catalog import TensorPlace
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
-from arzstream.archive.tensors import load
+from arzstream.archive.tensors import gather, load
 from arzstream.codec.dtypes import DType
 from arzstream.container.records import FileRecord
 
@@ -116,8 +116,11 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
 
 
 def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
-    """The tensor's elements in row-major order as rows of bytes, some at a time."""
+    """The tensor's elements in row-major order as rows of bytes, so many at a time."""
     member, itemsize = place.member, place.entry.unit.type.itemsize
+    if place.parts:
+        yield from _blocks_of_parts(archive, place)
+        return
     if member.strides is not None:
         array = load(archive.decoder, place).numpy()
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, itemsize)
@@ -127,6 +130,23 @@ def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
         end = min(start + BLOCK_ELEMENTS, member.end)
         data = np.frombuffer(archive.decoder.unit_bytes(place.entry.number, start * itemsize, end * itemsize), np.uint8)
         yield data.reshape(-1, itemsize)
+
+
+def _blocks_of_parts(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
+    """The same of a tensor that lies in parts, some rows of it at a time."""
+    shape, itemsize = place.shape, place.entry.unit.type.itemsize
+    at_once = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    held = np.empty((0, itemsize), np.uint8)
+    for row in range(0, shape[0], at_once):
+        low, high = (row, *(0 for _ in shape[1:])), (min(row + at_once, shape[0]), *shape[1:])
+        loaded = gather(archive.decoder, place, low, high)
+        archive.decoder.run(loaded.tasks)
+        held = np.concatenate([held, loaded.data.reshape(-1, itemsize)])
+        whole = len(held) // BLOCK_ELEMENTS * BLOCK_ELEMENTS
+        yield from (held[start : start + BLOCK_ELEMENTS] for start in range(0, whole, BLOCK_ELEMENTS))
+        held = held[whole:]
+    if len(held):
+        yield held
 
 
 def _values(rows: np.ndarray, kind: DType) -> np.ndarray | None:

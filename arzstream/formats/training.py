@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from arzstream.codec.parts import split_name
 from arzstream.codec.roles import Role
 from arzstream.formats.order import layer_key, layer_of
 
@@ -42,7 +43,8 @@ class Part(NamedTuple):
 
 
 def part_of(name: str) -> Part:
-    """What the tensor called ``name`` is; any string gives an answer."""
+    """What the tensor called ``name`` is; any string gives an answer. Of a part of a tensor, the key says which part."""
+    name, place = split_name(name)
     parts = name.split(".")
     start = 0
     while start < len(parts) - 1 and parts[start].lower() in _CONTAINERS:
@@ -51,8 +53,8 @@ def part_of(name: str) -> Part:
         role = _ROLES.get(parts[i].lower())
         if role is not None and (len(parts[i]) > _SHORT or i in (start, len(parts) - 1)):
             rest = parts[start:i] + parts[i + 1 :]
-            return Part(role, ".".join(rest), ".".join(parts[:start]))
-    return Part(Role.OTHER, name, "")
+            return Part(role, ".".join(rest) + place, ".".join(parts[:start]))
+    return Part(Role.OTHER, name + place, "")
 
 
 Shape = tuple[int, ...]
