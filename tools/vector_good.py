@@ -310,7 +310,7 @@ def _() -> tuple[bytes, dict[str, Any]]:
 
 @vector(
     "good-parts",
-    "A tensor in four parts, two in each of two files, one of them in a unit with others; one of them twice.",
+    "A tensor in four parts, two in each of two files; one shares a unit, one is there twice.",
 )
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()

@@ -31,6 +31,7 @@ from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.base import Storage
+from arzstream.formats.beside import NOTHING, Beside
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
@@ -68,8 +69,11 @@ class CheckpointBuilder:
         progress: Callable[[int], None] | None = None,
         lineage: Lineage | None = None,
         prove: bool = True,
+        beside: Beside = NOTHING,
     ) -> None:
-        """``prove`` says that :meth:`verify_written` will be called."""
+        """``prove`` says that :meth:`verify_written` will be called; ``beside`` are all files of the checkpoint, added
+        already or not."""
+        self._beside = beside
         self._writer = FrameWriter(sink, file_id=file_id)
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes, prove=prove)
         self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
@@ -83,7 +87,7 @@ class CheckpointBuilder:
 
     def add_file(self, path: bytes, source: Source) -> FileJob:
         """A source file; ``path`` is relative to the checkpoint, its parts separated by ``/``."""
-        return FileJob(path, source, parser_for(path), memory=self._memory)
+        return FileJob(path, source, parser_for(path, beside=self._beside), memory=self._memory)
 
     def update(self, job: FileJob, frontier: int, final: bool = False) -> int:
         """Code and commit every whole unit that lies behind ``frontier`` and is not coded yet; returns the bytes coded.

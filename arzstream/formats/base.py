@@ -46,8 +46,8 @@ class View:
     """A tensor inside a storage.
 
     ``start`` is the element of the storage at which it begins; ``strides`` are in elements, one per dimension, none
-    negative; ``None`` means row-major without gaps. ``part`` says of which larger tensor it is a block, and ``name`` then
-    says where the block lies (:func:`arzstream.codec.parts.part_name`).
+    negative; ``None`` means row-major without gaps. ``part`` says of which larger tensor it is a block, and ``name``
+    then says where the block lies (:func:`arzstream.codec.parts.part_name`).
     """
 
     name: str

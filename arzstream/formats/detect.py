@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 
 from arzstream.formats.base import Layout, Parser, ReadAt, opaque
+from arzstream.formats.beside import NOTHING, Beside
+from arzstream.formats.distcp import DistcpParser
 from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
 from arzstream.formats.opaque import OpaqueParser
@@ -21,6 +23,7 @@ __all__ = ["parser_for"]
 SAFETENSORS_NAMES = (".safetensors",)
 TORCH_NAMES = (".pt", ".pth", ".ckpt")
 GGUF_NAMES = (".gguf",)
+DISTCP_NAMES = (".distcp",)
 PLAIN_NAMES = (
     ".json",
     ".jsonl",
@@ -42,9 +45,12 @@ _ZIP = b"PK\x03\x04"
 _OLD_TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.serialization.MAGIC_NUMBER, pickled
 
 
-def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS) -> Parser:
-    """The parser for the file of this name (only the name is looked at; nothing is opened)."""
+def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS, beside: Beside = NOTHING) -> Parser:
+    """The parser for the file of this name (only the name is looked at; nothing is opened). ``beside``: the checkpoint
+    that it belongs to, ``path`` being relative to that."""
     name = os.fsdecode(path).lower()
+    if name.endswith(DISTCP_NAMES):
+        return DistcpParser(os.fsencode(path), beside, limits)
     if name.endswith(SAFETENSORS_NAMES):
         return SafetensorsParser(limits)
     if name.endswith(PLAIN_NAMES):

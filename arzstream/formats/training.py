@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 def part_of(name: str) -> Part:
-    """What the tensor called ``name`` is; any string gives an answer. Of a part of a tensor, the key says which part."""
+    """What the tensor called ``name`` is; any string gives an answer. Of a part, the key says which part."""
     name, place = split_name(name)
     parts = name.split(".")
     start = 0
