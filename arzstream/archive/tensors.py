@@ -99,7 +99,8 @@ def _block_of(
     rows, inner = inside[0], math.prod(part.shape[1:])
     shape, start = (rows.stop - rows.start, *part.shape[1:]), part.member.start
     row_bytes = inner * part.entry.unit.type.itemsize
-    if part.strides is None and shape[1:] == whole.shape[1:]:  # whole rows of both: they need not be copied
+    if part.strides is None and _all_of(inside[1:], part.shape[1:]) and _all_of(there[1:], whole.shape[1:]):
+        # Whole rows of both: they need not be copied.
         into = whole.data[there[0].start * row_bytes : there[0].stop * row_bytes]
         found = _elements(decoder, part, shape, start + rows.start * inner, start + rows.stop * inner, into)
         if found.data is into:
@@ -116,6 +117,10 @@ def _block_of(
         whole.numpy()[there] = block.numpy()[index]
 
     return [copy]
+
+
+def _all_of(block: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
+    return all((b.start, b.stop) == (0, n) for b, n in zip(block, shape, strict=True))
 
 
 def _elements(

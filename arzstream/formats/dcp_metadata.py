@@ -3,8 +3,8 @@
 It is a pickle of dataclasses (torch/distributed/checkpoint/metadata.py and filesystem.py of torch 2.13):
 ``Metadata.state_dict_metadata`` maps names to ``TensorStorageMetadata`` (global size, and chunks with offsets and
 sizes) or ``BytesStorageMetadata``; ``Metadata.storage_data`` maps ``MetadataIndex`` (name, offset) to ``_StorageInfo``
-(file, offset, length). It is followed and not run; what of it is not understood is left out. Subclasses and other classes
-with these attributes, as Megatron-LM has them, serve as well.
+(file, offset, length). It is followed and not run; what of it is not understood is left out. Subclasses and other
+classes with these attributes, as Megatron-LM has them, serve as well.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
+from arzstream.formats.sharded_safetensors import ShardedSafetensorsParser
 from arzstream.formats.torch_zip import TorchZipParser
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
@@ -52,7 +53,7 @@ def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS, beside: Besid
     if name.endswith(DISTCP_NAMES):
         return DistcpParser(os.fsencode(path), beside, limits)
     if name.endswith(SAFETENSORS_NAMES):
-        return SafetensorsParser(limits)
+        return ShardedSafetensorsParser(os.fsencode(path), beside, limits)
     if name.endswith(PLAIN_NAMES):
         return OpaqueParser()
     return _SniffingParser(name, limits)

@@ -1,4 +1,4 @@
-"""The ``.distcp`` files of torch.distributed.checkpoint: one ``torch.save`` zip after the other, a tensor or object each.
+"""The ``.distcp`` files of torch.distributed.checkpoint: one ``torch.save`` zip after the other, an item each.
 
 The names, and which block of which tensor an item is, are in ``.metadata`` beside the files, which is written last. As
 soon as it is there, each item is read as a zip file of its own. Before that, an item's name is that of the item which
@@ -44,6 +44,8 @@ class DistcpParser:
         items = self._items()
         if items is not None:
             return self._named(read, frontier, final, items)
+        if not final and self._why:
+            return opaque(frontier, final=False)  # what is missing will not come
         foretold = None if final else self._foretold()
         if not final and foretold is None:
             return Layout(FORMAT)
