@@ -164,7 +164,7 @@ def test_a_file_that_is_cut_off_keeps_its_first_tensors(ranks: Path, end: int) -
 
 
 def test_items_that_were_compressed_on_the_way_are_kept_as_bytes(tmp_path: Path) -> None:
-    from torch.distributed.checkpoint._extension import ZStandard  # noqa: PLC2701
+    from torch.distributed.checkpoint._extension import ZStandard
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
