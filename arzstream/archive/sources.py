@@ -129,6 +129,9 @@ class EntriesBeside:
         entry = self._entries.get(path)
         return None if entry is None else (entry.size, entry.mtime)
 
+    def size(self, path: bytes) -> int:
+        return self._entries[path].size if path in self._entries else 0
+
     def read(self, path: bytes, offset: int, length: int) -> bytes:
         entry = self._entries.get(path)
         if entry is None:

@@ -10,16 +10,18 @@ from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError
 from arzstream.formats.base import Layout
 from arzstream.formats.beside import folder_of, inside
-from arzstream.formats.distcp import FORMAT, METADATA
+from arzstream.formats.deepspeed import names_others
+from arzstream.formats.distcp import METADATA
 
 __all__ = ["Company", "lacks_names"]
 
 DISTCP = b".distcp"
+OPAQUE = "opaque"
 
 
 def lacks_names(layout: Layout | None) -> bool:
-    """Is this a file whose tensors are named in another one, which is not there yet?"""
-    return layout is not None and layout.format == FORMAT and layout.size is None and not layout.storages
+    """Is this a file whose tensors are named in what is not there yet, in another file perhaps?"""
+    return layout is not None and layout.format != OPAQUE and layout.size is None and not layout.storages
 
 
 class Company:
@@ -40,6 +42,12 @@ class Company:
             return Identity.of(file.status()) if file is not None else None
         return None
 
+    def size(self, path: bytes) -> int:
+        file = self.files.get(path)
+        with contextlib.suppress(ArzError, OSError):
+            return file.size if file is not None else 0
+        return 0
+
     def read(self, path: bytes, offset: int, length: int) -> bytes:
         file = self.files.get(path)
         with contextlib.suppress(ArzError, OSError):  # gone by now; what it said is read again when it is back
@@ -58,5 +66,5 @@ class Company:
 
     def news(self) -> Hashable:
         """What changes when names do."""
-        named = [path for path in self.files if path.rpartition(b"/")[2] == METADATA]
+        named = [path for path in self.files if path.rpartition(b"/")[2] == METADATA or names_others(path)]
         return tuple((path, self.version(path)) for path in sorted(named)), self.told is not None

@@ -19,6 +19,10 @@ class Beside(Protocol):
         """What changes when the file changes; None if there is no such file. (An answer is good until it changes.)"""
         ...
 
+    def size(self, path: bytes) -> int:
+        """How long a file is now; 0 if there is none."""
+        ...
+
     def read(self, path: bytes, offset: int, length: int) -> bytes:
         """Bytes of a file, fewer at its end, none if there is no such file. Raises what reading raises."""
         ...
@@ -35,6 +39,9 @@ class _Nothing:
 
     def version(self, path: bytes) -> Hashable:
         return None
+
+    def size(self, path: bytes) -> int:
+        return 0
 
     def read(self, path: bytes, offset: int, length: int) -> bytes:
         return b""

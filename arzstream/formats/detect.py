@@ -10,6 +10,7 @@ import os
 
 from arzstream.formats.base import Layout, Parser, ReadAt, opaque
 from arzstream.formats.beside import NOTHING, Beside
+from arzstream.formats.deepspeed import DeepSpeedParser, is_optimizer_state
 from arzstream.formats.distcp import DistcpParser
 from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
@@ -54,6 +55,8 @@ def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS, beside: Besid
         return DistcpParser(os.fsencode(path), beside, limits)
     if name.endswith(SAFETENSORS_NAMES):
         return ShardedSafetensorsParser(os.fsencode(path), beside, limits)
+    if is_optimizer_state(os.fsencode(path)):
+        return DeepSpeedParser(os.fsencode(path), beside, limits)
     if name.endswith(PLAIN_NAMES):
         return OpaqueParser()
     return _SniffingParser(name, limits)

@@ -32,6 +32,9 @@ class Folder:
     def version(self, path: bytes) -> Hashable:
         return hash(self.files[path]) if path in self.files else None
 
+    def size(self, path: bytes) -> int:
+        return len(self.files.get(path, b""))
+
     def read(self, path: bytes, offset: int, length: int) -> bytes:
         return self.files.get(path, b"")[offset : offset + length]
 

@@ -2,8 +2,8 @@
 
     python -m tools.measure.distributed --ranks 2 --steps 4 --width 512
 
-The ranks are real processes (gloo, FSDP2) that train a small model in bf16 with AdamW. Each folder and a safetensors file
-with the same tensors, whole and of the same names, are packed as chains; only the bytes of archives are compared.
+The ranks are real processes (gloo, FSDP2) that train a small model in bf16 with AdamW. Each folder and a safetensors
+file with the same tensors, whole and of the same names, are packed as chains; the sizes of the archives are compared.
 """
 
 from __future__ import annotations
