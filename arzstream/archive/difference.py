@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from arzstream.container.records import FileRecord
 __all__ = ["Difference", "TensorDifference", "diff"]
 
 BLOCK_ELEMENTS = 1 << 20
+MOST_TRIED = 16
+"""Names by which a prefix is looked for."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -64,19 +67,38 @@ def diff(
 ) -> Difference:
     """Compare two archives, whether one was coded against the other or not. Tensors with equal digests are not decoded.
 
+    Tensors are compared by name. Where the two have no name in common, but one has those of the other with a prefix
+    (``model.``, ``state_dict.``, ``module.``), they are compared without it.
+
     Raises what opening and reading them raises.
     """
     with open_archive(a, parents=parents) as first, open_archive(b, parents=parents) as second:
-        held, found = first.catalog.tensors, []
+        held, found = _aligned(first.catalog.tensors, second.catalog.tensors), []
         total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
         for name, place in second.catalog.tensors.items():
             found.append(_tensor(first, second, held.get(name), place))
             done += place.nbytes
             if progress is not None:
                 progress(done, total, "comparing")
-        gone = [place for name, place in held.items() if name not in second.catalog.tensors]
-        found += [_described(place, "removed") for place in gone]
+        gone = [(name, place) for name, place in held.items() if name not in second.catalog.tensors]
+        found += [dataclasses.replace(_described(place, "removed"), name=name) for name, place in gone]
         return Difference(first.name, second.name, found, _files(first.catalog.files, second.catalog.files))
+
+
+def _aligned(old: Mapping[str, TensorPlace], new: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
+    """``old``, under the names that its tensors have in ``new`` where all of these have, or lack, a prefix."""
+    if old.keys() & new.keys() or not old or not new:
+        return dict(old)
+    for longer, shorter in ((new, old), (old, new)):
+        likely: collections.Counter[str] = collections.Counter()
+        for name in list(shorter)[:MOST_TRIED]:
+            ending = "." + name
+            likely.update(known[: -len(name)] for known in longer if known.endswith(ending))
+        for prefix, _ in likely.most_common(1):
+            if longer is new:
+                return {prefix + name if prefix + name in new else name: place for name, place in old.items()}
+            return {name.removeprefix(prefix): place for name, place in old.items()}
+    return dict(old)
 
 
 def _described(place: TensorPlace, what: str) -> TensorDifference:

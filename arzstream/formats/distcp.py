@@ -44,7 +44,7 @@ class DistcpParser:
         items = self._items()
         if items is not None:
             return self._named(read, frontier, final, items)
-        if not final and self._why:
+        if not final and (self._why or self._beside is NOTHING):
             return opaque(frontier, final=False)  # what is missing will not come
         foretold = None if final else self._foretold()
         if not final and foretold is None:
