@@ -21,12 +21,18 @@ KINDS = ("dcp", "async", "safetensors")
 
 
 def write_checkpoints(
-    dest: Path, *, ranks: int = 2, steps: int = 1, kinds: Sequence[str] = KINDS, width: int = 64
+    dest: Path,
+    *,
+    ranks: int = 2,
+    steps: int = 1,
+    kinds: Sequence[str] = KINDS,
+    width: int = 64,
+    dtype: str = "bfloat16",
 ) -> None:
     """Folders ``dcp/step-0``, ``dcp/step-1``, …, and so of each kind, below ``dest``, written by ``ranks`` real
     processes (gloo), and ``whole/step-0.safetensors``, … with the whole weights. They train a little between steps."""
     command = [sys.executable, "-m", "arzstream.testing.distributed", str(dest), "--kinds", *kinds]
-    command += ["--ranks", str(ranks), "--steps", str(steps), "--width", str(width)]
+    command += ["--ranks", str(ranks), "--steps", str(steps), "--width", str(width), "--dtype", dtype]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -59,7 +65,7 @@ def _train(rank: int, options: argparse.Namespace) -> None:
         *(torch.nn.Linear(width, width) for _ in range(3)),
         torch.nn.LayerNorm(width),
         torch.nn.Linear(width, 4 * width + 3),
-    ).bfloat16()
+    ).to(getattr(torch, options.dtype))
     fully_shard(model, mesh=init_device_mesh("cpu", (options.ranks,)))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(options.steps):
@@ -120,6 +126,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     os.makedirs(options.dest, exist_ok=True)

@@ -2,7 +2,7 @@
 
     python -m tools.measure.distributed --ranks 2 --steps 4 --width 512
 
-The ranks are real processes (gloo, FSDP2) that train a small model in bf16 with AdamW. Each folder and a safetensors
+The ranks are real processes (gloo, FSDP2) that train a small model with AdamW. Each folder and a safetensors
 file with the same tensors, whole and of the same names, are packed as chains; the sizes of the archives are compared.
 """
 
@@ -30,11 +30,14 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        write_checkpoints(place, ranks=options.ranks, steps=options.steps, width=options.width, kinds=["dcp"])
-        print(f"{options.ranks} ranks, width {options.width}; sizes of archives in bytes")
+        write_checkpoints(
+            place, ranks=options.ranks, steps=options.steps, width=options.width, kinds=["dcp"], dtype=options.dtype
+        )
+        print(f"{options.ranks} ranks, width {options.width}, {options.dtype}; sizes of archives in bytes")
         print(f"{'step':>4} {'folder':>12} {'archive':>12} {'safetensors':>12} {'archive':>12} {'difference':>10}")
         before: list[Path | None] = [None, None]
         for step in range(options.steps):
