@@ -21,7 +21,7 @@ OPAQUE = "opaque"
 
 def lacks_names(layout: Layout | None) -> bool:
     """Is this a file whose tensors are named in what is not there yet, in another file perhaps?"""
-    return layout is not None and layout.format != OPAQUE and layout.size is None and not layout.storages
+    return layout is not None and layout.format != OPAQUE and not layout.storages
 
 
 class Company:

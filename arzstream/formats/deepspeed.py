@@ -83,7 +83,7 @@ class DeepSpeedParser:
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         layout = self._plain.update(read, frontier, final)
         flat = _flat(layout)
-        if layout.format != FORMAT or not flat:
+        if layout.format != FORMAT or not flat or (not final and self._beside is NOTHING):
             return layout
         try:
             slices = self._slices(flat)
@@ -91,7 +91,7 @@ class DeepSpeedParser:
                 _check_mappings(_mappings(read, frontier, self._limits), slices)
         except Malformed as error:
             if not final:
-                return Layout(FORMAT)
+                return dataclasses.replace(layout, storages=(), size=None)  # they will be known
             note = f"flat tensors of its optimiser are not cut into parameters: {error}"
             return dataclasses.replace(layout, note=f"{layout.note}; {note}" if layout.note else note)
         prefix = f"mp_rank_{self._model.decode()}." if int(self._model) else ""

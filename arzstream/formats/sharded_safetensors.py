@@ -43,12 +43,16 @@ class ShardedSafetensorsParser:
         offsets = _offsets(layout.metadata)
         if not offsets or not layout.storages:
             return layout
-        whole = _extents(layout, offsets)
+        whole, alone = _extents(layout, offsets), True
         for path in self._beside.paths():
             if path != self._path and path.endswith(SUFFIX) and folder_of(path) == folder_of(self._path):
-                for name, ends in self._others(path).items():
+                others = self._others(path)
+                alone = alone and not others
+                for name, ends in others.items():
                     if len(whole.get(name, ())) == len(ends):
                         whole[name] = tuple(map(max, whole[name], ends))
+        if alone and not final and self._beside is not NOTHING:
+            return replace(layout, storages=(), size=None)  # which tensors are parts, the next rank's file will tell
         storages = tuple(
             Storage(s.dtype, s.offset, s.nbytes, tuple(_placed(view, offsets, whole) for view in s.views))
             for s in layout.storages

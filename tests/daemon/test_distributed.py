@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import arzstream
 from arzstream.container.records import ReferenceKind
+from arzstream.testing.zero import write_zero
 
 SLICE = 16 << 10
 
@@ -110,3 +113,38 @@ def test_a_file_that_an_earlier_save_left_is_not_waited_for(
     with arzstream.open(archive) as opened:
         assert any(name.startswith("item.") for name in opened.keys())  # noqa: SIM118
         assert opened.get_tensor("0.weight").shape == (259, 64)
+
+
+def zero(place: Path, step: int) -> Path:
+    """What DeepSpeed writes at a step, two ranks."""
+    dice = torch.Generator().manual_seed(1)
+    weights = {name: torch.randn(200, 200, generator=dice) for name in ("layers.0.w", "layers.1.w", "layers.2.w")}
+    for tensor in weights.values():
+        tensor += 1e-4 * step * torch.randn(200, 200, generator=dice)
+    write_zero(place, weights, {"exp_avg": weights}, ranks=2)
+    return place / "global_step1"
+
+
+def test_a_run_of_deepspeed_becomes_a_chain(
+    places: tuple[Path, Path], running: Callable[..., Any], tmp_path: Path
+) -> None:
+    source, _ = places
+    daemon = running()
+    for step in (1, 2):
+        files = {path.name: path.read_bytes() for path in zero(tmp_path / f"{step}", step).iterdir()}
+        place = source / f"global_step{step}"
+        place.mkdir()
+        order = sorted(files, reverse=step == 2)  # the names come last, or first
+        for name in order:
+            with (place / name).open("wb") as stream:
+                for start in range(0, len(files[name]), 4 * SLICE):
+                    stream.write(files[name][start : start + 4 * SLICE])
+                    stream.flush()
+                    time.sleep(0.01)
+        (source / "latest").write_text(f"global_step{step}")
+        archive = daemon.published(f"global_step{step}.arz")
+        same_folder(archive, place, tmp_path / f"back-{step}")
+        with arzstream.open(archive) as opened:
+            assert opened.get_tensor("optimizer.state.layers.1.w.fp32").numel() == 40_000
+            assert opened.catalog.find("optimizer.state.layers.1.w.fp32").parts
+            assert len(opened.parents()) == step - 1

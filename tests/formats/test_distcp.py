@@ -147,6 +147,16 @@ def test_growing_byte_by_byte_never_says_what_is_not_so(ranks: Path) -> None:
         assert layout.storages == final.storages[: len(layout.storages)]
 
 
+def test_whether_a_tensor_is_a_part_is_not_said_before_another_rank_has_begun(ranks: Path) -> None:
+    folder = load(ranks / "safetensors" / "step-0")
+    first, second = sorted(folder.files)
+    final = folder.layout(first)
+    later = folder.files.pop(second)
+    assert not folder.layout(first, final=False).storages
+    folder.files[second] = later[: len(later) // 2]
+    assert folder.layout(first, final=False).storages == final.storages
+
+
 # ------------------------------------------------------------------------------------------------ what is not in order
 
 
