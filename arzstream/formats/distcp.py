@@ -46,31 +46,28 @@ class DistcpParser:
             return self._named(read, frontier, final, items)
         if not final and (self._why or self._beside is NOTHING):
             return opaque(frontier, final=False)  # what is missing will not come
-        foretold = None if final else self._foretold()
-        if not final and foretold is None:
-            return Layout(FORMAT)
-        found = list(self._walk.items(read, frontier))
+        return self._numbered(read, frontier) if final else self._guessed(read, frontier)
+
+    def _numbered(self, read: ReadAt, size: int) -> Layout:
+        """A whole file of which nobody says what is in it."""
+        found = list(self._walk.items(read, size))
         if not found:
-            return (
-                opaque(frontier, f"not a file of torch.distributed.checkpoint{self._why}") if final else Layout(FORMAT)
-            )
-        notes = Notes()
+            return opaque(size, f"not a file of torch.distributed.checkpoint{self._why}")
+        notes, names = Notes(), set[str]()
         notes.add(self._why.lstrip(": ") or "its .metadata is not beside it, so its tensors have no names")
         storages: list[Storage] = []
-        names: set[str] = set()
         for number, (start, end) in enumerate(found):
-            told = foretold[number] if foretold is not None and number < len(foretold) else None
-            if not final and told is None:
-                break
-            item = (
-                Item(start, end - start, f"item.{number}")
-                if told is None
-                else told._replace(offset=start, length=end - start)
-            )
-            storages += self._item(read, item, names, notes)
-        return _checked(
-            Layout(FORMAT, tuple(storages), frontier if final else None, final, str(notes) if final else ""), frontier
-        )
+            storages += self._item(read, Item(start, end - start, f"item.{number}"), names, notes)
+        return _checked(Layout(FORMAT, tuple(storages), size, True, str(notes)), size)
+
+    def _guessed(self, read: ReadAt, frontier: int) -> Layout:
+        """What is there of a growing file, under the names that the checkpoint before had at these places."""
+        foretold, storages, names = self._foretold(), list[Storage](), set[str]()
+        for told, (start, end) in zip(foretold, self._walk.items(read, frontier) if foretold else (), strict=False):
+            doubts = Notes()
+            found = list(self._item(read, told._replace(offset=start, length=end - start), names, doubts))
+            storages += found if not str(doubts) else []
+        return _checked(Layout(FORMAT, tuple(storages)), frontier)
 
     def _items(self) -> tuple[Item, ...] | None:
         """What ``.metadata`` says of this file; None if it is not there, or says nothing."""
@@ -89,12 +86,13 @@ class DistcpParser:
                     self._why = f": its .metadata is of no use: {error}"
         return self._known
 
-    def _foretold(self) -> tuple[Item, ...] | None:
+    def _foretold(self) -> tuple[Item, ...]:
         data = self._beside.foretold(inside(folder_of(self._path), METADATA))
         try:
-            return self._of(data) if data is not None and len(data) <= self._limits.metadata_bytes else None
+            known = self._of(data) if data is not None and len(data) <= self._limits.metadata_bytes else None
         except Malformed:
-            return None
+            return ()
+        return known or ()
 
     def _of(self, metadata: bytes) -> tuple[Item, ...] | None:
         name = self._path.rpartition(b"/")[2].decode("utf-8", "surrogateescape")

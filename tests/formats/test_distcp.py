@@ -136,6 +136,16 @@ def test_names_are_foretold_from_the_checkpoint_before_whatever_was_shifted(rank
     assert half.storages and half.storages == final.storages[: len(half.storages)]
 
 
+def test_nothing_is_guessed_of_an_item_with_another_shape(ranks: Path) -> None:
+    folder = load(ranks / "dcp" / "step-0")
+    final = folder.layout(b"__0_0.distcp")
+    metadata = folder.files.pop(b".metadata")
+    folder.told = {b".metadata": metadata.replace(b"__0_0", b"__X_0").replace(b"__1_0", b"__0_0")}
+    guessed = folder.layout(b"__0_0.distcp", final=False)
+    shapes = {view.name: view.shape for storage in guessed.storages for view in storage.views}
+    assert "0.weight[130:259,0:64]" not in shapes and len(guessed.storages) < len(final.storages)
+
+
 def test_growing_byte_by_byte_never_says_what_is_not_so(ranks: Path) -> None:
     folder = load(ranks / "dcp" / "step-0")
     final = folder.layout(b"__1_0.distcp")
