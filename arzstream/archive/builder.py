@@ -31,6 +31,7 @@ from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.base import Parser, Storage
+from arzstream.formats.beside import NOTHING, Beside
 from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
@@ -69,8 +70,11 @@ class CheckpointBuilder:
         progress: Callable[[int], None] | None = None,
         lineage: Lineage | None = None,
         prove: bool = True,
+        beside: Beside = NOTHING,
     ) -> None:
-        """``prove`` says that :meth:`verify_written` will be called."""
+        """``prove`` says that :meth:`verify_written` will be called; ``beside`` are all files of the checkpoint, added
+        already or not."""
+        self._beside = beside
         self._writer = FrameWriter(sink, file_id=file_id)
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes, prove=prove)
         self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
@@ -88,7 +92,7 @@ class CheckpointBuilder:
         return FileJob(path, source, self._parser(path), memory=self._memory)
 
     def _parser(self, path: bytes) -> Parser:
-        return parser_for(path, companions=self._companions)
+        return parser_for(path, companions=self._companions, beside=self._beside)
 
     def update(self, job: FileJob, frontier: int, final: bool = False) -> int:
         """Code and commit every whole unit that lies behind ``frontier`` and is not coded yet; returns the bytes coded.

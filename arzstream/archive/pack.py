@@ -15,7 +15,7 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import MAX_CHAIN, Lineage, open_lineage
 from arzstream.archive.output import check_free, new_archive
-from arzstream.archive.sources import SourceEntry, collect, open_source
+from arzstream.archive.sources import EntriesBeside, SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
 from arzstream.container.metadata import pack as pack_metadata
 from arzstream.container.records import Kind
@@ -134,7 +134,7 @@ class _Work:
             CheckpointBuilder(
                 sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,
                 tensor_parallel=self.tensor_parallel, progress=done.add, lineage=self.lineage,
-                prove=reader is not None,
+                prove=reader is not None, beside=EntriesBeside(self.entries),
             ) as builder,
             ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing,
         ):  # fmt: skip

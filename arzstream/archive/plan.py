@@ -124,7 +124,7 @@ def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
         first = _rows(views[0])
         if first is not None:
             shape = (first, elements // first) if first else (0, 1)
-    members = tuple(Member(v.name, v.shape, v.start, v.strides) for v in views) or (Member(None, (elements,)),)
+    members = tuple(Member(v.name, v.shape, v.start, v.strides, v.part) for v in views) or (Member(None, (elements,)),)
     unit = Unit(
         dtype=storage.dtype,
         shape=shape,
@@ -153,7 +153,7 @@ def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:
         at = start // itemsize
         if not storage.views:
             members.append(Member(None, (storage.nbytes // itemsize,), at))
-        members += [Member(v.name, v.shape, at + v.start, v.strides) for v in storage.views]
+        members += [Member(v.name, v.shape, at + v.start, v.strides, v.part) for v in storage.views]
         if storage.nbytes:
             extents.append(Extent(start, storage.offset, storage.nbytes))
         start += storage.nbytes
@@ -198,7 +198,7 @@ def units_of(storages: Sequence[Storage], layer: str, parallel: int = 1) -> Iter
 
 def storage_layer(storage: Storage) -> str:
     """The layer of a storage; optimiser state that is small goes together, whatever parameter it belongs to."""
-    layer = layer_of(storage.views[0].name) if storage.views else ""
+    layer = layer_of(storage.views[0].whole) if storage.views else ""
     if storage.nbytes < SMALL_BYTES and ".state." in f".{layer}":
         return layer.split(".state.")[0] + ".state"
     return layer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from arzstream.container.records import Kind
 from arzstream.errors import StorageError
 from arzstream.store.ranges import FsspecReader, LocalReader, is_url, open_reader
 
-__all__ = ["SourceEntry", "collect", "kept_target", "open_source"]
+__all__ = ["EntriesBeside", "SourceEntry", "collect", "kept_target", "open_source"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,33 @@ def _stat(where: bytes) -> os.stat_result:
         raise StorageError.from_os_error(
             error, "find it" if isinstance(error, FileNotFoundError) else "look at it", where
         ) from error
+
+
+class EntriesBeside:
+    """What is packed, for parsers that look at more than one file; each is opened when it is looked at."""
+
+    def __init__(self, entries: Sequence[SourceEntry]) -> None:
+        self._entries = {entry.path: entry for entry in entries if entry.kind == Kind.REGULAR}
+
+    def paths(self) -> Iterable[bytes]:
+        return self._entries
+
+    def version(self, path: bytes) -> Hashable:
+        entry = self._entries.get(path)
+        return None if entry is None else (entry.size, entry.mtime)
+
+    def size(self, path: bytes) -> int:
+        return self._entries[path].size if path in self._entries else 0
+
+    def read(self, path: bytes, offset: int, length: int) -> bytes:
+        entry = self._entries.get(path)
+        if entry is None:
+            return b""
+        with open_source(entry) as source:
+            return source.read_at(offset, max(0, min(length, source.size - offset)))
+
+    def foretold(self, path: bytes) -> bytes | None:
+        return None
 
 
 def open_source(entry: SourceEntry) -> LocalReader | FsspecReader:

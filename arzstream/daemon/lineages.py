@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from arzstream.archive.ancestry import SHOWN_DIGITS
+from arzstream.archive.reader import open as open_archive
 from arzstream.container.directory import open_directory
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import Archive
@@ -20,12 +22,13 @@ from arzstream.store.ranges import LocalReader, is_url
 
 __all__ = ["Lineages", "recorded"]
 
+TOLD_BYTES = 64 << 20
 NUMBERED = re.compile(r"^(.*?)(?:\.\d+)?" + re.escape(SUFFIX) + "$", re.DOTALL)
 """An archive's name without suffix and number."""
 
 
 class Lineages:
-    """Used by the supervisor's thread only; opens no archive of its own accord."""
+    """Used by the supervisor's thread only; opens no archive but for :meth:`told`."""
 
     def __init__(self, dest: str, shared: Shared, memory: Memory) -> None:
         self._dest, self._shared, self._memory = dest, shared, memory
@@ -47,6 +50,15 @@ class Lineages:
                 note = f"{archive.name}{shown} is missing"
         base = settings.parent if is_url(settings.parent) else os.path.abspath(settings.parent or ".")
         return Choice(tuple(places), base if settings.parent else "", settings.max_chain, layouts, note)
+
+    def told(self, path: bytes, wanted: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Of the files ``wanted``, small ones, what they hold in the likeliest archive of the run of ``path``."""
+        for place in self.choice(path, {}).candidates[:1]:
+            with contextlib.suppress(ArzError), open_archive(place) as archive:
+                held = {name: archive.catalog.files.get(os.fsdecode(name)) for name in wanted}
+                small = [name for name, record in held.items() if record and record.size <= TOLD_BYTES]
+                return {name: archive.read_file(os.fsdecode(name)) for name in small}
+        return {}
 
     def _strangers(self, path: bytes) -> list[Archive]:
         """Archives that lie where those of its run lie, and that the journal does not know: it may be new."""

@@ -106,6 +106,7 @@ class Steering:
         track.open_files()
         quiet_time = self._shared.settings.quiet_time
         quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
+        self._foretell(track, monotonic)
         verdict = track.judge(monotonic, quiet)
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
         track.queued = False
@@ -155,7 +156,15 @@ class Steering:
         except OSError:
             mode = 0o700
         choice = self._lineages.choice(track.path, track.layouts())
-        return Job(self._shared, track.path, Draft(self._shared, self._dest, self._source, mode, choice))
+        draft = Draft(self._shared, self._dest, self._source, mode, choice, track.company)
+        return Job(self._shared, track.path, draft)
+
+    def _foretell(self, track: Track, monotonic: float) -> None:
+        """Of names that are written last, guess that they are those of the checkpoint before."""
+        if track.job is None and track.company.told is None and not self._must_wait(track, monotonic):
+            wanted = track.company.unnamed()
+            if wanted:
+                track.company.told = self._lineages.told(track.path, wanted)
 
     def _must_wait(self, track: Track, monotonic: float) -> bool:
         """Is the checkpoint before it in its run about to be archived? Then it is coded against that."""

@@ -7,10 +7,11 @@ import dataclasses
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from arzstream.archive.sources import kept_target
 from arzstream.daemon import log
+from arzstream.daemon.company import Company, lacks_names
 from arzstream.daemon.handover import Finish
 from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
@@ -40,21 +41,22 @@ QUIET_WORDS = "without a change"
 class _Watched:
     """A file and what its structure says so far."""
 
-    def __init__(self, file: SourceFile, path: bytes, link: Identity | None = None) -> None:
+    def __init__(self, file: SourceFile, inside: bytes, company: Company, link: Identity | None = None) -> None:
         self.file = file
         self.link = link
         """Of the link, if the file is what a link leads to."""
-        self.parser: Parser = parser_for(path)
+        self.parser: Parser = parser_for(inside, beside=company)
         self.layout: Layout | None = None
         self.frontier = 0
-        self._seen: tuple[int, bool, Identity | None] = (-1, False, None)
+        self._seen: tuple[int, bool, Identity | None, Hashable] = (-1, False, None, None)
 
-    def look(self, *, whole: bool) -> None:
-        """Find the frontier; parse again if anything changed. ``whole``: nobody writes to it any more."""
+    def look(self, *, whole: bool, news: Hashable) -> None:
+        """Find the frontier; parse again if anything changed, or ``news`` did, which is what lies beside. ``whole``:
+        nobody writes to it any more."""
         status = self.file.status()
         self.frontier = status.st_size if whole else self.file.frontier()
         final = whole and self.frontier == status.st_size
-        seen = (self.frontier, final, Identity.of(status))
+        seen = (self.frontier, final, Identity.of(status), news)
         if seen == self._seen:
             return
         self.layout = self.parser.update(self._read, self.frontier, False)
@@ -76,6 +78,7 @@ class Track:
         self.settle = Settle()
         self.watched: dict[bytes, _Watched] = {}
         """Regular files, and links that are followed, by path relative to the source."""
+        self.company = Company()
         self.job: Job | None = None
         self.verdict: Verdict | None = None
         self.due = 0.0
@@ -164,7 +167,7 @@ class Track:
                 self._retired.append(watched.file)
                 continue
             watched.file.path = place
-            fresh = _Watched(watched.file, place, files[place])
+            fresh = _Watched(watched.file, self.inside(place), self.company, files[place])
             self.watched[place] = fresh
             self.settle.renamed(path, place)
             self.settle.closed(place, files[place])  # nobody renames what is not done
@@ -220,17 +223,19 @@ class Track:
             if not target and file.identity[:2] != item.identity[:2]:
                 file.close()
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
-            self.watched[path] = _Watched(file, path, item.identity)
+            self.watched[path] = _Watched(file, self.inside(path), self.company, item.identity)
 
     def judge(self, monotonic: float, quiet: Mapping[str, float] | None) -> Verdict:
         """Look at every file's frontier and structure, and say whether the checkpoint is complete."""
         facts: dict[bytes, FileFacts] = {}
+        self.company.files = {self.inside(path): watched.file for path, watched in self.watched.items()}
+        news = self.company.news()
         for path, watched in self.watched.items():
             calm = self.settle.quiet(path, monotonic)
             if watched.file.target:
                 calm = min(calm, self.settle.quiet(path + TARGET, monotonic))
             closed = self._closed(path, watched, calm)
-            watched.look(whole=closed or calm >= checkpoint.GIVE_UP)
+            watched.look(whole=closed or calm >= checkpoint.GIVE_UP, news=news)
             facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
         verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
@@ -277,7 +282,8 @@ class Track:
         written = [watched for watched in self.watched.values() if watched.frontier]
         if any(watched.layout is not None and watched.layout.storages for watched in written):
             return True
-        return sum(watched.frontier for watched in written) >= OPAQUE_BYTES
+        opaque = [watched for watched in written if not lacks_names(watched.layout)]
+        return sum(watched.frontier for watched in opaque) >= OPAQUE_BYTES
 
     @property
     def coming(self) -> bool:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from arzstream.formats import npy
 from arzstream.formats.base import Layout, Parser, ReadAt, opaque
+from arzstream.formats.beside import NOTHING, Beside
 from arzstream.formats.companions import Companions
+from arzstream.formats.deepspeed import DeepSpeedParser, is_optimizer_state
+from arzstream.formats.distcp import DistcpParser
 from arzstream.formats.flax_msgpack import FlaxParser, looks_like_flax
 from arzstream.formats.gguf import MAGIC as GGUF_MAGIC
 from arzstream.formats.gguf import GgufParser
@@ -22,6 +25,7 @@ from arzstream.formats.npz import NpzParser
 from arzstream.formats.onnx import OnnxParser, looks_like_onnx
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.safetensors import SafetensorsParser, looks_like_safetensors
+from arzstream.formats.sharded_safetensors import ShardedSafetensorsParser
 from arzstream.formats.torch_legacy import TorchLegacyParser
 from arzstream.formats.torch_zip import TorchZipParser
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -34,6 +38,7 @@ __all__ = ["parser_for", "tells_of_others"]
 SAFETENSORS_NAMES = (".safetensors",)
 TORCH_NAMES = (".pt", ".pth", ".ckpt", ".pt2")
 GGUF_NAMES = (".gguf",)
+DISTCP_NAMES = (".distcp",)
 NPY_NAMES, NPZ_NAMES, ONNX_NAMES, FLAX_NAMES = (".npy",), (".npz",), (".onnx",), (".msgpack",)
 EXPECTED = {
     TORCH_NAMES: "PyTorch zip file",
@@ -65,15 +70,25 @@ _ZIP = b"PK\x03\x04"
 _OLD_TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.serialization.MAGIC_NUMBER, pickled
 
 
-def parser_for(path: bytes | str, limits: Limits = DEFAULT_LIMITS, companions: Companions | None = None) -> Parser:
+def parser_for(
+    path: bytes | str,
+    limits: Limits = DEFAULT_LIMITS,
+    companions: Companions | None = None,
+    beside: Beside = NOTHING,
+) -> Parser:
     """The parser for the file of this name (only the name is looked at; nothing is opened).
 
-    ``path`` is relative to the checkpoint. With ``companions``, which all files of a checkpoint share, what other files
-    tell of this one counts, and a complete file of no known structure is looked at for arrays of floats.
+    ``path`` is relative to the checkpoint, whose files are ``beside`` it. With ``companions``, which all files of a
+    checkpoint share, what other files tell of this one counts, and a complete file of no known structure is looked at
+    for arrays of floats.
     """
     name = os.fsdecode(path)
+    if name.lower().endswith(DISTCP_NAMES):
+        return DistcpParser(os.fsencode(path), beside, limits)
     if name.lower().endswith(SAFETENSORS_NAMES):
-        return SafetensorsParser(limits)
+        return ShardedSafetensorsParser(os.fsencode(path), beside, limits)
+    if is_optimizer_state(os.fsencode(path)):
+        return DeepSpeedParser(os.fsencode(path), beside, limits)
     if name.lower().endswith(PLAIN_NAMES):
         return OpaqueParser()
     return _SniffingParser(name, limits, companions)

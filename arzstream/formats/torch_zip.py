@@ -67,6 +67,11 @@ class TorchZipParser:
         self._front.advance(read, frontier)
         return self._ended(read, frontier) or self._front.layout()
 
+    @property
+    def walked(self) -> int:
+        """Where the records end that were found from the front, in a file that is still growing."""
+        return self._front.at
+
     def _ended(self, read: ReadAt, frontier: int) -> Layout | None:
         """The whole file's layout if bytes [0, frontier) already are a whole file."""
         tail = read(frontier - _END_SIZE, _END_SIZE) if frontier >= _END_SIZE else b""
@@ -110,6 +115,10 @@ class _Front:
                 pass
         except Malformed:
             self._stuck = True
+
+    @property
+    def at(self) -> int:
+        return self._at
 
     def layout(self) -> Layout:
         if self._facts is None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from arzstream.codec.parts import split_name
 from arzstream.codec.roles import Role
 from arzstream.formats.order import layer_key, layer_of
 
@@ -67,20 +68,21 @@ class Part(NamedTuple):
 
 
 def part_of(name: str) -> Part:
-    """What the tensor called ``name`` is; any string gives an answer."""
+    """What the tensor called ``name`` is; any string gives an answer. Of a part, the key says which part."""
+    name, place = split_name(name)
     parts = name.split(".")
     start = 0
     while start < len(parts) - 1 and parts[start].lower() in _CONTAINERS:
         start += 1
     word = parts[-1].lower()
     if start and start < len(parts) - 1 and word in _IN_STATE:
-        return Part(_IN_STATE[word], ".".join(parts[start:-1]), ".".join(parts[:start]), word in _SECOND)
+        return Part(_IN_STATE[word], ".".join(parts[start:-1]) + place, ".".join(parts[:start]), word in _SECOND)
     for i in range(start, len(parts) if len(parts) > 1 else 0):
         role = _ROLES.get(parts[i].lower())
         if role is not None and (len(parts[i]) > _SHORT or i in (start, len(parts) - 1)):
             rest = parts[start:i] + parts[i + 1 :]
-            return Part(role, ".".join(rest), ".".join(parts[:start]))
-    return Part(Role.OTHER, name, "")
+            return Part(role, ".".join(rest) + place, ".".join(parts[:start]))
+    return Part(Role.OTHER, name + place, "")
 
 
 class Slot(NamedTuple):
