@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from arzstream.formats.base import Layout
-from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, Verdict, assess
+from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, Past, Verdict, assess, common
 from arzstream.formats.detect import parser_for
 from arzstream.formats.grouping import group
 
@@ -24,6 +24,8 @@ class Checkpoint:
         self.content: dict[bytes, bytes] = {}
         self.age: dict[bytes, float] = {}
         self.open: set[bytes] = set()
+        self.past = Past()
+        self.around: dict[bytes, tuple[bytes, int]] = {}
 
     def put(self, path: str, content: bytes = WEIGHTS, age: float = 1.0) -> Checkpoint:
         self.content[path.encode()] = content
@@ -41,8 +43,12 @@ class Checkpoint:
                 return content[offset : offset + length]
 
             layout = parser_for(path).update(read, len(content), False)
-            entries[path] = FileFacts(len(content), layout, path not in self.open, self.age[path] + later)
-        return assess(entries, self.content.get, name.encode())
+            changed = 10**18 - int(self.age[path] * 1e9)
+            entries[path] = FileFacts(len(content), layout, path not in self.open, self.age[path] + later, changed)
+        read_at = lambda path, offset, length: self.content[path][offset : offset + length]  # noqa: E731
+        return assess(
+            entries, self.content.get, name.encode(), past=self.past, beside=self.around.get, read=read_at
+        )
 
 
 def test_a_single_file_is_complete_when_its_structure_is_and_it_was_closed() -> None:
