@@ -23,6 +23,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -38,7 +39,7 @@ from arzstream.container.directory import open_directory
 from arzstream.container.records import Kind
 from arzstream.store.ranges import LocalReader
 from arzstream.testing.process import Daemon
-from tools.writers.context import Writer
+from tools.writers.context import Writer, files_of, sizes_of
 from tools.writers.host import everyone, phases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +102,6 @@ class Host:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if not line.startswith("{"):
-                continue  # a library has something to say
             answer = json.loads(line)
             if "ready" in answer:
                 self.ready.set()
@@ -213,6 +212,7 @@ class Run:
             if kill_at and now >= kill_at:
                 self._kill(pids)
                 self._wait(host, pids)
+                self._note_killed()
                 return True
             if saving and stops and now >= next_stop:
                 stops -= 1
@@ -236,6 +236,26 @@ class Run:
 
     def _kill(self, pids: list[int]) -> None:
         _signal(pids, signal.SIGKILL)
+
+    def _note_killed(self) -> None:
+        """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
+        the files are those of the save before, and the one that came last then came last now, and as long."""
+        events = self.events()
+        before = [e for e in events if e["event"] == "done"]
+        if not before or events[-1]["event"] != "begin":
+            return
+        path = events[-1]["path"]
+        place = self.root / path
+        if not place.exists():
+            return
+        files, sizes = files_of(place), sizes_of(place)
+        told = {_nameless(name): size for name, size in before[-1]["sizes"]}
+        have = {_nameless(name): size for name, size in sizes}
+        last = _nameless(before[-1]["sizes"][-1][0])
+        if have.keys() == told.keys() and _nameless(sizes[-1][0]) == last and have[last] >= 0.98 * told[last]:
+            event = {"event": "done", "path": path, "time": time.time(), "files": files, "sizes": sizes, "killed": True}
+            with open(self.log, "a") as file:
+                file.write(json.dumps(event) + "\n")
 
     def _wait(self, host: Host, pids: list[int]) -> None:
         deadline = time.monotonic() + 30
@@ -382,6 +402,10 @@ def _checkpoint(path: Path, dest: Path) -> str:
 def _difference(files: frozenset[tuple[str, str]], left: set[frozenset[tuple[str, str]]]) -> str:
     nearest = max(left, key=lambda state: len(state & files), default=frozenset())
     return f"not as left: {sorted({name for name, _ in nearest ^ files})[:6]}"
+
+
+def _nameless(name: str) -> str:
+    return re.sub(r"[0-9a-f]{16,}|\d+", "#", name)
 
 
 def _signal(pids: list[int], number: int) -> None:

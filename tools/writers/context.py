@@ -14,7 +14,7 @@ from typing import Any
 
 from arzstream.formats.grouping import is_temporary
 
-__all__ = ["Context", "Writer", "files_of"]
+__all__ = ["Context", "Writer", "files_of", "sizes_of"]
 
 PATIENCE = 90.0
 """Seconds for which a writer waits for an archive before it goes on without."""
@@ -49,7 +49,8 @@ class Context:
         self.barrier()
         if self.rank == 0:
             when = time.time()
-            self._note("done", path, when=when, files=files_of(self.root / path))
+            place = self.root / path
+            self._note("done", path, when=when, files=files_of(place), sizes=sizes_of(place))
             self._known.add(path)
             self._flag(saving)
             self.sweep()
@@ -154,3 +155,12 @@ def files_of(place: Path) -> dict[str, str]:
         if path.is_file() and not is_temporary(os.fsencode(name)):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def sizes_of(place: Path) -> list[tuple[str, int]]:
+    """(path inside, size) of each file of a checkpoint, the one that was written last at the end."""
+    paths = [path for path in place.rglob("*") if path.is_file()] if place.is_dir() else [place]
+    found = [(path.stat().st_mtime_ns, path) for path in paths if not is_temporary(os.fsencode(path.name))]
+    return [
+        (str(path.relative_to(place)) if path != place else path.name, path.stat().st_size) for _, path in sorted(found)
+    ]

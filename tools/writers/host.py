@@ -97,6 +97,7 @@ def fork(writer: Writer, order: dict[str, Any], rank: int) -> int:
     pid = os.fork()
     if not pid:
         os.setpgid(0, 0)
+        os.dup2(2, 1)  # what the library prints is not for who reads the answers
         child(writer, order, rank)
     return pid
 
