@@ -205,8 +205,12 @@ class Steering:
         track.close()
         self._recognising.pop(track.path, None)
         if entry.archive:  # an earlier content is published; what came after it was never complete
+            archive = self._memory.archives.get(entry.archive)
+            if archive is not None:
+                entry.bytes_in, entry.bytes_out, entry.parent = archive.bytes_in, archive.bytes_out, archive.parent
             self._move(track, State.SEEN)
-            self._move(track, State.PUBLISHED, "the source vanished while it was written again")
+            deleted = track.verdict is not None and track.verdict.rule == "archived"
+            self._move(track, State.PUBLISHED, "" if deleted else "the source vanished while it was written again")
         else:
             self._move(track, State.GONE, "the source vanished before it was complete")
         return True

@@ -123,7 +123,10 @@ def _files_missing(files: Mapping[bytes, FileFacts]) -> Finding:
 
 
 def _files_open(folder: Folder) -> list[Finding]:
-    """The files that are not whole, or not yet under their own name."""
+    """The files that are not whole, or not yet under their own name.
+
+    A ``.distcp`` file is a row of files of torch.save and others; where it ends, only the ``.metadata`` tells.
+    """
     found = []
     for path in sorted(folder.files):
         layout = folder.files[path].layout
@@ -131,6 +134,6 @@ def _files_open(folder: Folder) -> list[Finding]:
             found.append(Finding("weak", f"{text(path)} to be renamed", gives_up=True))
         elif layout is None:
             found.append(Finding("weak", f"{text(path)} to be readable", gives_up=True))
-        elif layout.format != "opaque" and not layout.complete:
+        elif layout.format != "opaque" and not layout.complete and not path.endswith(b".distcp"):
             found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from arzstream.formats.checkpoint import GIVE_UP, QUIET, Past, common
 
@@ -64,6 +65,14 @@ def test_metadata_of_a_distributed_checkpoint_names_the_files_that_must_be_there
     checkpoint = Checkpoint().put("__0_0.distcp", b"x", 2).put(".metadata", b"..__0_0.distcp..__1_0.distcp..", 1)
     assert checkpoint.assess(later=1000).waiting_for == "__1_0.distcp"
     assert checkpoint.put("__1_0.distcp", b"x", 2).assess().complete
+
+
+def test_a_part_with_things_of_any_kind_in_it_ends_where_its_metadata_says() -> None:
+    """Tensors and other objects, one file of torch.save after the other, which no structure around them counts."""
+    part = saved({"step": 1}) + saved(torch.ones(3)) + saved({"betas": (0.9, 0.999)})
+    checkpoint = Checkpoint().put("__0_0.distcp", part[:-30], 2)
+    assert checkpoint.assess(later=1000).waiting_for == ".metadata"
+    assert checkpoint.put("__0_0.distcp", part + b"x", 2).put(".metadata", b"x", 1).assess().complete
 
 
 def test_without_collectives_each_rank_has_metadata_of_its_own() -> None:

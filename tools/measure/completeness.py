@@ -52,6 +52,8 @@ STOPS = 2
 """Most stops in one save."""
 SETTLE = 90.0
 """Seconds that the daemon has for what is left when all writers have ended."""
+PASS = 2
+"""Runs of each case of each writer below one daemon; then another one begins, in an empty folder."""
 LIMIT = 240.0
 """Seconds that a phase may take."""
 
@@ -80,10 +82,11 @@ class Count:
 
 
 class Host:
-    """One process with a writer's library imported, which forks the processes that write."""
+    """One process with the writers' libraries imported, which forks the processes that write. ``folders`` below
+    ``.venv/writers`` are on its path."""
 
-    def __init__(self, writer: Writer, output: Path) -> None:
-        paths = [str(ROOT / ".venv" / "writers" / name) for name in writer.paths]
+    def __init__(self, folders: tuple[str, ...], output: Path) -> None:
+        paths = [str(ROOT / ".venv" / "writers" / name) for name in folders]
         missing = [path for path in paths if not os.path.isdir(path)]
         if missing:
             raise SystemExit(f"{missing[0]} is missing; run tools/writers/install --all")
@@ -91,24 +94,19 @@ class Host:
         env.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", JAX_PLATFORMS="cpu", PYTHONWARNINGS="ignore")
         self._output = open(output, "ab")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.writers.host", writer.name],
+            [sys.executable, "-m", "tools.writers.host"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._output, env=env, cwd=ROOT, text=True,
         )  # fmt: skip
         self._lock = threading.Lock()
         self._answers: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-        self.ready = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             answer = json.loads(line)
-            if "ready" in answer:
-                self.ready.set()
-            else:
-                with self._lock:
-                    self._answers[answer["log"]].append(answer)
-        self.ready.set()
+            with self._lock:
+                self._answers[answer["log"]].append(answer)
 
     def start(self, order: dict[str, Any]) -> list[int]:
         """Fork the processes of a phase; their ids."""
@@ -161,8 +159,8 @@ class Run:
     def _phase(self, host: Host, salt: int, phase: str) -> None:
         go = self.log.with_suffix(f".go{salt}")
         order = {
-            "root": str(self.root), "dest": str(self.dest), "log": str(self.log), "go": str(go), "phase": phase,
-            "salt": salt, "port": _free_port(),
+            "writer": self.writer.name, "phase": phase, "salt": salt, "port": _free_port(), "go": str(go),
+            "root": str(self.root), "dest": str(self.dest), "log": str(self.log),
         }  # fmt: skip
         pids = host.start(order)
         tracers = [self._slow(pid) for pid in pids]
@@ -329,7 +327,7 @@ class Options:
 
     delay: float = 0.006
     longest: float = 1e9
-    at_once: int = 20
+    at_once: int = 24
     seed: int = 0
 
 
@@ -354,8 +352,7 @@ def measure(wanted: list[tuple[Writer, str, int]], base: Path, options: Options)
 
 def _play(runs: list[Run], output: Path, at_once: int) -> None:
     """All runs, ``at_once`` at a time."""
-    writers = {run.writer.name: run.writer for run in runs}
-    hosts = {name: Host(writer, output) for name, writer in writers.items()}
+    hosts = {folders: Host(folders, output) for folders in {run.writer.paths for run in runs}}
     queue, lock = list(runs), threading.Lock()
 
     def work() -> None:
@@ -364,8 +361,7 @@ def _play(runs: list[Run], output: Path, at_once: int) -> None:
                 if not queue:
                     return
                 run = queue.pop()
-            hosts[run.writer.name].ready.wait(180)
-            run.play(hosts[run.writer.name])
+            run.play(hosts[run.writer.paths])
 
     workers = [threading.Thread(target=work) for _ in range(min(at_once, len(runs)))]
     try:
@@ -439,11 +435,12 @@ def _numbers(count: Count, columns: tuple[str, ...]) -> str:
     return "".join(f"{value:10.0f}" for value in values[:-1]) + f"{values[-1]:8.0f} s"
 
 
-def chosen(writer: str, case: str, runs: int) -> list[tuple[Writer, str, int]]:
-    """``runs`` of each writer of that name (all if it is empty), spread over its cases."""
+def chosen(writer: str, case: str, runs: int, *, large: bool = True) -> list[tuple[Writer, str, int]]:
+    """``runs`` of each writer of that name (all if it is empty), spread over its cases; without those that are
+    ``large`` to install if so wished."""
     found = []
     for one in everyone():
-        if writer and one.name != writer:
+        if (writer and one.name != writer) or (one.large and not large):
             continue
         cases = [name for name in one.cases if not case or name == case]
         for index, name in enumerate(cases):
@@ -457,7 +454,7 @@ def main() -> int:
     parser.add_argument("--writer", default="", help="; ".join(writer.name for writer in everyone()))
     parser.add_argument("--case", default="", help="ordinary, overwritten, rotation, crash, lag or lies; default: all")
     parser.add_argument("--runs", type=int, default=100, help="runs of each writer, spread over its cases")
-    parser.add_argument("--at-once", type=int, default=20, help="runs at the same time")
+    parser.add_argument("--at-once", type=int, default=24, help="runs at the same time")
     parser.add_argument("--delay", type=float, default=0.006, help="seconds by which each system call is slowed down")
     parser.add_argument("--longest", type=float, default=1e9, help="bound of all stops, in seconds")
     parser.add_argument("--seed", type=int, default=0)
@@ -465,20 +462,19 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.all or args.writer):
         parser.error("name a writer, or --all")
-    options = Options(args.delay, args.longest, args.at_once, args.seed)
-    counts: dict[tuple[str, str], Count] = {}
-    names = [writer.name for writer in everyone() if not args.writer or writer.name == args.writer]
-    if not names:
+    if args.writer and args.writer not in {writer.name for writer in everyone()}:
         parser.error(f"no writer is called {args.writer!r}")
-    for name in names:  # one daemon for each, so that one writer's trouble is not another's
-        base = Path(args.keep, name.replace(" ", "-")) if args.keep else Path(tempfile.mkdtemp(prefix="arz-complete-"))
-        found = measure(chosen(name, args.case, args.runs), base, options)
-        counts.update(found)
-        print(table(found), flush=True)
+    counts: dict[tuple[str, str], Count] = {}
+    wanted = chosen(args.writer, args.case, args.runs)
+    for number in range(max(-(-runs // PASS) for *_, runs in wanted)):
+        part = [(one, case, min(PASS, runs - PASS * number)) for one, case, runs in wanted if runs > PASS * number]
+        options = Options(args.delay, args.longest, args.at_once, args.seed + number)
+        base = Path(args.keep, str(number)) if args.keep else Path(tempfile.mkdtemp(prefix="arz-complete-"))
+        for key, count in measure(part, base, options).items():
+            counts.setdefault(key, Count()).add(count)
+        print(table(counts), flush=True)
         if not args.keep:
             shutil.rmtree(base)
-    if len(names) > 1:
-        print(table(counts))
     return int(any(count.bad for count in counts.values()))
 
 

@@ -103,6 +103,8 @@ class Writer:
     """Seconds that it may be stopped for in the middle of a save, by what its rule promises."""
     paths: tuple[str, ...] = ()
     """Folders below ``.venv/writers`` that it needs."""
+    large = False
+    """Whether only ``tools/writers/install --all`` installs it."""
     markers: tuple[str, ...] = ()
     """Files of a checkpoint that may lie there from an earlier one, and lie."""
     cases: tuple[str, ...] = ("ordinary", "overwritten", "rotation", "crash", "lies")

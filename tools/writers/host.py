@@ -1,6 +1,6 @@
-"""Runs many processes of one writer, forked from one that has its library imported: ``python -m tools.writers.host``.
+"""Runs processes of writers, forked from one that has their libraries imported: ``python -m tools.writers.host``.
 
-Reads one JSON object a line: a phase to run. Answers with the processes of it, and again when all have ended.
+Reads one JSON object a line: a phase to run. Answers with the processes of it, and again when each has ended.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    writer = find(sys.argv[1])
-    writer.prepare()
-    print(json.dumps({"ready": writer.name}), flush=True)
+    prepared: dict[str, Writer] = {}
     running: dict[int, str] = {}
     unread, open_input = b"", True
     while open_input or running:
@@ -118,6 +116,11 @@ def main() -> int:
             *lines, unread = (unread + received).split(b"\n")
             for line in lines:
                 order = json.loads(line)
+                name = order["writer"]
+                if name not in prepared:
+                    prepared[name] = find(name)
+                    prepared[name].prepare()
+                writer = prepared[name]
                 pids = [fork(writer, order, rank) for rank in range(writer.ranks)]
                 running.update(dict.fromkeys(pids, order["log"]))
                 print(json.dumps({"log": order["log"], "pids": pids}), flush=True)
