@@ -32,6 +32,7 @@ from arzstream.formats.grouping import group, is_model_file, is_temporary, settl
 from arzstream.formats.rules import FALLBACK, RULES
 
 __all__ = [
+    "DOUBTS",
     "GIVE_UP",
     "QUIET",
     "FileFacts",
@@ -48,8 +49,10 @@ QUIET: dict[str, float] = {"strong": 0.1, "good": 0.2, "weak": 5.0}
 """Seconds without a change before a checkpoint counts as complete."""
 
 GIVE_UP = 60.0
-"""Seconds without a change after which a broken file, a temporary name or a missing index is taken as it is, and what
-other saves suggest is no longer expected."""
+"""Seconds without a change after which a broken file, a temporary name or a missing index is taken as it is."""
+
+DOUBTS = 12
+"""Times the quiet of a weak rule (that is, 60 s) after which what other saves suggest is no longer expected."""
 
 _WEAKNESS = {"strong": 0, "good": 1, "weak": 2}
 
@@ -57,7 +60,7 @@ _WEAKNESS = {"strong": 0, "good": 1, "weak": 2}
 @dataclass(frozen=True)
 class Verdict:
     """``waiting_for`` is one line for a person, empty if ``complete``; ``quiet`` the seconds of quiet asked for.
-    ``doubt``: it will be complete after :data:`GIVE_UP` seconds, if nothing changes."""
+    ``doubt``: it will be complete after a while, if nothing changes."""
 
     complete: bool
     strength: Strength
@@ -100,7 +103,8 @@ def assess(
     waits = [_files_missing(folder.files), *_files_open(folder), *(finding for _, finding in found)]
     # What is certain comes first: of a file that is half written nobody needs to hear that another may follow.
     for finding in sorted(waits, key=lambda finding: finding.doubt):
-        if finding.waiting_for and not (finding.gives_up and since >= give_up):
+        limit = DOUBTS * quiet["weak"] if finding.doubt else give_up
+        if finding.waiting_for and not (finding.gives_up and since >= limit):
             return Verdict(False, strength, rule, finding.waiting_for, needed, finding.doubt)
     if since < needed:
         return Verdict(False, strength, rule, f"{needed:g} s without a change", needed)

@@ -26,7 +26,8 @@ class Safetensors(Writer):
     def prepare(self) -> None:
         import safetensors.torch
 
-        assert safetensors.__version__ == self.name.split()[1], safetensors.__file__
+        found = safetensors.__version__.replace("-rc.", "rc")
+        assert found == self.name.split()[1], safetensors.__file__
 
     def path(self, step: int) -> str:
         return f"step_{step}.safetensors"

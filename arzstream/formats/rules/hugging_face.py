@@ -9,17 +9,24 @@ from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
 
 __all__ = ["accelerate", "sharded", "trainer"]
 
+_WITH_MODEL = re.compile(
+    rb"(?:generation_)?config\.json|chat_template\.jinja|tokenizer\S*|special_tokens_map\.json|vocab\.\w+|merges\.txt"
+    rb"|(?:adapter_)?model\S*|pytorch_model\S*|adapter_config\.json|README\.md|\.tmp\w+"
+)
 _RANK = re.compile(rb"(?:rng_state|random_states)_(\d+)\.(?:pth|pkl)")
 
 
 def trainer(folder: Folder) -> Finding | None:
     """transformers' Trainer: ``trainer_state.json`` comes last from the first rank; other ranks may lag.
 
-    It speaks for what lies beside it, but for the ranks' ``rng_state_N.pth``.
+    It speaks for what lies beside it, but for the ranks' ``rng_state_N.pth``. A ``checkpoint-N`` that holds a model
+    and nothing else is taken for the beginning of one, unless its run is known to do without.
     """
     state = b"trainer_state.json"
     named = re.fullmatch(rb"checkpoint-\d+", folder.name) is not None
     if state not in folder.files and not (named and b"training_args.bin" in folder.files):
+        if named and not folder.past.names and all(_WITH_MODEL.fullmatch(path) for path in folder.files):
+            return Finding("weak", text(state), gives_up=True, doubt=True)
         return None
     if not isinstance(folder.json(state), dict):
         return Finding("good", text(state))
