@@ -72,7 +72,7 @@ def test_a_model_alone_in_a_numbered_checkpoint_is_where_a_trainer_begins() -> N
 
 
 def test_the_wait_for_what_is_only_expected_goes_with_the_wait_that_was_set() -> None:
-    facts = {b"model.safetensors": FileFacts(1, Layout("opaque"), True, 7.0)}
+    facts = dict.fromkeys((b"config.json", b"model.safetensors"), FileFacts(1, Layout("opaque"), True, 7.0))
     assert not assess(facts, lambda _: None, b"checkpoint-1").complete
     quiet = {"strong": 0.5, "good": 0.5, "weak": 0.5}
     assert assess(facts, lambda _: None, b"checkpoint-1", quiet).complete

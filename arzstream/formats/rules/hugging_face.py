@@ -10,9 +10,11 @@ from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
 __all__ = ["accelerate", "sharded", "trainer"]
 
 _WITH_MODEL = re.compile(
-    rb"(?:generation_)?config\.json|chat_template\.jinja|tokenizer\S*|special_tokens_map\.json|vocab\.\w+|merges\.txt"
-    rb"|(?:adapter_)?model\S*|pytorch_model\S*|adapter_config\.json|README\.md|\.tmp\w+"
+    rb"(?:adapter_|generation_)?config\.json|(?:adapter_|pytorch_)?model[-\w]*\.(?:safetensors|bin)(?:\.index\.json)?"
+    rb"|tokenizer[\w.]*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.\w+|README\.md"
+    rb"|\.tmp\w+"
 )
+"""What ``save_pretrained`` of models and tokenizers writes."""
 _RANK = re.compile(rb"(?:rng_state|random_states)_(\d+)\.(?:pth|pkl)")
 
 
@@ -25,7 +27,8 @@ def trainer(folder: Folder) -> Finding | None:
     state = b"trainer_state.json"
     named = re.fullmatch(rb"checkpoint-\d+", folder.name) is not None
     if state not in folder.files and not (named and b"training_args.bin" in folder.files):
-        if named and not folder.past.names and all(_WITH_MODEL.fullmatch(path) for path in folder.files):
+        configured = folder.matching(r"(?:adapter_)?config\.json")
+        if named and configured and not folder.past.names and all(map(_WITH_MODEL.fullmatch, folder.files)):
             return Finding("weak", text(state), gives_up=True, doubt=True)
         return None
     if not isinstance(folder.json(state), dict):
