@@ -102,7 +102,8 @@ class Host:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._answers: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -138,6 +139,9 @@ class Host:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._output.close()
 
 
@@ -443,12 +447,14 @@ def chosen(writer: str, case: str, runs: int, *, large: bool = True) -> list[tup
     """``runs`` of each writer of that name (all if it is empty), spread over its cases; without those that are
     ``large`` to install if so wished."""
     found = []
-    for one in everyone():
+    for place, one in enumerate(everyone()):
         if (writer and one.name != writer) or (one.large and not large):
             continue
         cases = [name for name in one.cases if not case or name == case]
         for index, name in enumerate(cases):
-            found.append((one, name, runs // len(cases) + (index < runs % len(cases))))
+            # What is left over begins with another case for each writer, so that few runs meet all of them.
+            more = (index - place) % len(cases) < runs % len(cases)
+            found.append((one, name, runs // len(cases) + more))
     return [entry for entry in found if entry[2]]
 
 
