@@ -98,7 +98,7 @@ class Track:
         self.deleted = False
         """It looked complete, and now it is being deleted."""
         self._keep_open = keep_open
-        self._memo: dict[tuple[object, ...], object] = {}
+        self._memo: dict[tuple[str, bytes], tuple[object, object]] = {}
         """What rules found out about files, so that they need not read them again."""
 
     # ------------------------------------------------------------------------------------ what is there

@@ -74,7 +74,7 @@ class Folder:
     past: Past = Past()
     beside: Callable[[bytes], tuple[bytes, int] | None] = lambda _: None
     read: Callable[[bytes, int, int], bytes | None] = lambda *_: None
-    memo: dict[tuple[object, ...], Any] = field(default_factory=dict)
+    memo: dict[tuple[str, bytes], tuple[object, Any]] = field(default_factory=dict)
 
     def json(self, path: bytes) -> Any:
         """The parsed file, or None if it is missing or does not parse."""
@@ -93,10 +93,11 @@ class Folder:
         facts = self.files.get(path)
         if facts is None:
             return None
-        key = (what, path, facts.size, facts.changed, facts.quiet_seconds > 1)
-        if key not in self.memo:
-            self.memo[key] = work()
-        return self.memo[key]
+        state = (facts.size, facts.changed, facts.quiet_seconds > 1)
+        known = self.memo.get((what, path))
+        if known is None or known[0] != state:
+            known = self.memo[what, path] = (state, work())
+        return known[1]
 
     def matching(self, pattern: str) -> list[bytes]:
         """Paths whose last part matches ``pattern`` wholly."""
