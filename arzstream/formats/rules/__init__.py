@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from arzstream.formats.evidence import Rule
-from arzstream.formats.rules import general, hugging_face
-from arzstream.formats.rules.deepspeed import deepspeed
-from arzstream.formats.rules.distributed import distributed, lightning, megatron
-from arzstream.formats.rules.orbax import orbax
+from arzstream.formats.rules import deepspeed, distributed, general, hugging_face, orbax
 
 __all__ = ["FALLBACK", "RULES"]
 
 RULES: tuple[Rule, ...] = (
     Rule("archived", general.deleted),
-    Rule("orbax", orbax),
+    Rule("orbax", orbax.orbax),
     Rule("trainer", hugging_face.trainer),
-    Rule("deepspeed", deepspeed),
-    Rule("megatron", megatron),
-    Rule("lightning", lightning),
+    Rule("deepspeed", deepspeed.deepspeed),
+    Rule("megatron", distributed.megatron),
+    Rule("lightning", distributed.lightning),
     Rule("accelerate", hugging_face.accelerate),
-    Rule("distributed checkpoint", distributed),
+    Rule("distributed checkpoint", distributed.distributed),
     Rule("sharded", hugging_face.sharded),
     Rule("written again", general.written_again),
     Rule("as before", general.as_before),
