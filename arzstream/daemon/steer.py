@@ -94,8 +94,8 @@ class Steering:
             return
         if entry.state in (State.BLOCKED, State.GONE):
             self._move(track, State.SEEN)
-        if track.queued and self._must_wait(track, now[0]):
-            return
+        if track.queued and (self.finishing >= FINISHING or self._must_wait(track, now[0])):
+            return  # it is looked at again before its turn
         try:
             if entry.state is State.SEEN and not self._may_begin(track):
                 return

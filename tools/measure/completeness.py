@@ -53,9 +53,9 @@ SOON = 15.0
 """Seconds after which a save is no longer believed to have been overtaken."""
 STOPS = 2
 """Most stops in one save."""
-SETTLE = 90.0
+SETTLE = 180.0
 """Seconds that the daemon has for what is left when all writers have ended."""
-PASS = 2
+PASS = 1
 """Runs of each case of each writer below one daemon; then another one begins, in an empty folder."""
 LIMIT = 240.0
 """Seconds that a phase may take."""
