@@ -111,3 +111,30 @@ def test_a_marker_beside_the_folder_that_is_a_link_is_not_followed(running, plac
     daemon.until(lambda: (entry := daemon.entry("run/global_step1")) and "latest" in entry.waiting, "it to wait")
     assert _names(dest) == []
     daemon.published("run/global_step1.arz")  # given up in the end
+
+
+def test_what_waits_for_its_turn_is_not_judged_again_and_again(running, places, monkeypatch):
+    """Hundreds may wait; what is judged is those that can begin, and each once more when it does."""
+    from arzstream.daemon import steer, track
+
+    source, _ = places
+    judged: dict[bytes, int] = {}
+    judge = track.Track.judge
+
+    def counted(self, *args):
+        judged[self.path] = judged.get(self.path, 0) + 1
+        return judge(self, *args)
+
+    monkeypatch.setattr(track.Track, "judge", counted)
+    monkeypatch.setattr(steer, "FINISHING", 0)
+    names = [f"model_{chr(97 + n)}.safetensors" for n in range(20)]
+    for name in names:
+        (source / name).write_bytes(WEIGHTS)
+    daemon = running()
+    daemon.until(lambda: all((e := daemon.entry(n)) and e.waiting == "its turn" for n in names), "all to wait")
+    before = dict(judged)
+    time.sleep(1.0)
+    assert judged == before
+    monkeypatch.setattr(steer, "FINISHING", 2)
+    for name in names:
+        daemon.published(f"{name}.arz")
