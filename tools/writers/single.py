@@ -20,8 +20,6 @@ class Safetensors(Writer):
         self.name = f"safetensors {version}"
         self.paths = (f"safetensors-{version}",)
         self.cases = ("ordinary", "overwritten", "rotation", "crash")
-        if "rc" in version:
-            self.cases = ("ordinary", "rotation", "crash")
 
     def prepare(self) -> None:
         import safetensors.torch
