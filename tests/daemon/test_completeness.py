@@ -77,9 +77,9 @@ def test_what_is_only_expected_is_given_up(running, places):
     daemon = running(quiet_time=0.2)
     folder = source / "checkpoint-1"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    torch.save({}, folder / "optimizer.bin")
     (folder / "model.safetensors").write_bytes(WEIGHTS)
-    daemon.until(lambda: (entry := daemon.entry("checkpoint-1")) and "trainer_state" in entry.waiting, "it to wait")
+    daemon.until(lambda: (entry := daemon.entry("checkpoint-1")) and "random_states" in entry.waiting, "it to wait")
     daemon.published("checkpoint-1.arz")
 
 

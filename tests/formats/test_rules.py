@@ -59,20 +59,8 @@ def test_a_trainers_random_states_may_come_after_its_state_but_none_may_be_left_
     assert checkpoint.put("rng_state_1.pth", b"x", age=6).assess("checkpoint-10").complete
 
 
-def test_a_model_alone_in_a_numbered_checkpoint_is_where_a_trainer_begins() -> None:
-    checkpoint = (
-        Checkpoint().put("model.safetensors", age=9).json("config.json", {}, age=10).put("tokenizer.json", b"{}")
-    )
-    assert doubted(checkpoint, "checkpoint-10", "trainer_state.json")
-    assert checkpoint.assess("step_10", later=6).complete
-    checkpoint.past = Past(frozenset({b"model.safetensors"}))  # the one before had no more
-    assert checkpoint.assess("checkpoint-10", later=6).complete
-    checkpoint.past = Past()
-    assert checkpoint.put("optimizer.pt", saved({}), 6).assess("checkpoint-10", later=6).complete
-
-
 def test_the_wait_for_what_is_only_expected_goes_with_the_wait_that_was_set() -> None:
-    facts = dict.fromkeys((b"config.json", b"model.safetensors"), FileFacts(1, Layout("opaque"), True, 7.0))
+    facts = dict.fromkeys((b"optimizer.bin", b"model.safetensors"), FileFacts(1, Layout("opaque"), True, 7.0))
     assert not assess(facts, lambda _: None, b"checkpoint-1").complete
     quiet = {"strong": 0.5, "good": 0.5, "weak": 0.5}
     assert assess(facts, lambda _: None, b"checkpoint-1", quiet).complete

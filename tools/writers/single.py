@@ -79,6 +79,7 @@ class Trainer(Writer):
     """transformers' ``Trainer``, with optimiser, scheduler and random states, and its own rotation."""
 
     name = "Trainer"
+    withstands = 4.0  # of its first checkpoint only quiet tells, until training_args.bin follows the model
     markers = ("trainer_state.json",)
 
     def prepare(self) -> None:

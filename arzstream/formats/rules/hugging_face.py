@@ -9,27 +9,17 @@ from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
 
 __all__ = ["accelerate", "sharded", "trainer"]
 
-_WITH_MODEL = re.compile(
-    rb"(?:adapter_|generation_)?config\.json|(?:adapter_|pytorch_)?model[-\w]*\.(?:safetensors|bin)(?:\.index\.json)?"
-    rb"|tokenizer[\w.]*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|chat_template\.\w+|README\.md"
-    rb"|\.tmp\w+"
-)
-"""What ``save_pretrained`` of models and tokenizers writes."""
 _RANK = re.compile(rb"(?:rng_state|random_states)_(\d+)\.(?:pth|pkl)")
 
 
 def trainer(folder: Folder) -> Finding | None:
     """transformers' Trainer: ``trainer_state.json`` comes last from the first rank; other ranks may lag.
 
-    It speaks for what lies beside it, but for the ranks' ``rng_state_N.pth``. A ``checkpoint-N`` that holds a model
-    and nothing else is taken for the beginning of one, unless its run is known to do without.
+    It speaks for what lies beside it, but for the ranks' ``rng_state_N.pth``.
     """
     state = b"trainer_state.json"
     named = re.fullmatch(rb"checkpoint-\d+", folder.name) is not None
     if state not in folder.files and not (named and b"training_args.bin" in folder.files):
-        configured = folder.matching(r"(?:adapter_)?config\.json")
-        if named and configured and not folder.past.names and all(map(_WITH_MODEL.fullmatch, folder.files)):
-            return Finding("weak", text(state), gives_up=True, doubt=True)
         return None
     if not isinstance(folder.json(state), dict):
         return Finding("good", text(state))
