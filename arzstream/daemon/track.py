@@ -22,13 +22,15 @@ from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.formats import checkpoint
 from arzstream.formats.base import Layout, Parser
-from arzstream.formats.checkpoint import FileFacts, Verdict
+from arzstream.formats.checkpoint import FileFacts, Past, Verdict
 from arzstream.formats.detect import parser_for
 
 __all__ = ["Track"]
 
 SMALL_BYTES = 8 << 20
 """Files that rules may want to read whole (indexes, states) are at most this long."""
+BESIDE_BYTES = 4096
+"""And what lies beside a checkpoint, and names it."""
 OPAQUE_BYTES = 64 << 20
 """Bytes after which files without known tensors are coded early."""
 ASK_AFTER = 0.1
@@ -99,6 +101,8 @@ class Track:
         self.deleted = False
         """It looked complete, and now it is being deleted."""
         self._keep_open = keep_open
+        self._memo: dict[tuple[str, bytes], tuple[object, object]] = {}
+        """What rules found out about files, so that they need not read them again."""
 
     # ------------------------------------------------------------------------------------ what is there
 
@@ -203,8 +207,8 @@ class Track:
                 self.settle.closed(known, now)
 
     def hopeless(self, monotonic: float, patience: float) -> bool:
-        """Does it wait for something other than quiet, and has nothing happened for ``patience`` seconds?"""
-        if self.verdict is None or self.rests:
+        """Does it wait for what may never come, and has nothing happened for ``patience`` seconds?"""
+        if self.verdict is None or self.rests or self.verdict.doubt:
             return False
         return all(self.settle.quiet(path, monotonic) >= patience for path in self.watched)
 
@@ -225,8 +229,8 @@ class Track:
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
             self.watched[path] = _Watched(file, self.inside(path), self.company, item.identity)
 
-    def judge(self, monotonic: float, quiet: Mapping[str, float] | None) -> Verdict:
-        """Look at every file's frontier and structure, and say whether the checkpoint is complete."""
+    def judge(self, monotonic: float, quiet: Mapping[str, float] | None, past: Past) -> Verdict:
+        """Look at every file's frontier and structure, and say whether the checkpoint is complete, given its past."""
         facts: dict[bytes, FileFacts] = {}
         self.company.files = {self.inside(path): watched.file for path, watched in self.watched.items()}
         news = self.company.news()
@@ -236,9 +240,13 @@ class Track:
                 calm = min(calm, self.settle.quiet(path + TARGET, monotonic))
             closed = self._closed(path, watched, calm)
             watched.look(whole=closed or calm >= checkpoint.GIVE_UP, news=news)
-            facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
+            status = watched.file.status()
+            facts[self.inside(path)] = FileFacts(status.st_size, watched.layout, closed, calm, status.st_mtime_ns)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
-        verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
+        verdict = checkpoint.assess(
+            facts, self._read_small, name, quiet or checkpoint.QUIET,
+            past=past, beside=self._read_beside, read=self._read, memo=self._memo,
+        )  # fmt: skip
         if checkpoint.is_temporary(self.path):
             verdict = dataclasses.replace(verdict, complete=False, waiting_for="its writer to rename it")
         still = verdict.quiet - min((fact.quiet_seconds for fact in facts.values()), default=0.0)
@@ -257,14 +265,30 @@ class Track:
         self.settle.closed(key, now)
         return self.settle.is_closed(key)
 
-    def _read_small(self, inside: bytes) -> bytes | None:
+    def _watched(self, inside: bytes) -> _Watched | None:
         path = os.path.join(self.path, inside) if self.path and not self.lone_file else (self.path or inside)
-        watched = self.watched.get(path)
-        if watched is None:
+        return self.watched.get(path)
+
+    def _read_small(self, inside: bytes) -> bytes | None:
+        watched = self._watched(inside)
+        size = 0 if watched is None else watched.file.size
+        return self._read(inside, 0, size) if size <= SMALL_BYTES else None
+
+    def _read(self, inside: bytes, offset: int, length: int) -> bytes | None:
+        watched = self._watched(inside)
+        with contextlib.suppress(ArzError):
+            return None if watched is None else watched.file.read_at(offset, length)
+        return None
+
+    def _read_beside(self, name: bytes) -> tuple[bytes, int] | None:
+        """A small file in the folder around it, if that is watched, and when it was written (ns)."""
+        if not self.path:
             return None
         with contextlib.suppress(ArzError):
-            size = watched.file.size
-            return watched.file.read_at(0, size) if size <= SMALL_BYTES else None
+            file = SourceFile(self.root, os.path.join(os.path.dirname(self.path), name), keep=False)
+            status = file.status()
+            if status.st_size <= BESIDE_BYTES:
+                return file.read_at(0, status.st_size), status.st_mtime_ns
         return None
 
     def frontiers(self) -> tuple[dict[bytes, SourceFile], dict[bytes, int]]:
