@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, range_tasks, spans
+from arzstream.archive.files import announced, piece_starts, range_tasks, spans
+from arzstream.archive.forecast import Forecast
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.container.directory import Directory, UnitEntry
@@ -73,7 +74,8 @@ def _decoded(decoder: Decoder, record: FileRecord) -> Iterator[tuple[int, np.nda
             task()
         return span[0], out
 
-    return decoder.in_order(decode, spans(decoder, record))
+    with Forecast(decoder) as forecast:
+        yield from decoder.in_order(decode, announced(forecast, record, starts, spans(decoder, record)))
 
 
 class _Members:
@@ -163,6 +165,8 @@ def _compare_file(decoder: Decoder, record: FileRecord, entry: SourceEntry) -> N
             return np.array_equal(np.frombuffer(out, np.uint8), np.frombuffer(original, np.uint8))
 
         todo = spans(decoder, record)
-        for (start, end), equal in zip(todo, decoder.in_order(same, todo), strict=True):
-            if not equal:
-                raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")
+        with Forecast(decoder) as forecast:
+            equals = decoder.in_order(same, announced(forecast, record, starts, todo))
+            for (start, end), equal in zip(todo, equals, strict=True):
+                if not equal:
+                    raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")

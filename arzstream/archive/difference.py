@@ -61,12 +61,16 @@ def diff(
     *,
     parents: SearchPath = None,
     progress: Progress | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Difference:
     """Compare two archives, whether one was coded against the other or not. Tensors with equal digests are not decoded.
 
     Raises what opening and reading them raises.
     """
-    with open_archive(a, parents=parents) as first, open_archive(b, parents=parents) as second:
+    with (
+        open_archive(a, storage_options, parents) as first,
+        open_archive(b, storage_options, parents) as second,
+    ):
         held, found = first.catalog.tensors, []
         total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
         for name, place in second.catalog.tensors.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from arzstream.container.records import Kind
 from arzstream.errors import StorageError
-from arzstream.store.ranges import FsspecReader, LocalReader, is_url, open_reader
+from arzstream.store.ranges import LocalReader, RemoteReader, is_url, open_reader
 
 __all__ = ["SourceEntry", "collect", "kept_target", "open_source"]
 
@@ -27,7 +29,9 @@ class SourceEntry:
     target: bytes = b""
 
 
-def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
+def collect(
+    sources: Sequence[str | os.PathLike[str]], storage_options: Mapping[str, Any] | None = None
+) -> list[SourceEntry]:
     """Everything below ``sources``, by path. One folder gives names relative to itself, more than one source also its
     name.
 
@@ -35,7 +39,7 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
     """
     found: dict[bytes, SourceEntry] = {}
     for source in sources:
-        for entry in _entries(source, alone=len(sources) == 1):
+        for entry in _entries(source, storage_options, alone=len(sources) == 1):
             if entry.path in found:
                 raise StorageError(
                     f"{os.fsdecode(entry.where)}: another source has a file called {os.fsdecode(entry.path)} too; "
@@ -45,12 +49,13 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
     return [found[path] for path in sorted(found)]
 
 
-def _entries(source: str | os.PathLike[str], *, alone: bool) -> Iterator[SourceEntry]:
+def _entries(
+    source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, alone: bool
+) -> Iterator[SourceEntry]:
     if is_url(source):
-        with open_reader(source) as reader:
-            yield SourceEntry(
-                os.fsencode(os.path.basename(str(source).rstrip("/"))), str(source), Kind.REGULAR, 0o644, 0, reader.size
-            )
+        with open_reader(source, storage_options) as reader:
+            name = posixpath.basename(reader.name.rstrip("/"))
+            yield SourceEntry(os.fsencode(name), str(source), Kind.REGULAR, 0o644, 0, reader.size)
         return
     where = os.fsencode(os.path.abspath(source))
     status = _stat(where)
@@ -116,6 +121,6 @@ def _stat(where: bytes) -> os.stat_result:
         ) from error
 
 
-def open_source(entry: SourceEntry) -> LocalReader | FsspecReader:
+def open_source(entry: SourceEntry, storage_options: Mapping[str, Any] | None = None) -> LocalReader | RemoteReader:
     """A reader for a regular file."""
-    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where)
+    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where, storage_options)

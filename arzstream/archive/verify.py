@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from arzstream.archive.again import directory_of
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import compare, decode_all
@@ -18,7 +19,7 @@ from arzstream.container.scan import Replay
 from arzstream.container.state import TableRef, index_map
 from arzstream.errors import ArzError, CorruptError
 from arzstream.limits import DEFAULT_LIMITS, Limits
-from arzstream.store.ranges import RangeReader, open_reader
+from arzstream.store.ranges import DistantReader, RangeReader, open_reader
 
 __all__ = ["VerifyReport", "verify", "verify_reader"]
 
@@ -136,15 +137,35 @@ def _verify(
         open_directory(reader, limits)
         raise CorruptError(NO_END)
     trailer = Trailer.decode(tail, size)
-    for frame in replay.run(size - TRAILER_BYTES):
-        if progress is not None:
-            progress(frame.end, size, "verifying")
+    announced = reader.announce() if isinstance(reader, DistantReader) else None
+    try:
+        if announced is not None:
+            announced.add([(replay.offset, size - replay.offset)])
+        _check_frames(reader, replay, size, progress)
+    finally:
+        if announced is not None:
+            announced.release()
     _check_trailer(replay, trailer)
-    directory = open_directory(reader, limits)
+    directory = directory_of(reader, limits)
     _check_index(replay, directory)
     tensors = sum(member.name is not None for entry in directory.units for member in entry.unit.members)
     content = directory.content.hex() if directory.content else ""
     return VerifyReport(reader.name, replay.frames, size, tensors, len(directory.files), content), directory
+
+
+def _check_frames(reader: RangeReader, replay: Replay, size: int, progress: Progress | None) -> None:
+    tried = -1
+    while replay.offset < size - TRAILER_BYTES:
+        try:
+            for frame in replay.run(size - TRAILER_BYTES):
+                if progress is not None:
+                    progress(frame.end, size, "verifying")
+        except CorruptError:
+            # A frame that was damaged on its way from a store is asked for once more.
+            if not isinstance(reader, DistantReader) or replay.believed or tried == replay.offset:
+                raise
+            tried = replay.offset
+            reader.forget(replay.offset, size - replay.offset)
 
 
 def _check_trailer(replay: Replay, trailer: Trailer) -> None:

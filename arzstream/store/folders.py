@@ -6,7 +6,7 @@ import os
 import posixpath
 from typing import Any
 
-from arzstream.store.ranges import is_url
+from arzstream.store.address import is_url
 
 __all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "same_place"]
 
