@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from arzstream.archive.again import directory_of
+from arzstream.archive.again import directory_of, once_more
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import compare, decode_all
@@ -130,7 +130,7 @@ def _verify(
     reader: RangeReader, limits: Limits, progress: Progress | None, replay: Replay | None = None
 ) -> tuple[VerifyReport, Directory]:
     size = reader.size
-    replay = replay or Replay(reader, limits)
+    replay = replay or once_more(reader, lambda: Replay(reader, limits))
     tail = reader.read_at(max(0, size - TRAILER_BYTES), min(size, TRAILER_BYTES))
     if tail[-8:] != END_MAGIC or len(tail) < TRAILER_BYTES:
         # Something later, or nothing: find out which, so that the message helps.

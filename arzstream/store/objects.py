@@ -102,10 +102,10 @@ class ObjectStore(abc.ABC):
         raise NotImplementedError
 
     def remove(self, key: str) -> None:
-        """Remove an object, if there is one."""
+        """Remove an object, if there is one, and uploads to it that nobody finished."""
         raise NotImplementedError
 
-    def close(self, key: str) -> None:
+    def close(self, key: str) -> None:  # noqa: B027  (most stores keep nothing open)
         """Nothing more is read from ``key``."""
 
     def names(self, folder: str) -> Iterator[tuple[str, Version]]:

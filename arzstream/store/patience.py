@@ -70,46 +70,50 @@ _PASSING_NAMES = {
     "ServiceRequestError", "ServiceResponseError", "TimeoutError",
 }  # fmt: skip
 """Names of classes of aiohttp, botocore, urllib3, azure.core, paramiko and fsspec, none of which need be installed."""
+_DENYING_NAMES = {"AuthenticationException", "NoCredentialsError", "NoAuthTokenError", "TokenRetrievalError"}
 _LASTING_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
 
 
 def verdict(error: BaseException) -> Verdict:
-    """What ``error`` means for another try."""
+    """What ``error`` means for another try: what the first says, of it and its causes, that says anything."""
+    return next((found for found in map(_verdict, _chain(error)) if found is not None), Verdict.LASTS)
+
+
+def _verdict(error: BaseException) -> Verdict | None:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    status = _status_of(error)
     if isinstance(error, BadAnswer):
         return Verdict.ODD
-    status = status_of(error)
     if status is not None:
-        if status in _PASSING:
-            return Verdict.PASSES
-        return _BY_STATUS.get(status, Verdict.LASTS)
-    for one in _chain(error):
-        if isinstance(one, (FileNotFoundError, KeyError)):
-            return Verdict.MISSING
-        if isinstance(one, PermissionError) or type(one).__name__ in {"NoCredentialsError", "AuthenticationException"}:
-            return Verdict.DENIED
-        if isinstance(one, (ConnectionError, TimeoutError, EOFError)):
-            return Verdict.PASSES
-        if any(kind.__name__ in _PASSING_NAMES for kind in type(one).__mro__):
-            return Verdict.PASSES
-        if isinstance(one, OSError) and one.errno is not None and one.errno not in _LASTING_ERRNO:
-            return Verdict.PASSES
-    return Verdict.LASTS
+        return Verdict.PASSES if status in _PASSING else _BY_STATUS.get(status, Verdict.LASTS)
+    if isinstance(error, (FileNotFoundError, KeyError)):
+        return Verdict.MISSING
+    if isinstance(error, PermissionError) or names & _DENYING_NAMES:
+        return Verdict.DENIED
+    if isinstance(error, (ConnectionError, TimeoutError, EOFError)) or names & _PASSING_NAMES:
+        return Verdict.PASSES
+    if isinstance(error, OSError) and error.errno is not None:
+        return Verdict.LASTS if error.errno in _LASTING_ERRNO else Verdict.PASSES
+    return None
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, if any."""
-    for one in _chain(error):
-        response = getattr(one, "response", None)
-        if isinstance(response, Mapping):
-            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(found, int):
-                return found
-        for name in ("status", "status_code", "code"):
-            found = getattr(one, name, None)
-            if isinstance(found, str) and found.isdigit():
-                found = int(found)
-            if isinstance(found, int) and 300 <= found < 600:
-                return found
+    """The HTTP status that an error or one of its causes carries, if any."""
+    return next((found for found in map(_status_of, _chain(error)) if found is not None), None)
+
+
+def _status_of(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(found, int):
+            return found
+    for name in ("status", "status_code", "code"):
+        found = getattr(error, name, None)
+        if isinstance(found, str) and found.isdigit():
+            found = int(found)
+        if isinstance(found, int) and 300 <= found < 600:
+            return found
     return None
 
 

@@ -132,6 +132,7 @@ class NewObject:
         self._close()
         with contextlib.suppress(StorageError):  # it is published; what stays behind is swept some day
             self._try(lambda: self._store.remove(self._temporary), "remove its temporary object")
+        self._store.close(self._final)
 
     def abort(self) -> None:
         """Remove whatever there is of it, as far as the store can be reached."""
@@ -142,6 +143,8 @@ class NewObject:
                 self._try(upload.abort, "drop what was written")
         with contextlib.suppress(Exception):
             self._try(lambda: self._store.remove(self._temporary), "remove its temporary object")
+        with contextlib.suppress(Exception):
+            self._store.close(self._final)
 
     def _close(self) -> None:
         for future in self._sending:
@@ -193,3 +196,5 @@ def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> V
         if error.errno == errno.ENOENT:
             return None
         raise
+    finally:
+        store.close(key)

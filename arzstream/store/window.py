@@ -20,6 +20,9 @@ REQUEST_BYTES = 8 << 20
 """A request brings at most so much: large enough to be worth its latency, small enough for several at once."""
 GAP_BYTES = 256 << 10
 """Bytes that nobody wants are read, too, if they are at most so many and save a request."""
+AT_FIRST = 2
+"""So many requests are made at once in the beginning, and one more for each that was answered: what is read first does
+not share the way with all the rest."""
 LINGER_SECONDS = 0.002
 """A request that may still grow waits so long for its neighbours, if nobody waits for it."""
 
@@ -79,7 +82,8 @@ class Window:
         self._waiting: collections.deque[_Request] = collections.deque()
         self._last: _Request | None = None
         """The last one that was announced, while it may grow."""
-        self._held = self._numbered = self._owners = self._newest = 0
+        self._held = self._numbered = self._owners = self._newest = self._under_way = 0
+        self._allowed = AT_FIRST
         self._closed = False
 
     def announce(self) -> Announced:
@@ -237,6 +241,7 @@ class Window:
                     return
                 self._waiting.remove(request)
                 request.begun = True
+                self._under_way += 1
                 self._held += request.end - request.start
                 if self._last is request:
                     self._last = None
@@ -246,6 +251,8 @@ class Window:
             except BaseException as failure:  # noqa: BLE001  (raised where it is read)
                 error = failure
             with self._changed:
+                self._under_way -= 1
+                self._allowed = min(self._count, self._allowed + 1)
                 request.data, request.error, request.done = (None if error else data), error, True
                 self._changed.notify_all()
 
@@ -256,7 +263,7 @@ class Window:
             wanted = next((request for request in self._waiting if request.wanted), None)
             if wanted is not None:
                 return wanted
-            if not self._waiting:
+            if not self._waiting or self._under_way >= self._allowed:
                 self._changed.wait()
                 continue
             first = self._waiting[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -128,7 +129,7 @@ class _Blocks(Upload):
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
         self._count = max(self._count, number + 1)
-        self._store.run(self._stage, _block_id(number), bytes(data))
+        self._store.run(self._stage, _block_id(number), io.BytesIO(data), len(data))
 
     def finish(self) -> None:
         self._store.run(self._list)
@@ -136,8 +137,8 @@ class _Blocks(Upload):
     def abort(self) -> None:
         """Blocks that no list names go by themselves, within a week."""
 
-    async def _stage(self, block: str, data: bytes) -> None:
-        await self._store._blob(self._key).stage_block(block, data, length=len(data), **self._store._patient())
+    async def _stage(self, block: str, data: io.BytesIO, length: int) -> None:
+        await self._store._blob(self._key).stage_block(block, data, length=length, **self._store._patient())
 
     async def _list(self) -> None:
         from azure.storage.blob import BlobBlock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -169,7 +170,7 @@ class _Resumable(Upload):
         """How many bytes the store has now."""
         fs, session = self._store._fs, await self._store._session()
         async with session.put(
-            self._place, data=data, headers=fs._get_headers({"Content-Range": said}), allow_redirects=False,
+            self._place, data=io.BytesIO(data), headers=fs._get_headers({"Content-Range": said}), allow_redirects=False,
             timeout=web.timeout(self._store._patience, len(data)),
         ) as response:  # fmt: skip
             if response.status == 308:

@@ -46,7 +46,13 @@ class GenericStore(ObjectStore):
         self._fs.invalidate_cache()
         if not replace and self._fs.exists(final):
             raise FileExistsError(final)
-        self._fs.mv(temporary, final)
+        from fsspec.spec import AbstractFileSystem
+
+        if type(self._fs).mv is not AbstractFileSystem.mv:
+            self._fs.mv(temporary, final)
+        else:  # which takes names for patterns
+            self._fs.cp_file(temporary, final)
+            self._fs.rm_file(temporary)
 
     def remove(self, key: str) -> None:
         self._fs.invalidate_cache()

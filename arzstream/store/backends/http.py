@@ -48,7 +48,11 @@ class HttpStore(LoopStore):
         found = await web.get_tail(session, url, length, self._patience, self._headers(), **self._request())
         if found is not None:
             size, headers, data = found
-            return Version(size, _tag(headers)), data
+            version = Version(size, _tag(headers))
+            # A whole file instead of its end may be an error message that came with the wrong status.
+            if "Content-Range" not in headers and await self._head(key) != version:
+                raise BadAnswer("it answers with something else than the file")
+            return version, data
         version = await self._head(key)
         out = bytearray(min(length, version.size))
         if out:

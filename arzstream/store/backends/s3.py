@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,10 +43,10 @@ class S3Store(LoopStore):
     def tail(self, key: str, length: int) -> tuple[Version, bytes]:
         try:
             return self.run(self._tail, key, length)
-        except BadAnswer:
+        except BadAnswer:  # some do not know suffixes, and an empty object has no last bytes
             return super().tail(key, length)
         except Exception as error:
-            if status_of(error) == 416:  # an empty object has no last bytes
+            if status_of(error) == 416:
                 return super().tail(key, length)
             raise
 
@@ -72,6 +73,9 @@ class S3Store(LoopStore):
 
     def remove(self, key: str) -> None:
         self._call("delete_object", key)
+        with contextlib.suppress(Exception):  # listing them may not be allowed
+            for upload in self._unfinished(key):
+                self._call("abort_multipart_upload", key, UploadId=upload)
 
     def names(self, folder: str) -> Iterator[tuple[str, Version]]:
         bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
@@ -84,6 +88,12 @@ class S3Store(LoopStore):
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _unfinished(self, key: str) -> list[str]:
+        """Uploads to ``key`` that were begun: all, if the answer to the first request was lost."""
+        bucket, name, _ = self._fs.split_path(key)
+        found = self.run(self._invoke, "list_multipart_uploads", Bucket=bucket, Prefix=name)
+        return [item["UploadId"] for item in found.get("Uploads", ()) if item["Key"] == name]
 
     def _call(self, method: str, key: str, **keywords: Any) -> Any:
         bucket, name, version = self._fs.split_path(key)
@@ -105,15 +115,8 @@ class S3Store(LoopStore):
     async def _tail(self, key: str, length: int) -> tuple[Version, bytes]:
         answer = await self._get(key, Range=f"bytes=-{length}")
         async with answer["Body"] as body:
-            total = answer.get("ContentLength", 0)
-            if "ContentRange" not in answer and total > length:
-                raise BadAnswer("it does not answer for the last bytes")  # all of it: not to be waited for
-            if "ContentRange" in answer:
-                size = _checked(answer, -1, length)
-                total = min(length, size)
-            else:
-                size = total
-            out = bytearray(total)
+            size = _checked(answer, -1, length)
+            out = bytearray(min(length, size))
             await self._fill(body, memoryview(out))
         return Version(size, str(answer.get("ETag", ""))), bytes(out)
 

@@ -59,7 +59,7 @@ async def get_tail(
     session: Any, url: Any, length: int, patience: Patience, headers: Mapping[str, str], **request: Any
 ) -> tuple[int, Mapping[str, str], bytes] | None:
     """The last ``length`` bytes of ``url``; the object's length and the headers, too. None if this server does not
-    understand the question. A file that it gives whole is taken if it is short."""
+    understand the question. A whole file instead is taken if it is short; the caller asks whether it is one."""
     asked = {**headers, "Range": f"bytes=-{length}", "Accept-Encoding": "identity"}
     request = {"timeout": timeout(patience, length), **request}
     async with session.get(url, headers=asked, **request) as response:
