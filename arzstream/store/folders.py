@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from arzstream.store.address import is_url
+from arzstream.store.backends import connect
 
 __all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "same_place"]
 
@@ -37,7 +39,7 @@ def same_place(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def archives_in(folder: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+def archives_in(folder: str, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """The archives in ``folder`` itself, by name; none if it cannot be listed. Parents lie there, or elsewhere."""
     if is_url(folder) and not folder.startswith("file://"):
         return _behind(folder, storage_options)
@@ -49,12 +51,24 @@ def archives_in(folder: str, storage_options: dict[str, Any] | None = None) -> l
     return [os.path.join(path, name) for name in names[:MOST]]
 
 
-def _behind(folder: str, storage_options: dict[str, Any] | None) -> list[str]:
-    import fsspec.core
-
+def _behind(folder: str, storage_options: Mapping[str, Any] | None) -> list[str]:
     try:
-        files, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
-        found = sorted(posixpath.basename(str(name).rstrip("/")) for name in files.ls(path, detail=False))
+        store, key = connect(folder, storage_options)
+        try:
+            found = sorted(name for name, _ in store.names(key))
+        except NotImplementedError:
+            found = _listed(folder, storage_options)
+        finally:
+            store.close(key)
     except Exception:  # noqa: BLE001  (many stores cannot list; whatever the reason, nothing is found there)
         return []
     return [beside(folder, name) for name in found if is_archive_name(name)][:MOST]
+
+
+def _listed(folder: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """As fsspec lists it: of a web server, the links on the page that it may have for a folder."""
+    import fsspec.core
+
+    files, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
+    files.invalidate_cache()
+    return sorted(posixpath.basename(str(name).rstrip("/")) for name in files.ls(path, detail=False))

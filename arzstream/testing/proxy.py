@@ -25,6 +25,7 @@ __all__ = ["Around", "ErrorBody", "Fault", "FaultProxy", "Flip", "Request", "Res
            "WrongRange"]  # fmt: skip
 
 BLOCK_BYTES = 64 << 10
+MAKE_UP_SECONDS = 0.02
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 ERROR_BODY = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Please try again.</Message></Error>"
 
@@ -116,6 +117,7 @@ class FaultProxy:
         self.rate: float | None = None
         """Bytes of bodies a second, of all answers together; None for as fast as it goes."""
         self._lock, self._link = threading.Lock(), threading.Lock()
+        self._free_at = 0.0
         self._target = (host, port)
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -150,8 +152,12 @@ class FaultProxy:
 
     def _pass(self, nbytes: int) -> None:
         if self.rate is not None:
-            with self._link:  # one link for all
-                time.sleep(nbytes / self.rate)
+            with self._link:  # one link for all, and what was slept too long is made up for
+                now = time.monotonic()
+                self._free_at = max(self._free_at, now - MAKE_UP_SECONDS) + nbytes / self.rate
+                wait = self._free_at - now
+            if wait > 0:
+                time.sleep(wait)
 
     def _ask(self, request: Request, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(*self._target, timeout=60)
