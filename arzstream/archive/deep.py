@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -133,9 +134,14 @@ def member_digests(decoder: Decoder, number: int, unit: Unit) -> tuple[bytes, ..
     return hashers.result()
 
 
-def compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[str]) -> None:
+def compare(
+    decoder: Decoder,
+    directory: Directory,
+    against: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Every file of the archive with the source of that name, and none missing on either side."""
-    entries = {entry.path: entry for entry in collect([against])}
+    entries = {entry.path: entry for entry in collect([against], storage_options)}
     records = {record.path: record for _, record in directory.files}
     for path in sorted(entries.keys() | records.keys()):
         entry, record = entries.get(path), records.get(path)
@@ -145,12 +151,14 @@ def compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[s
         if (entry.kind, entry.target) != (record.kind, record.target):
             raise CorruptError(f"{show(path)} is not the same kind of file as in the source")
         if record.kind == Kind.REGULAR:
-            _compare_file(decoder, record, entry)
+            _compare_file(decoder, record, entry, storage_options)
 
 
-def _compare_file(decoder: Decoder, record: FileRecord, entry: SourceEntry) -> None:
+def _compare_file(
+    decoder: Decoder, record: FileRecord, entry: SourceEntry, storage_options: Mapping[str, Any] | None
+) -> None:
     starts = piece_starts(record)
-    with open_source(entry) as source:
+    with open_source(entry, storage_options) as source:
         if source.size != record.size:
             raise CorruptError(
                 f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive"

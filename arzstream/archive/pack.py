@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -53,7 +53,7 @@ def pack(
     max_chain: int = MAX_CHAIN,
     storage_options: dict[str, Any] | None = None,
 ) -> PackSummary:
-    """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``: a path, a URL, or
+    """Pack ``sources`` (files, checkpoint folders, URLs of either) into the archive ``dest``: a path, a URL, or
     ``"-"`` for standard output. Nothing that comes from or goes to a URL is kept on a local disk meanwhile.
 
     ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N
@@ -190,16 +190,22 @@ class _Work:
                 source: LocalReader | RemoteReader = open_source(entry, self.storage_options)
                 stack.callback(source.close)
                 jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
-            ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
+            # A source that is far away is hashed when it is settled: it is read twice, not three times.
+            ahead = [
+                hashing.submit(_hash_ahead, job, source.size if isinstance(source, LocalReader) else 0, stop)
+                for _, source, _, job in jobs
+            ]
             stack.callback(_end_hashing, stop, ahead)  # before the sources are closed
             # Stable: the order is that of the paths, but for files whose tensors are coded against those of others.
             for _, source, _, job in sorted(jobs, key=lambda item: builder.turn(item[3], item[1].size)):
-                builder.plan(job, source.size, final=True)
+                with _announced(source):
+                    builder.plan(job, source.size, final=True)
             for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
                 if reader is not None:
                     builder.verify_ahead(reader)  # while this thread settles the sources
                 hashed.result()
-                builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
+                with _announced(source):
+                    builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
                 if _identity(source) != identity or source.size != entry.size:
                     raise SourceChangedError(
                         f"{source.name}: changed while it was packed; pack it again when its writer is done"
@@ -215,6 +221,19 @@ def _prove(builder: CheckpointBuilder, reader: RemoteReader) -> None:
     finally:
         announced.release()
     verify_reader(reader)
+
+
+@contextlib.contextmanager
+def _announced(source: LocalReader | RemoteReader) -> Iterator[None]:
+    """All of a source that is far away will be read, about in the order of its bytes."""
+    announced = source.announce() if isinstance(source, RemoteReader) else None
+    if announced is not None:
+        announced.add([(0, source.size)])
+    try:
+        yield
+    finally:
+        if announced is not None:
+            announced.release()
 
 
 def _end_hashing(stop: threading.Event, ahead: Sequence[Future[None]]) -> None:

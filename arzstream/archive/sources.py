@@ -1,8 +1,9 @@
-"""What is packed: a file, a folder with everything in it, several of them, or a file behind a URL."""
+"""What is packed: a file, a folder with everything in it, several of them, or what lies behind a URL."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import posixpath
 import stat
@@ -11,6 +12,8 @@ from typing import Any
 
 from arzstream.container.records import Kind
 from arzstream.errors import StorageError
+from arzstream.store.address import redacted
+from arzstream.store.folders import objects_below
 from arzstream.store.ranges import LocalReader, RemoteReader, is_url, open_reader
 
 __all__ = ["SourceEntry", "collect", "kept_target", "open_source"]
@@ -53,9 +56,7 @@ def _entries(
     source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, alone: bool
 ) -> Iterator[SourceEntry]:
     if is_url(source):
-        with open_reader(source, storage_options) as reader:
-            name = posixpath.basename(reader.name.rstrip("/"))
-            yield SourceEntry(os.fsencode(name), str(source), Kind.REGULAR, 0o644, 0, reader.size)
+        yield from _remote(str(source), storage_options, alone=alone)
         return
     where = os.fsencode(os.path.abspath(source))
     status = _stat(where)
@@ -64,6 +65,31 @@ def _entries(
         yield from _folder(root, root, b"" if alone else os.path.basename(where) + b"/", frozenset())
     else:
         yield _regular(os.path.basename(where), where, status)
+
+
+def _remote(url: str, storage_options: Mapping[str, Any] | None, *, alone: bool) -> Iterator[SourceEntry]:
+    """The object behind ``url``; or, if there is none, or if it ends with a slash, the objects below it."""
+    if not url.endswith("/"):
+        try:
+            with open_reader(url, storage_options) as reader:
+                name = posixpath.basename(reader.name)
+                yield SourceEntry(os.fsencode(name), url, Kind.REGULAR, 0o644, 0, reader.size)
+            return
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.EISDIR):
+                raise
+            missing = error
+    else:
+        missing = StorageError(f"{redacted(url)}: there is nothing in it; check the address", errno=errno.ENOENT)
+    folder = url.rstrip("/")
+    prefix = "" if alone else posixpath.basename(redacted(folder)) + "/"
+    found = objects_below(folder, storage_options)
+    for name, size in found:
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            raise StorageError(f"{redacted(folder)}: has an object called {name!r}, which is no path; pack it alone")
+        yield SourceEntry(os.fsencode(prefix + name), f"{folder}/{name}", Kind.REGULAR, 0o644, 0, size)
+    if not found:
+        raise missing
 
 
 def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[SourceEntry]:

@@ -72,7 +72,7 @@ def verify(
                     ancestry = Ancestry(parents, storage_options, limits)
                     try:
                         origin = ancestry.tensors_of(joined.directory, os.fspath(path))
-                        _verify_deep(reader, joined, origin, limits, against, progress)
+                        _verify_deep(reader, joined, origin, limits, against, progress, storage_options)
                     finally:
                         ancestry.close()
             finally:
@@ -106,12 +106,13 @@ def _verify_deep(
     limits: Limits,
     against: str | os.PathLike[str] | None,
     progress: Progress | None,
+    storage_options: dict[str, Any] | None,
 ) -> None:
     decoder = Decoder(reader, joined.directory, limits=limits, home=joined.home, parents=parents)
     try:
         _decode_all(decoder, joined.directory, progress)
         if against is not None:
-            compare(decoder, joined.directory, against)
+            compare(decoder, joined.directory, against, storage_options)
     finally:
         decoder.close()
 

@@ -7,10 +7,11 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from arzstream.store.address import is_url
+from arzstream.store.address import is_url, redacted
 from arzstream.store.backends import connect
+from arzstream.store.patience import patiently
 
-__all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "same_place"]
+__all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "objects_below", "same_place"]
 
 SUFFIX = ".arz"
 MOST = 10_000
@@ -49,6 +50,22 @@ def archives_in(folder: str, storage_options: Mapping[str, Any] | None = None) -
     except OSError:
         return []
     return [os.path.join(path, name) for name in names[:MOST]]
+
+
+def objects_below(folder: str, storage_options: Mapping[str, Any] | None = None) -> list[tuple[str, int]]:
+    """The objects below the URL ``folder``, by their names from there on, with their lengths; nothing if there are
+    none, or if the store cannot list. Raises StorageError."""
+    store, key = connect(folder, storage_options)
+    try:
+        found = patiently(
+            lambda: list(store.names(key, deep=True)), redacted(folder), "list it", options=storage_options
+        )  # fmt: skip
+    except NotImplementedError:
+        return []
+    finally:
+        store.close(key)
+    # Some programs make empty objects with a slash at their end to show folders.
+    return sorted((name, version.size) for name, version in found if name and not name.endswith("/"))
 
 
 def _behind(folder: str, storage_options: Mapping[str, Any] | None) -> list[str]:

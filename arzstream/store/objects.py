@@ -108,8 +108,9 @@ class ObjectStore(abc.ABC):
     def close(self, key: str) -> None:  # noqa: B027  (most stores keep nothing open)
         """Nothing more is read from ``key``."""
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
-        """The objects right in ``folder``: the last part of their keys, and what is there now."""
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
+        """The objects right in ``folder``, or (``deep``) in those below it, too: their names from there on, and what is
+        there now. Nothing if there is no such folder."""
         raise NotImplementedError
 
 

@@ -174,6 +174,8 @@ def storage_error(
     """``error`` in one line, with what to do."""
     if isinstance(error, ImportError):
         return UnsupportedError(f"{name}: {one_line(error, options)}; arzstream doctor says what to install")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{name}: is a folder; name a file", errno=errno.EISDIR)
     found = verdict(error)
     if found is Verdict.MISSING:
         return StorageError(f"{name}: cannot {doing}: no such file; check the address", errno=errno.ENOENT)

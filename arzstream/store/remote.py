@@ -50,8 +50,10 @@ class RemoteReader:
         self.name = redacted(url)
         self._options = dict(storage_options or {})
         self._patience = patience or PATIENCE
+        self._url = url
         self._store: ObjectStore
         self._store, self._key = connect(url, self._options, self._patience)
+        self._process = os.getpid()
         self._closed = False
         self.requests = self.bytes_moved = 0
         """Requests for bytes, tries not counted, and how much they brought."""
@@ -61,9 +63,8 @@ class RemoteReader:
         if cache is None and keep and os.environ.get(ENVIRONMENT_CACHE):
             cache = BlockCache(os.environ[ENVIRONMENT_CACHE])
         self._blocks = cache.file(url, self.version, self._fetch) if cache is not None and self.version.tag else None
-        self._window = Window(
-            self._read_ahead, threads=threads if self._store.properties.concurrent else 1, most_bytes=window_bytes
-        )
+        self._sizes = (threads if self._store.properties.concurrent else 1, window_bytes)
+        self._window = self._new_window()
 
     @property
     def size(self) -> int:
@@ -83,6 +84,7 @@ class RemoteReader:
         return bytes(out)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._survive_fork()
         view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
         self._check(offset, len(view))
         kept = self.size - len(self._tail)
@@ -104,6 +106,7 @@ class RemoteReader:
 
     def announce(self) -> Announced:
         """Say what will be read, so that it is fetched ahead; see :mod:`arzstream.store.window`."""
+        self._survive_fork()
         return self._window.announce()
 
     def forget(self, offset: int, length: int) -> bool:
@@ -129,8 +132,9 @@ class RemoteReader:
     def close(self) -> None:
         """End the threads. (fsspec keeps one session per file system.)"""
         self._closed = True
-        self._window.close()
-        self._store.close(self._key)
+        if self._process == os.getpid():
+            self._window.close()
+            self._store.close(self._key)
 
     def __enter__(self) -> RemoteReader:
         return self
@@ -139,6 +143,16 @@ class RemoteReader:
         self.close()
 
     # -- requests
+
+    def _new_window(self) -> Window:
+        return Window(self._read_ahead, threads=self._sizes[0], most_bytes=self._sizes[1])
+
+    def _survive_fork(self) -> None:
+        """In a child process there are neither the threads nor the connections of its parent: it gets its own."""
+        if self._process != os.getpid():
+            self._counting, self._window = threading.Lock(), self._new_window()
+            self._store, self._key = connect(self._url, self._options, self._patience)
+            self._process = os.getpid()
 
     def _opened(self) -> tuple[Version, bytes]:
         version, tail = patiently(

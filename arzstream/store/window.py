@@ -80,6 +80,9 @@ class Window:
         self._requests: list[_Request] = []
         """By where they start; they do not overlap."""
         self._waiting: collections.deque[_Request] = collections.deque()
+        self._urgent: collections.deque[_Request] = collections.deque()
+        """Those of them that someone waits for."""
+        self._begun: list[_Request] = []
         self._last: _Request | None = None
         """The last one that was announced, while it may grow."""
         self._held = self._numbered = self._owners = self._newest = self._under_way = 0
@@ -102,9 +105,10 @@ class Window:
             if request is None:
                 return 0
             request.wanted += 1
-            if self._last is request:
-                self._last = None
-            self._changed.notify_all()
+            if not request.begun:
+                self._last = None if self._last is request else self._last
+                self._urgent.append(request)
+                self._changed.notify_all()
             try:
                 while not request.done and not self._closed:
                     self._changed.wait()
@@ -224,6 +228,7 @@ class Window:
             del self._starts[place], self._requests[place]
             if request.begun:
                 self._held -= request.end - request.start
+                self._begun.remove(request)
             else:
                 self._waiting.remove(request)
                 request.done = True
@@ -240,6 +245,7 @@ class Window:
                 if request is None:
                     return
                 self._waiting.remove(request)
+                self._begun.append(request)
                 request.begun = True
                 self._under_way += 1
                 self._held += request.end - request.start
@@ -260,9 +266,10 @@ class Window:
         """What to fetch next: what someone waits for, else the oldest that there is room for. None at the end."""
         lingered = False
         while not self._closed:
-            wanted = next((request for request in self._waiting if request.wanted), None)
-            if wanted is not None:
-                return wanted
+            while self._urgent:
+                urgent = self._urgent.popleft()
+                if not urgent.begun and not urgent.done:
+                    return urgent
             if not self._waiting or self._under_way >= self._allowed:
                 self._changed.wait()
                 continue
@@ -280,7 +287,7 @@ class Window:
     def _let_go_of_stale(self) -> bool:
         """Let go of what was announced long before what is read now: it was not needed after all."""
         before = self._newest - 2 * self._count
-        stale = next((r for r in self._requests if r.done and not r.wanted and r.number < before), None)
+        stale = next((r for r in self._begun if r.done and not r.wanted and r.number < before), None)
         if stale is None:
             return False
         self._drop(stale)

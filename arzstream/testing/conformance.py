@@ -144,6 +144,8 @@ class ReadableStore:
 class WritableStore(ReadableStore):
     """A store that archives can be written to."""
 
+    listings_tell_versions = True
+    """False where a listing says less of an object than asking for it does."""
     refuses_taken_names = True
     """False for emulators, and for stores that have no such word."""
 
@@ -204,10 +206,18 @@ class WritableStore(ReadableStore):
             new.complete()
         new.abort()
         with connected(server, "given-up/it.arz") as (store, key):
-            try:
-                assert list(store.names(key.rpartition("/")[0])) == []
-            except FileNotFoundError:
-                pass
+            assert list(store.names(key.rpartition("/")[0])) == []
+
+    def test_listings_say_what_is_in_a_folder_and_below_it(self, server: Server) -> None:
+        for name in ("listed/a", "listed/b/c", "listed/b/d e/f", "listed-not/g"):
+            written(server, name, name.encode(), replace=True)
+        with connected(server, "listed") as (store, key):
+            assert [(name, version.size) for name, version in store.names(key)] == [("a", 8)]
+            found = dict(store.names(key, deep=True))
+            assert {name: version.size for name, version in found.items()} == {"a": 8, "b/c": 10, "b/d e/f": 14}
+            if self.listings_tell_versions:
+                assert found["b/c"] == store.head(f"{key}/b/c")
+            assert list(store.names(f"{key}/nothing", deep=True)) == []
 
     def test_of_many_that_publish_one_name_at_once_one_does(self, server: Server) -> None:
         if not self.refuses_taken_names:

@@ -13,6 +13,7 @@ from arzstream.testing.servers import Server
 
 
 class TestMemory(WritableStore):
+    listings_tell_versions = False
     refuses_taken_names = False  # it looks first, and two may look at once
 
     @pytest.fixture

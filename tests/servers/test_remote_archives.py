@@ -301,3 +301,50 @@ def test_a_cache_answers_the_second_time_and_is_not_needed(
             place.write_bytes(data)
     with arzstream.open(url) as archive:
         same(archive, checkpoints.first)
+
+
+@pytest.mark.parametrize("server", ["nginx", "moto"], indirect=True)
+def test_a_process_that_was_forked_reads_with_connections_of_its_own(
+    server: Server, checkpoints: Checkpoints, upload: Upload
+) -> None:
+    url = upload(server, checkpoints.archives[0], "forked.arz")
+    with RemoteReader(url, server.storage_options) as reader:
+        first = reader.read_at(0, 1000)
+        announced = reader.announce()
+        announced.add([(0, 2000)])
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                code = 0 if reader.read_at(0, 1000) == first and reader.read_at(5000, 10) else 2
+            finally:
+                os._exit(code)
+        deadline = time.monotonic() + 60
+        done, status = 0, 0
+        while not done and time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.02)
+        if not done:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert done and os.waitstatus_to_exitcode(status) == 0
+        assert reader.read_at(0, 1000) == first
+
+
+@pytest.mark.parametrize("server", ["moto", "azurite", "gcs", "sftp"], indirect=True)
+def test_a_folder_in_a_store_is_packed_as_one(server: Server, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "deep er/rng.bin"):
+        data = (checkpoints.folders[0] / name).read_bytes() if "deep" not in name else b"rng" * 100
+        written(server, f"folder/step-1/{name}", data, replace=True)
+    source, options = f"{server.url}/folder/step-1", server.storage_options
+    arzstream.pack(source, tmp_path / "folder.arz", storage_options=options)
+    with arzstream.open(tmp_path / "folder.arz") as archive:
+        assert archive.files() == ["config.json", "deep er/rng.bin", "model.safetensors"]
+        same(archive, checkpoints.first)
+    arzstream.verify(tmp_path / "folder.arz", against=source + "/", storage_options=options)
+    written(server, "folder/step-1/config.json", b"other", replace=True)
+    with pytest.raises(arzstream.CorruptError, match=r"config\.json"):
+        arzstream.verify(tmp_path / "folder.arz", against=source, storage_options=options)
+    for missing in (f"{server.url}/folder/step-2", f"{server.url}/folder/step-2/"):
+        with pytest.raises(arzstream.StorageError, match="check the address"):
+            arzstream.pack(missing, tmp_path / "missing.arz", storage_options=options)

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from arzstream.testing import servers, tensors
 
 ROWS, COLUMNS = 4096, 2048
 DOWNLOAD_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 PROXY = """
 import sys, threading
 from arzstream.testing.proxy import FaultProxy
@@ -114,6 +116,44 @@ def downloaded(url: str, folder: Path) -> None:
     place.unlink()
 
 
+def processor_time(url: str, folder: str, rounds: int) -> None:
+    """What a gigabyte costs of this process's processor time, and of the clock, beside obstore's client."""
+    import obstore
+    from obstore.store import HTTPStore
+
+    store = HTTPStore.from_url(folder, client_options={"allow_http": True})
+    with RemoteReader(url) as reader:
+        size = reader.size
+    out = memoryview(bytearray(size))
+
+    def ours() -> None:
+        with RemoteReader(url) as reader:
+            announced = reader.announce()
+            announced.add([(0, size)])
+            for start in range(0, size, PIECE_BYTES):
+                reader.read_into(start, out[start : start + PIECE_BYTES])
+            announced.release()
+
+    def fetch(start: int) -> None:
+        end = min(size, start + DOWNLOAD_BYTES)
+        out[start:end] = memoryview(obstore.get_range(store, "model.safetensors", start=start, end=end))
+
+    def theirs() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(fetch, range(0, size, DOWNLOAD_BYTES)))
+
+    found: dict[str, list[tuple[float, float]]] = {"the reader": [], "obstore": []}
+    for _ in range(rounds):
+        for name, function in (("the reader", ours), ("obstore", theirs)):
+            began = time.process_time(), time.monotonic()
+            function()
+            taken = (time.process_time() - began[0]) / size * 1e9, (time.monotonic() - began[1]) / size * 1e9
+            found[name].append(taken)
+    for name, times in found.items():
+        processor, clock = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{name}: {processor:.2f} s of processor time for a GB, {clock:.2f} s by the clock")
+
+
 def seconds(function: Callable[[], object], rounds: int) -> float:
     taken = []
     for _ in range(rounds):
@@ -129,6 +169,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[], metavar="MB/S")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", default="balanced")
+    parser.add_argument("--obstore", action="store_true", help="compare the client with obstore's")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -144,6 +185,8 @@ def main() -> None:
                 f"ten rows of one tensor of an archive of {rows['archive'] / 1e6:,.0f} MB: {rows['requests']} requests,"
                 f" {rows['bytes'] / (1 << 20):.2f} MiB"
             )
+            if options.obstore:
+                processor_time(f"{server.url}/model.safetensors", server.url, options.rounds)
             for rate in options.rates:
                 with link(server.port, rate) as port:
                     archive, raw = (f"http://127.0.0.1:{port}/model.{kind}" for kind in ("arz", "safetensors"))

@@ -41,8 +41,8 @@ class AzureStore(LoopStore):
     def remove(self, key: str) -> None:
         self.run(self._remove, key)
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
-        yield from self.run(self._names, folder)
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
+        yield from self.run(self._names, folder, deep)
 
     def _blob(self, key: str) -> Any:
         container, name, _ = self._fs.split_path(key)
@@ -98,14 +98,15 @@ class AzureStore(LoopStore):
             if status_of(error) != 404:
                 raise
 
-    async def _names(self, folder: str) -> list[tuple[str, Version]]:
+    async def _names(self, folder: str, deep: bool) -> list[tuple[str, Version]]:
         container, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
         prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
         client = self._fs.service_client.get_container_client(container)
         found = []
-        async for item in client.walk_blobs(name_starts_with=prefix, delimiter="/"):
+        listing = client.list_blobs if deep else client.walk_blobs
+        async for item in listing(name_starts_with=prefix, **self._patient()):
             if hasattr(item, "etag"):
-                found.append((item.name[len(prefix) :], Version(int(item.size or 0), str(item.etag))))
+                found.append((item.name[len(prefix) :], Version(int(item.size or 0), f'"{item.etag}"')))
         return found
 
 

@@ -41,10 +41,10 @@ class GcsStore(LoopStore):
     def remove(self, key: str) -> None:
         self.run(self._remove, key)
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
         bucket, _, prefix = folder.strip("/").partition("/")
         prefix = f"{prefix}/" if prefix else ""
-        params = {"prefix": prefix, "delimiter": "/"}
+        params = {"prefix": prefix} if deep else {"prefix": prefix, "delimiter": "/"}
         while True:
             page = self.run(self._json, "GET", f"b/{quote(bucket)}/o", params)
             for item in page.get("items", ()):

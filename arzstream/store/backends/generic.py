@@ -59,11 +59,17 @@ class GenericStore(ObjectStore):
         if self._fs.exists(key):
             self._fs.rm_file(key)
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
         self._fs.invalidate_cache()
-        for item in self._fs.ls(folder, detail=True):
+        try:
+            found = self._fs.find(folder, detail=True).values() if deep else self._fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            return
+        for item in found:
             if item.get("type") == "file" and item.get("size") is not None:
-                yield posixpath.basename(str(item["name"])), _version(item)
+                name = str(item["name"])
+                below = posixpath.relpath(name, folder) if deep else posixpath.basename(name)
+                yield below, _version(item)
 
 
 def _version(info: Mapping[str, Any]) -> Version:

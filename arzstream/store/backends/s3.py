@@ -77,17 +77,17 @@ class S3Store(LoopStore):
             for upload in self._unfinished(key):
                 self._call("abort_multipart_upload", key, UploadId=upload)
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
         bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
         prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-        more: dict[str, str] = {}
+        more: dict[str, str] = {} if deep else {"Delimiter": "/"}
         while True:
-            page = self.run(self._invoke, "list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+            page = self.run(self._invoke, "list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
             for item in page.get("Contents", ()):
                 yield item["Key"][len(prefix) :], Version(int(item["Size"]), str(item.get("ETag", "")))
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more["ContinuationToken"] = page["NextContinuationToken"]
 
     def _unfinished(self, key: str) -> list[str]:
         """Uploads to ``key`` that were begun: all, if the answer to the first request was lost."""

@@ -41,7 +41,10 @@ class SftpStore(ObjectStore):
 
     def head(self, key: str) -> Version:
         with self._lock:
-            return _version(self._file(key).stat())
+            status = self._file(key).stat()
+        if stat.S_ISDIR(status.st_mode or 0):
+            raise IsADirectoryError("is a folder; name a file")
+        return _version(status)
 
     def get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
         with self._lock:
@@ -89,12 +92,18 @@ class SftpStore(ObjectStore):
             if fs is not None:
                 fs.client.close()
 
-    def names(self, folder: str) -> Iterator[tuple[str, Version]]:
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
         with self._lock:
-            found = self._client().listdir_attr(folder)
+            try:
+                found = self._client().listdir_attr(folder)
+            except FileNotFoundError:
+                return
         for item in found:
             if stat.S_ISREG(item.st_mode or 0):
                 yield item.filename, _version(item)
+            elif deep and stat.S_ISDIR(item.st_mode or 0):  # links are not followed: they may lead in a circle
+                for name, version in self.names(posixpath.join(folder, item.filename), deep=True):
+                    yield f"{item.filename}/{name}", version
 
     def make_folders(self, folder: str) -> None:
         """Create ``folder`` and what is missing above it."""
