@@ -160,9 +160,10 @@ def test_verifying_survives_a_bit_that_is_another_one_on_its_way(
     way: tuple[str, Server, FaultProxy], quick: Patience
 ) -> None:
     url, server, proxy = way
-    proxy.script([Flip(40_000)], _ahead)
-    arzstream.verify(url, storage_options=server.storage_options)
-    assert not proxy.faults
+    for faults in ([Flip(40_000)], [None, Flip(40_000)]):  # in the beginning, and in a frame
+        proxy.script(faults, _ahead)
+        arzstream.verify(url, storage_options=server.storage_options)
+        assert not proxy.faults
     proxy.script([Flip(40_000)] * 1000, _ahead)
     with pytest.raises(arzstream.CorruptError, match=r"faulty\.arz"):
         arzstream.verify(url, storage_options=server.storage_options)

@@ -97,7 +97,7 @@ def test_an_odd_answer_is_asked_for_once_more():
     assert patiently(function, "x", "read", patience=QUICK) == 7
     function, calls = failing(BadAnswer("odd"), HttpError(500), BadAnswer("odd"), BadAnswer("odd"))
     with pytest.raises(StorageError, match="x: cannot read, 3 times: odd"):
-        patiently(function, "x", "read", patience=QUICK)
+        patiently(function, "x", "read", patience=Patience(attempts=9, first=0.001, longest=0.002))
     assert len(calls) == 3
 
 
