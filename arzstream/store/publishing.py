@@ -188,12 +188,13 @@ class NewObject:
 
 
 def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> Version | None:
-    """The object behind ``url`` as it is now; None if there is none. Raises StorageError."""
+    """The object behind ``url`` as it is now; None if there is none, or none that may be known of (S3 says so to those
+    who may not list a bucket). Raises StorageError."""
     store, key = connect(url, storage_options)
     try:
         return patiently(lambda: store.head(key), redacted(url), "look at it", options=storage_options)
     except StorageError as error:
-        if error.errno == errno.ENOENT:
+        if error.errno in (errno.ENOENT, errno.EACCES):
             return None
         raise
     finally:
