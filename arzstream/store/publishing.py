@@ -10,7 +10,7 @@ import collections
 import contextlib
 import errno
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -73,6 +73,7 @@ class NewObject:
         self._buffer, self._filled = bytearray(part_bytes(0)), 0
         self._number = self._position = 0
         self._reader: RemoteReader | None = None
+        self._given_up = False
 
     # -- a sink
 
@@ -135,7 +136,9 @@ class NewObject:
         self._store.close(self._final)
 
     def abort(self) -> None:
-        """Remove whatever there is of it, as far as the store can be reached."""
+        """Remove whatever there is of it, as far as the store can be reached. Parts on their way are waited for, but
+        not sent again."""
+        self._given_up = True
         self._close()
         upload, self._upload = self._upload, None
         if upload is not None:
@@ -177,14 +180,15 @@ class NewObject:
         def send() -> None:
             self._try(
                 lambda: upload.part(number, data, last), f"write part {number + 1}",
-                patient=self._store.properties.repeatable,
+                stopped=lambda: self._given_up or not self._store.properties.repeatable,
             )  # fmt: skip
 
         self._sending.append(self._pool.submit(send))
 
-    def _try(self, function: Any, doing: str, *, patient: bool = True) -> Any:
-        patience = self._patience if patient else Patience(attempts=1)
-        return patiently(function, self.name, doing, patience=patience, options=self._options)
+    def _try(self, function: Any, doing: str, stopped: Callable[[], bool] = lambda: False) -> Any:
+        return patiently(
+            function, self.name, doing, patience=self._patience, options=self._options, stopped=stopped
+        )  # fmt: skip
 
 
 def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> Version | None:

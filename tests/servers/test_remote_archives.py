@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ import pytest
 import arzstream
 from arzstream.archive.difference import diff
 from arzstream.archive.reader import Archive
+from arzstream.store.backends import connect
 from arzstream.store.remote import TAIL_BYTES, RemoteReader
 from arzstream.testing import tensors
 from arzstream.testing.conformance import written
-from arzstream.testing.proxy import Around, FaultProxy
+from arzstream.testing.proxy import Around, FaultProxy, Stall
 from arzstream.testing.servers import Server
 
 ROWS, COLUMNS, LAYERS = 2048, 1024, 6
@@ -348,3 +350,57 @@ def test_a_folder_in_a_store_is_packed_as_one(server: Server, checkpoints: Check
     for missing in (f"{server.url}/folder/step-2", f"{server.url}/folder/step-2/"):
         with pytest.raises(arzstream.StorageError, match="check the address"):
             arzstream.pack(missing, tmp_path / "missing.arz", storage_options=options)
+
+
+def aws(port: int) -> dict[str, str]:
+    """The environment of somebody who uses S3."""
+    return {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
+def test_the_command_line_packs_to_a_store_with_what_the_environment_says(
+    moto: Server, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    environment = aws(moto.port)
+
+    def arz(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "arzstream", *arguments]
+        return subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment)
+
+    url = f"{moto.url}/by-hand/step-1.arz"
+    done = arz("pack", str(checkpoints.folders[0]), "-o", url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(url.encode() + b": ")
+    done = arz("pack", str(checkpoints.folders[0]), "-o", url)
+    assert done.returncode == 4
+    assert done.stderr == f"arzstream: {url}: exists already; choose another name, or --force to replace it\n".encode()
+    with arzstream.open(url, moto.storage_options) as archive:
+        same(archive, checkpoints.first)
+
+
+def test_packing_that_is_interrupted_leaves_nothing(
+    moto: Server, checkpoints: Checkpoints, proxies: Callable[[Server], FaultProxy]
+) -> None:
+    proxy = proxies(moto)
+    proxy.script([Stall(2.0)], lambda request: "partNumber=1" in request.path)
+    url = f"{moto.url}/interrupted/step-1.arz"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arzstream", "pack", str(checkpoints.folders[0]), "-o", url],
+        env=aws(proxy.port), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while proxy.faults and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == b"arzstream: interrupted\n"
+    store, key = connect(url, moto.storage_options)
+    assert list(store.names(key.rpartition("/")[0])) == []
+    invoke = store._invoke  # type: ignore[attr-defined]
+    pending = store.run(invoke, "list_multipart_uploads", Bucket="archives", Prefix="interrupted/")  # type: ignore[attr-defined]
+    assert not pending.get("Uploads")
