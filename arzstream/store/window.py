@@ -136,10 +136,14 @@ class Window:
             return self._starts[place] if place < len(self._starts) else None
 
     def forget(self, start: int, end: int) -> None:
-        """Let go of requests that have any of these bytes and nobody waits for."""
+        """Let go of requests that brought any of these bytes, and of those that nobody waits for.
+
+        Whoever has waited for one and is about to copy from it still does.
+        """
         with self._changed:
-            for request in [r for r in self._requests if r.start < end and start < r.end and not r.wanted]:
-                self._drop(request)
+            for request in [r for r in self._requests if r.start < end and start < r.end]:
+                if request.done or not request.wanted:
+                    self._drop(request)
 
     def close(self) -> None:
         """End the threads; what they are fetching is dropped when it comes."""

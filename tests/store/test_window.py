@@ -146,6 +146,30 @@ def test_forgotten_bytes_are_asked_for_again(window, source):
     assert window.take(20, memoryview(bytearray(10))) == 0
 
 
+def test_forgotten_bytes_are_not_given_again_while_others_read_the_same_request(window, source):
+    """Two threads have waited for one request, and what one of them got was damaged."""
+    for _ in range(200):
+        announced = window.announce()
+        source.open.clear()
+        announced.add([(0, 2_000)])
+        found: list[int] = []
+
+        def damaged(found: list[int] = found) -> None:
+            window.take(0, memoryview(bytearray(10)))
+            window.forget(0, 10)
+            found.append(window.take(0, memoryview(bytearray(10))))
+
+        threads = [threading.Thread(target=damaged)]
+        threads += [threading.Thread(target=window.take, args=(1_000, memoryview(bytearray(10)))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        source.open.set()
+        for thread in threads:
+            thread.join()
+        assert found == [0]
+        announced.release()
+
+
 def test_closing_ends_whoever_waits(source):
     window = Window(source.fetch, threads=2, most_bytes=20_000)
     source.open.clear()
