@@ -87,11 +87,12 @@ class RemoteReader:
         self._survive_fork()
         view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
         self._check(offset, len(view))
-        kept = self.size - len(self._tail)
+        tail = self._tail  # another thread may let go of it
+        kept = self.size - len(tail)
         head = view[: max(0, kept - offset)]
         if len(head) < len(view):
             start = offset + len(head) - kept
-            view[len(head) :] = self._tail[start : start + len(view) - len(head)]
+            view[len(head) :] = tail[start : start + len(view) - len(head)]
         while len(head):
             got = self._window.take(offset, head)
             if not got:
