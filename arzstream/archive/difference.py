@@ -64,6 +64,7 @@ def diff(
     *,
     parents: SearchPath = None,
     progress: Progress | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Difference:
     """Compare two archives, whether one was coded against the other or not. Tensors with equal digests are not decoded.
 
@@ -72,7 +73,10 @@ def diff(
 
     Raises what opening and reading them raises.
     """
-    with open_archive(a, parents=parents) as first, open_archive(b, parents=parents) as second:
+    with (
+        open_archive(a, storage_options, parents) as first,
+        open_archive(b, storage_options, parents) as second,
+    ):
         held, found = _aligned(first.catalog.tensors, second.catalog.tensors), []
         total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
         for name, place in second.catalog.tensors.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from arzstream.archive.catalog import Catalog, TensorPlace
 from arzstream.archive.decoding import Decoder, Task
+from arzstream.archive.forecast import Forecast
 from arzstream.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -71,8 +72,10 @@ def prepare(decoder: Decoder, place: TensorPlace) -> Loaded:
 
 def load(decoder: Decoder, place: TensorPlace) -> Loaded:
     """Decode a whole tensor; a small one in the calling thread."""
-    loaded = prepare(decoder, place)
-    decoder.run(loaded.tasks)
+    with Forecast(decoder) as forecast:
+        forecast.tensor(place)
+        loaded = prepare(decoder, place)
+        decoder.run(loaded.tasks)
     return loaded
 
 
@@ -201,8 +204,11 @@ class TensorSlice:
     def _rows(self, row0: int, row1: int) -> Loaded:
         start, inner = self._place.member.start, math.prod(self._place.shape[1:])
         shape = (row1 - row0, *self._place.shape[1:])
-        loaded = _elements(self._decoder, self._place, shape, start + row0 * inner, start + row1 * inner)
-        self._decoder.run(loaded.tasks)
+        first, last = start + row0 * inner, start + row1 * inner
+        with Forecast(self._decoder) as forecast:
+            forecast.elements(self._place, first, last)
+            loaded = _elements(self._decoder, self._place, shape, first, last)
+            self._decoder.run(loaded.tasks)
         return loaded
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Loaded:
@@ -211,7 +217,9 @@ class TensorSlice:
         shape = (rows[1] - rows[0], columns[1] - columns[0], *self._place.shape[2:])
         width = (cols[1] - cols[0]) * itemsize
         out = self._decoder.results.empty(shape[0] * width)
-        self._decoder.into(self._place.entry.number, rows, cols, out.reshape(shape[0], width))
+        with Forecast(self._decoder) as forecast:
+            forecast.rectangle(self._place.entry.number, rows, cols)
+            self._decoder.into(self._place.entry.number, rows, cols, out.reshape(shape[0], width))
         return Loaded(self._place, shape, out)
 
     def _finish(self, loaded: Loaded) -> Any:
