@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zstandard
-from arzstream.testing.distributed import write_checkpoints
 
 import arzstream
+from arzstream.testing.distributed import write_checkpoints
 from tools.bench.weights import minilm, package_file
 from tools.measure.checks import Checks
 from tools.measure.delta_peers import ZIPNN_TYPES
