@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 from arzstream.archive.catalog import TensorPlace
 from arzstream.archive.decoding import Decoder, Task
 from arzstream.archive.tensors import Loaded, prepare
+from arzstream.errors import StorageError
 
 __all__ = ["decoded_ahead"]
 
@@ -53,7 +54,10 @@ class _Batches:
         if any(waiting is ahead for waiting, _ in self._batch):
             self.flush()
         for future in ahead.futures:
-            future.result()
+            try:
+                future.result()
+            except CancelledError:
+                raise StorageError(f"{self._decoder.reader.name}: was closed; open it again") from None
         if ahead.loaded.error is not None:
             raise ahead.loaded.error
         return ahead.loaded

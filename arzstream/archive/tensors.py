@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from arzstream.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "prepare"]
+__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "prepare", "span_bytes"]
+
+Allocate = Callable[[int], np.ndarray]
 
 
 @dataclasses.dataclass
@@ -62,9 +64,19 @@ class Loaded:
         return flat.reshape(self.shape) if strides is None else flat.as_strided(self.shape, strides)
 
 
-def prepare(decoder: Decoder, place: TensorPlace) -> Loaded:
-    """Memory for a whole tensor, and what there is to do until it is filled."""
-    return _elements(decoder, place, place.shape, place.member.start, place.member.end)
+def prepare(decoder: Decoder, place: TensorPlace, empty: Allocate | None = None) -> Loaded:
+    """Memory for a whole tensor, and what there is to do until it is filled. ``empty(nbytes)`` gives other memory than
+    the decoder's: uint8, one-dimensional, at least as long as the tensor (see :func:`span_bytes`)."""
+    return _elements(decoder, place, place.shape, place.member.start, place.member.end, empty)
+
+
+def span_bytes(place: TensorPlace) -> int:
+    """How much memory :func:`prepare` asks for: the tensor's, and that of neighbours in its rows if it has some."""
+    unit, (start, end) = place.entry.unit, (place.member.start, place.member.end)
+    if start >= end:
+        return 0
+    rows, cols = _rectangle(unit.shape, start, end)
+    return (rows[1] - rows[0]) * (cols[1] - cols[0]) * unit.type.itemsize
 
 
 def load(decoder: Decoder, place: TensorPlace) -> Loaded:
@@ -74,7 +86,14 @@ def load(decoder: Decoder, place: TensorPlace) -> Loaded:
     return loaded
 
 
-def _elements(decoder: Decoder, place: TensorPlace, shape: tuple[int, ...], start: int, end: int) -> Loaded:
+def _elements(
+    decoder: Decoder,
+    place: TensorPlace,
+    shape: tuple[int, ...],
+    start: int,
+    end: int,
+    empty: Allocate | None = None,
+) -> Loaded:
     """Elements [start, end) of the unit, as a tensor of ``shape``."""
     unit = place.entry.unit
     if start >= end:
@@ -82,8 +101,9 @@ def _elements(decoder: Decoder, place: TensorPlace, shape: tuple[int, ...], star
     rows, cols = _rectangle(unit.shape, start, end)
     itemsize = unit.type.itemsize
     height, width = rows[1] - rows[0], (cols[1] - cols[0]) * itemsize
-    out = decoder.results.empty(height * width)
+    out = (empty or decoder.results.empty)(height * width)
     tasks = list(decoder.tasks(place.entry.number, rows, cols, out.reshape(height, width)))
+    tasks = decoder.counted(tasks, (end - start) * itemsize)
     skip = (start - rows[0] * unit.shape[1] - cols[0]) * itemsize
     return Loaded(place, shape, out[skip : skip + (end - start) * itemsize], tasks)
 
@@ -152,7 +172,8 @@ class TensorSlice:
         shape = (rows[1] - rows[0], columns[1] - columns[0], *self._place.shape[2:])
         width = (cols[1] - cols[0]) * itemsize
         out = self._decoder.results.empty(shape[0] * width)
-        self._decoder.into(self._place.entry.number, rows, cols, out.reshape(shape[0], width))
+        tasks = list(self._decoder.tasks(self._place.entry.number, rows, cols, out.reshape(shape[0], width)))
+        self._decoder.run(self._decoder.counted(tasks, len(out)))
         return Loaded(self._place, shape, out)
 
     def _finish(self, loaded: Loaded) -> Any:
