@@ -37,7 +37,7 @@ def model_of() -> Callable[..., Any]:
             model = transformers.BertModel(config)
         else:
             config = transformers.MixtralConfig(
-                vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                vocab_size=512, hidden_size=192, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128,
             )  # fmt: skip
             model = transformers.MixtralForCausalLM(config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,3 +203,49 @@ def test_progress_ends_at_the_bytes_of_the_model_and_an_exception_stops_loading(
 
     with pytest.raises(Enough):
         arzstream.transformers.from_pretrained(archive, progress=stop)
+
+
+RANK = """
+import json, sys, torch, transformers, arzstream
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers.distributed import DistributedConfig
+from arzstream.store.ranges import LocalReader
+
+rank, folder, archive = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+into, read, total = LocalReader.read_into, LocalReader.read_at, [0]
+def read_into(self, offset, buffer):
+    total[0] += buffer.nbytes
+    into(self, offset, buffer)
+def read_at(self, offset, length):
+    total[0] += length
+    return read(self, offset, length)
+LocalReader.read_into, LocalReader.read_at = read_into, read_at
+config = lambda: DistributedConfig(tp_size=4)
+theirs = transformers.LlamaForCausalLM.from_pretrained(folder, distributed_config=config())
+ours = arzstream.transformers.from_pretrained(archive, distributed_config=config())
+local = lambda tensor: tensor.to_local() if hasattr(tensor, "to_local") else tensor
+wanted, found = ({k: local(v) for k, v in m.state_dict().items()} for m in (theirs, ours))
+assert wanted.keys() == found.keys() and all(torch.equal(found[k], v) for k, v in wanted.items())
+whole = sum(t.numel() for t in transformers.LlamaForCausalLM.from_pretrained(folder).state_dict().values())
+print(json.dumps({"read": total[0], "share": sum(t.numel() for t in found.values()) / whole}))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_tensor_parallel_rank_of_four_reads_less_than_a_third(tmp_path: Path, rank: int) -> None:
+    """With transformers' own tensor parallelism, as rank ``rank`` of a group whose other ranks are not there."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=4096, hidden_size=1024, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "m")
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast", tensor_parallel=4)
+    done = subprocess.run(
+        [sys.executable, "-c", RANK, str(rank), tmp_path / "m", tmp_path / "m.arz"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["read"] / (tmp_path / "m.arz").stat().st_size < said["share"] + 0.05
