@@ -52,9 +52,7 @@ def open(
     reader = open_reader(path, storage_options)
     try:
         ancestry = Ancestry(parents, storage_options, limits)
-        archive = Archive(
-            reader, limits=limits, jobs=jobs, ancestry=ancestry, place=os.fspath(path), progress=progress
-        )
+        archive = Archive(reader, limits=limits, jobs=jobs, ancestry=ancestry, place=os.fspath(path), progress=progress)
         if archive.directory.volumes:
             archive.join(os.fspath(path), storage_options)
         return archive

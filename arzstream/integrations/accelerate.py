@@ -33,7 +33,9 @@ class WeightCache(Mapping[str, "torch.Tensor"]):
     It holds no more than that. A tensor that is larger than all of it is handed out and not kept.
     """
 
-    def __init__(self, weights: SliceMap, cache_bytes: int = CACHE_BYTES, *, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, weights: SliceMap, cache_bytes: int = CACHE_BYTES, *, aliases: Mapping[str, str] | None = None
+    ) -> None:
         """``aliases``: other names of tensors → the names that ``weights`` has for them."""
         self._weights, self._most, self._aliases = weights, cache_bytes, dict(aliases or {})
         self._kept: collections.OrderedDict[str, torch.Tensor] = collections.OrderedDict()

@@ -17,9 +17,8 @@ import threading
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.reader import Archive
@@ -153,7 +152,7 @@ class _StreamReader:
         """The stream is DCP's to close."""
 
 
-class ArchiveReader(dcp.FileSystemReader):
+class ArchiveReader(FileSystemReader):
     """A DCP ``StorageReader`` over an archive of a checkpoint folder; only the items that are asked for are decoded.
 
     ``source`` is a path, a URL or an open archive; ``folder`` the checkpoint's path in it. ``extensions`` is needed if

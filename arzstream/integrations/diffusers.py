@@ -50,7 +50,9 @@ def from_pretrained(
                 from arzstream.integrations.transformers import from_pretrained as transformers_model
 
                 chosen = getattr(require("transformers"), name, None)
-                kwargs[part] = transformers_model(archive, model_class=chosen, subfolder=folder, variant=variant, dtype=dtype)
+                kwargs[part] = transformers_model(
+                    archive, model_class=chosen, subfolder=folder, variant=variant, dtype=dtype
+                )
         pipeline = pipeline_class or diffusers.DiffusionPipeline
         with home.companions() as files:
             return pipeline.from_pretrained(files, **kwargs)

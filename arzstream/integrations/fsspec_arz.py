@@ -12,8 +12,6 @@ import os
 import posixpath
 from typing import Any
 
-import fsspec
-import fsspec.core
 from fsspec.archive import AbstractArchiveFileSystem
 
 from arzstream.archive.ancestry import SearchPath
@@ -131,13 +129,15 @@ class ArzFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]
 def _location(path: str, protocol: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The URL of an archive, and options for it, from what fsspec makes of a chained URL: a path without its protocol,
     and, where the chain goes on, the rest of it in ``target_protocol``, ``target_options`` and ``fo``."""
-    if protocol is None or "://" in path or "::" in path or os.path.isabs(path) and protocol in ("file", "local"):
+    if protocol is None or "://" in path or "::" in path or (os.path.isabs(path) and protocol in ("file", "local")):
         return path, options
     if protocol in ("file", "local"):
         return f"file://{os.path.abspath(path)}", options
     if "target_protocol" in options:
         own = {key: value for key, value in options.items() if key not in ("fo", "target_protocol", "target_options")}
-        inner, more = _location(options.get("fo", path), options["target_protocol"], options.get("target_options") or {})
+        inner, more = _location(
+            options.get("fo", path), options["target_protocol"], options.get("target_options") or {}
+        )
         head = f"{protocol}://{path}" if path != options.get("fo", path) else protocol
         by_protocol = more if "::" in inner else {options["target_protocol"]: more}
         return f"{head}::{inner}", {protocol: own, **by_protocol}

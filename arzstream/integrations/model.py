@@ -27,7 +27,19 @@ STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "consolidated")
 """What weight files are called, best first; each as ``stem[.variant].safetensors`` or ``.bin``, or with an index."""
 ENDINGS = (".safetensors", ".bin", ".pth")
 _TENSORS = frozenset({"safetensors", "torch-zip", "gguf"})
-_NOT_COMPANIONS = (*ENDINGS, ".pt", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".npz", ".distcp")
+_NOT_COMPANIONS = (
+    *ENDINGS,
+    ".pt",
+    ".ckpt",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".npz",
+    ".distcp",
+)
 
 
 @contextlib.contextmanager
@@ -65,7 +77,7 @@ class SliceMap(Mapping[str, TensorSlice]):
 
 
 class ModelFolder:
-    """A folder in an archive that holds a model. ``subfolder`` is its path; ``variant`` as in ``model.fp16.safetensors``.
+    """A folder of an archive that holds a model. ``subfolder``: its path; ``variant`` as in ``model.fp16.safetensors``.
 
     Where there is no file ``config.json`` at the top and only one folder of the archive has one, that folder is meant.
     """
@@ -101,7 +113,7 @@ class ModelFolder:
     # -- weights
 
     def weight_files(self) -> list[str]:
-        """Paths of the files that hold the weights. Raises UnsupportedError if there are none, or a shard is missing."""
+        """Paths of the files that hold the weights. Raises UnsupportedError if there are none or a shard is missing."""
         dot = f".{self.variant}" if self.variant else ""
         for ending in ENDINGS:
             for stem in STEMS:

@@ -31,4 +31,6 @@ def require(module: str) -> Any:
             raise UnsupportedError(
                 f"the installed {library} has no {error.name}; this version is not supported, install a newer one"
             ) from error
-        raise UnsupportedError(f"{library} is not installed; {_INSTALL.get(library, f'pip install {library}')}") from error
+        raise UnsupportedError(
+            f"{library} is not installed; {_INSTALL.get(library, f'pip install {library}')}"
+        ) from error

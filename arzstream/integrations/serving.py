@@ -68,8 +68,8 @@ def weights_of(
 ) -> Iterator[tuple[str, Any]]:
     """(name, torch tensor on the CPU) of every weight but those to ``skip``, in layer order.
 
-    ``groups`` are ``torch.distributed`` groups that take CPU objects, all of whose ranks iterate at once; the first that
-    is on one host shares what is decoded. ``only`` and ``ignored`` are globs over names of files. Whoever iterates
+    ``groups`` are ``torch.distributed`` groups that take CPU objects, all of whose ranks iterate at once; the first
+    that is on one host shares what is decoded. ``only`` and ``ignored`` are globs over names of files. Whoever iterates
     takes all of them, or closes the iterator.
     """
     group = next((group for group in groups if options.share and same_host(group)), None)

@@ -63,7 +63,9 @@ def from_pretrained(
         return loaded
 
 
-def config_from(source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+def config_from(
+    source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any
+) -> Any:
     """The ``PretrainedConfig`` in an archive. ``kwargs`` as in ``AutoConfig.from_pretrained``."""
     transformers = require("transformers")
     with opened(source, storage_options) as archive:
@@ -72,13 +74,17 @@ def config_from(source: Source, *, subfolder: str = "", storage_options: dict[st
             return _config(transformers, folder, files, **kwargs)
 
 
-def tokenizer_from(source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+def tokenizer_from(
+    source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any
+) -> Any:
     """The tokenizer in an archive. ``kwargs`` as in ``AutoTokenizer.from_pretrained``."""
     return _auto("AutoTokenizer", source, subfolder, storage_options, kwargs)
 
 
-def processor_from(source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-    """The processor in an archive: what prepares images or sound. ``kwargs`` as in ``AutoProcessor.from_pretrained``."""
+def processor_from(
+    source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any
+) -> Any:
+    """The processor in an archive, which prepares images or sound. ``kwargs`` as in ``AutoProcessor.from_pretrained``."""
     return _auto("AutoProcessor", source, subfolder, storage_options, kwargs)
 
 
@@ -100,7 +106,9 @@ def _auto(name: str, source: Source, subfolder: str, storage_options: dict[str, 
 def _config(transformers: Any, folder: ModelFolder, files: str, **kwargs: Any) -> Any:
     if "config.json" not in folder:
         folder.read_json("config.json")  # which says what is missing
-    return transformers.AutoConfig.from_pretrained(files, **kwargs)
+    config = transformers.AutoConfig.from_pretrained(files, **kwargs)
+    (config[0] if isinstance(config, tuple) else config).name_or_path = folder.archive.name
+    return config
 
 
 def _resolved(model_class: Any, config: Any, name: str, files: str, **trust: Any) -> Any:

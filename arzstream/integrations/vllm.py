@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import glob
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ def _loader_class() -> Any:
             if len(found) != 1:
                 raise UnsupportedError(
                     f"{model}: holds {len(found)} archives (*.arz); name one: "
-                    "--model-loader-extra-config '{\"uri\": \"s3://models/llama.arz\"}'"
+                    '--model-loader-extra-config \'{"uri": "s3://models/llama.arz"}\''
                 )
             return ServingOptions.from_mapping({**self._given, "uri": found[0]})
 
@@ -82,6 +83,8 @@ def _loader_class() -> Any:
             def skip(name: str) -> bool:
                 return (unused is not None and unused(name)) or _elsewhere(name, experts)
 
+            if self.counter_before_loading_weights == 0.0:  # vLLM reports the time since
+                self.counter_before_loading_weights = time.perf_counter()
             ignored = self.load_config.ignore_patterns or ()
             weights = weights_of(
                 self.options(source.model_or_path),

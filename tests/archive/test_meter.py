@@ -125,7 +125,9 @@ def test_closing_in_another_thread_stops_the_reading(archive: Path, chunks: Call
     assert chunks() <= before + 1
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bar = Bar()
     bar(1, 2, "loading")
     assert capsys.readouterr().err == ""

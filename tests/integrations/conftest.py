@@ -48,7 +48,7 @@ def model_of() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Any]) -> Callable[..., Path]:
-    """``saved_model(kind, dtype, shards, form)``: a folder with it and a tokenizer, as ``save_pretrained`` writes it."""
+    """``saved_model(kind, dtype, shards, form)``: a folder with it and a tokenizer, as ``save_pretrained`` writes."""
     made: dict[tuple[Any, ...], Path] = {}
 
     def save(kind: str, dtype: str = "bfloat16", *, shards: bool = False, form: str = "safetensors") -> Path:

@@ -117,7 +117,10 @@ torch.save(found, sys.argv[2])
     subprocess.run([sys.executable, "-c", make, tmp_path / "m"], check=True)
     arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
     done = subprocess.run(
-        [sys.executable, "-c", use, tmp_path / "m.arz", tmp_path / "found.pt"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", use, tmp_path / "m.arz", tmp_path / "found.pt"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     used, size = map(int, done.stdout.split())
     assert size > 290 << 20 and used < 170 << 20, (used >> 20, size >> 20)

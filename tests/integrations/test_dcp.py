@@ -60,9 +60,7 @@ def test_what_is_saved_with_the_extension_is_loaded_and_smaller(tmp_path: Path, 
     save(tmp_path / "x", _extensions=[ArzExtension()], **writer)
     equal(load(dcp.FileSystemReader(tmp_path / "x", _extension_registry=registry())), state())
     save(tmp_path / "plain", **writer)
-    ours, theirs = (
-        sum(path.stat().st_size for path in (tmp_path / name).glob("*.distcp")) for name in ("x", "plain")
-    )
+    ours, theirs = (sum(path.stat().st_size for path in (tmp_path / name).glob("*.distcp")) for name in ("x", "plain"))
     assert ours < 0.9 * theirs
 
 
@@ -72,7 +70,7 @@ def test_damage_in_a_saved_item_is_an_error(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises((arzstream.CorruptError, dcp.CheckpointException), match="damaged|checksum|CorruptError"):
+    with pytest.raises((arzstream.CorruptError, dcp.CheckpointException), match=r"damaged|checksum|CorruptError"):
         load(dcp.FileSystemReader(tmp_path / "x", _extension_registry=registry()))
 
 

@@ -82,7 +82,10 @@ def test_files_are_seekable_and_only_what_is_read_is_decoded(folder: Path, archi
         assert fs.cat_file("model.safetensors", start=-20, end=-10) == wanted[-20:-10]
         assert fs.cat_file("model.safetensors", start=1000, end=1000) == b""
         assert fs.cat_file("model.safetensors", end=9) == wanted[:9]
-        assert fs.cat_ranges(["model.safetensors"] * 2, [0, 500_000], [8, 500_100]) == [wanted[:8], wanted[500_000:500_100]]
+        assert fs.cat_ranges(["model.safetensors"] * 2, [0, 500_000], [8, 500_100]) == [
+            wanted[:8],
+            wanted[500_000:500_100],
+        ]
         assert len(set(decoded)) <= 3
 
 
@@ -138,7 +141,10 @@ def test_parents_are_found_beside_the_archive_or_where_it_is_said(folder: Path, 
         assert file.read() == wanted
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "a.arz").rename(tmp_path / "elsewhere" / "a.arz")
-    with fsspec.open(f"arz://model.safetensors::file://{tmp_path}/b.arz") as file, pytest.raises(arzstream.MissingParentError):
+    with (
+        fsspec.open(f"arz://model.safetensors::file://{tmp_path}/b.arz") as file,
+        pytest.raises(arzstream.MissingParentError),
+    ):
         file.read()
     with fsspec.open(
         f"arz://model.safetensors::file://{tmp_path}/b.arz", arz={"parents": str(tmp_path / "elsewhere")}

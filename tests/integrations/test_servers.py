@@ -115,6 +115,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Any]]:
         def __init__(self, load_config: Any) -> None:
             super().__init__(load_config)
             self.local_expert_ids: set[int] | None = None
+            self.counter_before_loading_weights = 0.0
             if set(load_config.model_loader_extra_config) - {"enable_multithread_load", "num_threads"}:
                 raise ValueError("Unexpected extra config keys")
 
@@ -174,7 +175,9 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Any]]:
     return loaders
 
 
-def test_vllm_gets_every_weight_and_reloads_in_place(vllm: dict[str, Any], packed_model: Packed, tmp_path: Path) -> None:
+def test_vllm_gets_every_weight_and_reloads_in_place(
+    vllm: dict[str, Any], packed_model: Packed, tmp_path: Path
+) -> None:
     folder, archive = packed_model("llama", shards=True)
     loader = vllm["arz"](VllmLoadConfig(model_loader_extra_config={"uri": str(archive)}))
     config = VllmModelConfig(str(tmp_path))
@@ -185,7 +188,9 @@ def test_vllm_gets_every_weight_and_reloads_in_place(vllm: dict[str, Any], packe
     equal(dict(loader.get_all_weights(config, model)), expected(folder))
 
 
-def test_vllm_finds_the_archive_beside_the_configuration(vllm: dict[str, Any], packed_model: Packed, tmp_path: Path) -> None:
+def test_vllm_finds_the_archive_beside_the_configuration(
+    vllm: dict[str, Any], packed_model: Packed, tmp_path: Path
+) -> None:
     folder, archive = packed_model("llama")
     loader = vllm["arz"](VllmLoadConfig())
     with pytest.raises(arzstream.UnsupportedError, match="holds 0 archives"):
@@ -303,7 +308,9 @@ def sglang_config(extra: Any) -> Any:
     return types.SimpleNamespace(model_loader_extra_config=extra, draft_model_idx=None, load_format="auto")
 
 
-def test_sglang_loads_an_archive_if_its_option_names_one(sglang: Callable[..., Any], packed_model: Packed, tmp_path: Path) -> None:
+def test_sglang_loads_an_archive_if_its_option_names_one(
+    sglang: Callable[..., Any], packed_model: Packed, tmp_path: Path
+) -> None:
     folder, archive = packed_model("llama", shards=True)
     for extra in ({"uri": str(archive)}, json.dumps({"uri": str(archive)})):
         loader = sglang(sglang_config(extra), None)
@@ -368,7 +375,11 @@ def test_a_rank_of_tensorrt_llm_decodes_its_part(
     tensorrt_llm: Any, packed_model: Packed, tmp_path: Path, bytes_read: Callable[[], int]
 ) -> None:
     torch.manual_seed(0)
-    wanted = {"up": torch.randn(1024, 768).bfloat16(), "down": torch.randn(768, 1024).bfloat16(), "norm": torch.ones(768)}
+    wanted = {
+        "up": torch.randn(1024, 768).bfloat16(),
+        "down": torch.randn(768, 1024).bfloat16(),
+        "norm": torch.ones(768),
+    }
     (tmp_path / "m").mkdir()
     safetensors.torch.save_file(wanted, tmp_path / "m" / "model.safetensors")
     arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", tensor_parallel=4, profile="fast")
@@ -384,7 +395,9 @@ def test_a_rank_of_tensorrt_llm_decodes_its_part(
     loader.cleanup()
 
 
-def test_whatever_else_is_done_with_a_weight_is_done_with_all_of_it(tensorrt_llm: Any, packed_model: Packed, decoded: list[str]) -> None:
+def test_whatever_else_is_done_with_a_weight_is_done_with_all_of_it(
+    tensorrt_llm: Any, packed_model: Packed, decoded: list[str]
+) -> None:
     folder, archive = packed_model("llama")
     loader = tensorrt_llm.ArzWeightLoader(str(archive))
     weights, wanted = loader.load_weights(str(folder), mapping=None), expected(folder)
@@ -401,8 +414,10 @@ def test_whatever_else_is_done_with_a_weight_is_done_with_all_of_it(tensorrt_llm
 # -- what they share
 
 
-def test_weights_come_layer_by_layer_and_are_decoded_as_they_are_taken(packed_model: Packed, decoded: list[str]) -> None:
-    folder, archive = packed_model("llama", shards=True)
+def test_weights_come_layer_by_layer_and_are_decoded_as_they_are_taken(
+    packed_model: Packed, decoded: list[str]
+) -> None:
+    _folder, archive = packed_model("llama", shards=True)
     options = ServingOptions(str(archive), jobs=1, prefetch_bytes=0)
     taken = weights_of(options)
     next(taken)

@@ -67,11 +67,23 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def together(archive: Path, folder: Path, case: str = "", ranks: int = 2) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def together(
+    archive: Path, folder: Path, case: str = "", ranks: int = 2
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """What each rank said, and the tensors that it got."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(ranks), folder / "rendezvous", archive, folder / f"{rank}", case]
+            [
+                sys.executable,
+                "-c",
+                RANK,
+                str(rank),
+                str(ranks),
+                folder / "rendezvous",
+                archive,
+                folder / f"{rank}",
+                case,
+            ]
         )
         for rank in range(ranks)
     ]
@@ -88,7 +100,9 @@ def test_every_rank_gets_every_tensor_and_each_is_decoded_once(archive: Path, tm
     said = together(archive, tmp_path, ranks=3)
     for rank, found in said:
         assert rank["same_host"] and rank["names"] == order
-        assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in wanted.items())
+        assert all(
+            torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in wanted.items()
+        )
     chunks = [tuple(chunk) for rank, _ in said for chunk in rank["decoded"] if chunk[0].count("more") == 0]
     assert len(chunks) == len(set(chunks))
     shares = [len(rank["decoded"]) for rank, _ in said]

@@ -151,7 +151,14 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def _complete(port: int, prompt: list[int]) -> list[int]:
-    asked = {"model": "m", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    asked = {
+        "model": "m",
+        "prompt": prompt,
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
     )
@@ -229,14 +236,19 @@ def run(options: argparse.Namespace, work: Path) -> int:
             try:
                 done = serve(arguments_of(form, model, uri, work), ranks, work / f"{form}-{ranks}.log")
             except (RuntimeError, ImportError) as error:
-                print(f"| {ranks} | {form} | does not run here: {str(error).splitlines()[-1][:100]} | | | |", flush=True)
+                print(
+                    f"| {ranks} | {form} | does not run here: {str(error).splitlines()[-1][:100]} | | | |", flush=True
+                )
                 different |= form in ("safetensors", "arz")
                 continue
             wanted = done.tokens if wanted is None else wanted
             same = "identical" if done.tokens == wanted else "DIFFERENT"
             different |= done.tokens != wanted
             took = "" if done.weights_s is None else f"{done.weights_s:.2f} s"
-            print(f"| {ranks} | {form} | {done.ready_s:.1f} s | {took} | {done.peak_bytes / 1e9:.2f} GB | {same} |", flush=True)
+            print(
+                f"| {ranks} | {form} | {done.ready_s:.1f} s | {took} | {done.peak_bytes / 1e9:.2f} GB | {same} |",
+                flush=True,
+            )
     return int(different)
 
 
