@@ -104,7 +104,9 @@ class _Job:
                 users.setdefault(name, []).append(rank)
         self.batches: list[dict[str, int]] = []
         """Name → who decodes it. The largest first, each to whom of its users has the least to do."""
-        for batch in _batches({name: span_bytes(archive.catalog.tensors[name]) for name in archive if name in users}):
+        for batch in _batches(
+            {name: span_bytes(archive.catalog.tensors[name]) for name in archive.catalog.tensors if name in users}
+        ):
             load = dict.fromkeys(range(self.ranks), 0)
             owners: dict[str, int] = {}
             for name in sorted(batch, key=lambda name: (-batch[name], name)):

@@ -84,7 +84,7 @@ def tokenizer_from(
 def processor_from(
     source: Source, *, subfolder: str = "", storage_options: dict[str, Any] | None = None, **kwargs: Any
 ) -> Any:
-    """The processor in an archive, which prepares images or sound. ``kwargs`` as in ``AutoProcessor.from_pretrained``."""
+    """The processor in an archive, for images or sound. ``kwargs`` as in ``AutoProcessor.from_pretrained``."""
     return _auto("AutoProcessor", source, subfolder, storage_options, kwargs)
 
 

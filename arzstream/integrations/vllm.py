@@ -52,6 +52,7 @@ def _loader_class() -> Any:
             own.load_format, own.model_loader_extra_config = "auto", {}
             super().__init__(own)
             self._given = given
+            self.counter_before_loading_weights: float = 0.0
 
         def options(self, model: str) -> ServingOptions:
             """What the user says about the archive; ``model`` is the folder in which it may lie."""
