@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from typing import Any
 
 from arzstream.archive.ancestry import SearchPath
@@ -35,21 +36,21 @@ def from_pretrained(
     (``unet=…``, ``safety_checker=None``) replaces the archive's, which is then not read. Other arguments as in
     :func:`arzstream.open` and ``DiffusionPipeline.from_pretrained``. Raises UnsupportedError if a part is missing.
     """
+    from arzstream.integrations.transformers import from_pretrained as transformers_model
+
     diffusers = require("diffusers")
     with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
-        home = ModelFolder(archive)
+        home = ModelFolder(archive, sign="model_index.json")
         index = home.read_json("model_index.json")
         for part, described in index.items():
             if part.startswith("_") or part in kwargs or not isinstance(described, list) or described[0] is None:
                 continue
             library, name = described
-            folder = f"{home.path}/{part}".lstrip("/")
-            if library == "diffusers" and issubclass(getattr(diffusers, name, object), diffusers.ModelMixin):
-                kwargs[part] = model_from(archive, folder, dtype=dtype, variant=variant)
-            elif library == "transformers" and name.endswith(("Model", "ModelWithProjection", "Checker", "Generation")):
-                from arzstream.integrations.transformers import from_pretrained as transformers_model
-
-                chosen = getattr(require("transformers"), name, None)
+            folder = posixpath.join(home.path, part)
+            chosen = getattr(require(library), name, None) if library in ("diffusers", "transformers") else None
+            if isinstance(chosen, type) and issubclass(chosen, diffusers.ModelMixin):
+                kwargs[part] = model_from(archive, folder, model_class=chosen, dtype=dtype, variant=variant)
+            elif isinstance(chosen, type) and issubclass(chosen, require("transformers").PreTrainedModel):
                 kwargs[part] = transformers_model(
                     archive, model_class=chosen, subfolder=folder, variant=variant, dtype=dtype
                 )

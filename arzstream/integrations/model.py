@@ -79,16 +79,18 @@ class SliceMap(Mapping[str, TensorSlice]):
 class ModelFolder:
     """A folder of an archive that holds a model. ``subfolder``: its path; ``variant`` as in ``model.fp16.safetensors``.
 
-    Where there is no file ``config.json`` at the top and only one folder of the archive has one, that folder is meant.
+    Where there is no file ``config.json`` (``sign``) at the top and only one folder has one, that folder is meant.
     """
 
-    def __init__(self, archive: Archive, subfolder: str = "", variant: str | None = None) -> None:
+    def __init__(
+        self, archive: Archive, subfolder: str = "", variant: str | None = None, *, sign: str = "config.json"
+    ) -> None:
         self.archive, self.variant = archive, variant
         self._files = set(archive.files())
-        self.path = subfolder.strip("/") or self._home()
+        self.path = subfolder.strip("/") or self._home(sign)
 
-    def _home(self) -> str:
-        homes = [posixpath.dirname(path) for path in self._files if posixpath.basename(path) == "config.json"]
+    def _home(self, sign: str) -> str:
+        homes = [posixpath.dirname(path) for path in self._files if posixpath.basename(path) == sign]
         return homes[0] if len(homes) == 1 else ""
 
     def _join(self, name: str) -> str:

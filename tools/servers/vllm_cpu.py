@@ -235,7 +235,7 @@ def run(options: argparse.Namespace, work: Path) -> int:
         for form in options.formats:
             try:
                 done = serve(arguments_of(form, model, uri, work), ranks, work / f"{form}-{ranks}.log")
-            except (RuntimeError, ImportError) as error:
+            except (RuntimeError, ImportError, OSError) as error:
                 print(
                     f"| {ranks} | {form} | does not run here: {str(error).splitlines()[-1][:100]} | | | |", flush=True
                 )
