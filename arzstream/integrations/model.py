@@ -21,7 +21,7 @@ from arzstream.archive.tensors import TensorSlice
 from arzstream.errors import CorruptError, UnsupportedError
 from arzstream.store.beneath import Beneath
 
-__all__ = ["ModelFolder", "SliceMap", "opened"]
+__all__ = ["ModelFolder", "SliceMap", "cores", "opened"]
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "consolidated")
 """What weight files are called, best first; each as ``stem[.variant].safetensors`` or ``.bin``, or with an index."""
@@ -40,6 +40,11 @@ _NOT_COMPANIONS = (
     ".npz",
     ".distcp",
 )
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -7,14 +7,13 @@ on one host share one decode.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from arzstream.archive.meter import Progress
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
-from arzstream.integrations.model import ModelFolder
+from arzstream.integrations.model import ModelFolder, cores
 from arzstream.integrations.shared import decoded_together, same_host
 
 __all__ = ["ServingOptions", "weights_of"]
@@ -53,7 +52,7 @@ class ServingOptions:
 
     def open(self, ranks: int = 1, progress: Progress | bool = False) -> Archive:
         """The archive, to be read by ``ranks`` processes of this host at once."""
-        jobs = self.jobs or max(1, len(os.sched_getaffinity(0)) // ranks)
+        jobs = self.jobs or max(1, cores() // ranks)
         return open_archive(self.uri, self.storage_options, self.parents, jobs=jobs, progress=progress)
 
 

@@ -13,11 +13,13 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.meter import Progress
 from arzstream.archive.reader import Archive
 from arzstream.errors import UnsupportedError
-from arzstream.integrations.model import ModelFolder, SliceMap, opened
+from arzstream.integrations.model import ModelFolder, SliceMap, cores, opened
 from arzstream.integrations.optional import require
 
 __all__ = ["config_from", "from_pretrained", "processor_from", "tokenizer_from"]
 
+THREADS = 4
+"""In so many threads transformers loads at most."""
 Source = str | os.PathLike[str] | Archive
 
 
@@ -43,6 +45,8 @@ def from_pretrained(
     transformers' ``from_pretrained``. Raises UnsupportedError if transformers or a part of the model is missing.
     """
     transformers = require("transformers")
+    # transformers takes weights in threads of its own, each of which decodes what it takes.
+    jobs = jobs or max(1, cores() - THREADS)
     with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
         folder = ModelFolder(archive, subfolder, variant)
         weights = folder.weights()

@@ -49,7 +49,7 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, layers: int = 12) -> None:
     """A random Llama and a tokenizer of as many words."""
     import tokenizers
     import torch
@@ -57,7 +57,7 @@ def make_model(folder: Path) -> None:
 
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
+        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=layers, num_attention_heads=12,
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
     # Five times the usual deviation, so that the largest logit is not decided by rounding.
@@ -135,6 +135,11 @@ def serve(arguments: list[str], ranks: int, log: Path) -> Run:
             peak.stop()
     said = re.findall(r"Loading weights took ([\d.]+) seconds", log.read_text(errors="replace"))
     return Run(tokens, ready, float(said[0]) if said else None, peak.bytes)
+
+
+def _reason(error: Exception) -> str:
+    found = re.findall(r"\b(\w+Error: .*)", str(error))
+    return (found[-1] if found else str(error).splitlines()[0])[:120]
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -236,9 +241,7 @@ def run(options: argparse.Namespace, work: Path) -> int:
             try:
                 done = serve(arguments_of(form, model, uri, work), ranks, work / f"{form}-{ranks}.log")
             except (RuntimeError, ImportError, OSError) as error:
-                print(
-                    f"| {ranks} | {form} | does not run here: {str(error).splitlines()[-1][:100]} | | | |", flush=True
-                )
+                print(f"| {ranks} | {form} | does not run here: {_reason(error)} | | | |", flush=True)
                 different |= form in ("safetensors", "arz")
                 continue
             wanted = done.tokens if wanted is None else wanted
