@@ -50,7 +50,8 @@ seconds = time.perf_counter() - started
 done.set(); thread.join()
 with torch.no_grad():
     token = int(model(ids).logits[0, -1].argmax())
-print(json.dumps({"seconds": seconds, "rss": status("VmHWM") - rss, "anonymous": anonymous[0] - before, "token": token}))
+peaks = {"rss": status("VmHWM") - rss, "anonymous": anonymous[0] - before}
+print(json.dumps({"seconds": seconds, "token": token, **peaks}))
 """
 WAYS = {
     "transformers, safetensors": "model = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1])",
