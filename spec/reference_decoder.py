@@ -80,6 +80,16 @@ class Limits:
     total: int | None = None
 
 
+class Whole(NamedTuple):
+    """A tensor that parts of it make up (section 5.1.2). ``folder``: that of its files, as bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+    name: str
+    folder: bytes
+
+
 class Tensor(NamedTuple):
     """A named member. ``data``: its elements in row-major order, or None where its codec or parent is not known."""
 
@@ -127,6 +137,7 @@ class Decoded:
     valid_length: int
     origins: list[dict[str, Origin]] = dataclasses.field(default_factory=list)
     """What a child of this archive may refer to: by file, in order of path, and name."""
+    wholes: list[Whole] = dataclasses.field(default_factory=list)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -1457,7 +1468,7 @@ class Scan:
         for model in array(raw["models"]):
             need(integer(model) < len(self.models), f"model {model} does not stand before")
         if raw["part"] is not None:
-            self.part(raw["part"], raw["members"])
+            self.parts(raw["part"], raw["members"])
         for reference in array(raw["refs"]):
             self.reference(reference, unit)
         for source in array(raw["source"]):
@@ -1467,13 +1478,17 @@ class Scan:
             integer(length)
         self.units.append(unit)
 
-    def part(self, part: Any, members: list[Any]) -> None:
-        whole, offset = (read_shape(v, self.limits) for v in array(part, 2))
-        need(len(members) == 1, "a part with several members")
-        shape = members[0][1]
-        need(len(whole) == len(offset) == len(shape), "a part with another number of dimensions")
-        inside = all(o + d <= w for o, d, w in zip(offset, shape, whole, strict=True))
-        need(inside, "a part that is not inside the whole")
+    def parts(self, value: Any, members: list[Any]) -> None:
+        parts = [value] if len(members) == 1 else array(value, len(members))
+        need(any(part is not None for part in parts), "no part among the parts of a unit")
+        for part, member in zip(parts, members, strict=True):
+            if part is None:
+                continue
+            whole, offset = (read_shape(v, self.limits) for v in array(part, 2))
+            shape = member[1]
+            need(len(whole) == len(offset) == len(shape), "a part with another number of dimensions")
+            inside = all(o + d <= w for o, d, w in zip(offset, shape, whole, strict=True))
+            need(inside, "a part that is not inside the whole")
 
     def reference(self, reference: Any, unit: Unit) -> None:
         kind, source, start, count = (integer(v) for v in array(reference, 4))
@@ -1912,6 +1927,46 @@ class Decoder:
         return content
 
 
+def whole_tensors(decoder: Decoder, files: list[Frame], budget: Budget) -> list[Whole]:
+    """Section 5.1.2: the tensors whose parts are all there, and readable."""
+    parts: dict[tuple[bytes, str, str, tuple[int, ...]], dict[tuple[tuple[int, ...], tuple[int, ...]], bytes]] = {}
+    seen: set[int] = set()
+    for frame in sorted(files, key=lambda frame: frame.value["path"]):
+        folder = frame.value["path"].rpartition(b"/")[0]
+        for piece in frame.value["recipe"]:
+            if type(piece) is bytes or piece[0] in seen:
+                continue
+            seen.add(piece[0])
+            unit = decoder.scan.units[piece[0]]
+            data, members = decoder.unit(unit), unit.raw["members"]
+            of = unit.raw["part"] if len(members) > 1 else [unit.raw["part"]]
+            for member, part in zip(members, of or [None] * len(members), strict=True):
+                if data is None or part is None or member[0] is None:
+                    continue
+                box = tuple(part[1]), tuple(member[1])
+                ending = ",".join(f"{o}:{o + n}" for o, n in zip(*box, strict=True))
+                key = folder, member[0].removesuffix(f"[{ending}]"), unit.dtype, tuple(part[0])
+                parts.setdefault(key, {}).setdefault(box, decoder.member(unit, member))
+    found = []
+    for (folder, name, dtype, shape), boxes in parts.items():
+        item, elements = ITEM_SIZE[dtype], extent(list(shape))
+        if not elements or sum(extent(list(size)) for _, size in boxes) != elements:
+            continue
+        budget.charge(elements * (item + 1), f"{name!r:.60}")
+        out, times = bytearray(elements * item), bytearray(elements)
+        for (offset, size), data in boxes.items():
+            for i in range(extent(list(size))):
+                at, step, rest = 0, 1, i
+                for o, n, whole in zip(reversed(offset), reversed(size), reversed(shape), strict=True):
+                    rest, place = divmod(rest, n)
+                    at, step = at + (o + place) * step, step * whole
+                times[at] |= 1
+                out[at * item : (at + 1) * item] = data[i * item : (i + 1) * item]
+        if all(times):  # and so, of as many elements, none twice
+            found.append(Whole(dtype, shape, bytes(out), name, folder))
+    return found
+
+
 def scan_frames(
     data: bytes, trailer: Trailer | None, prologue: Prologue, limits: Limits, budget: Budget
 ) -> list[Frame]:
@@ -1996,6 +2051,7 @@ def decode(data: bytes, limits: Limits = Limits(), parents: Iterable[Decoded] = 
         root_digest=None if trailer is None else trailer.root,
         valid_length=len(data) if sealed else frames[-1].offset + frames[-1].size if frames else 64,
         origins=decoder.origins(files) if sealed else [],
+        wholes=whole_tensors(decoder, files, budget) if sealed else [],
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from arzstream.testing.distributed import write_checkpoints
+
 # Set before anything imports torch or a Hub client, and inherited by every process that a test starts. One thread
 # each: pytest runs as many tests at once as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,6 +49,14 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that two processes wrote: two steps of each kind, and the whole weights; not to be changed."""
+    place = tmp_path_factory.mktemp("ranks")
+    write_checkpoints(place, ranks=2, steps=2)
+    return place
 
 
 def _strict(report: pytest.TestReport | pytest.CollectReport) -> None:

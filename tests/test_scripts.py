@@ -40,7 +40,9 @@ def test_a_missing_python_is_one_line_that_says_what_to_do(scripts: Path, script
     assert done.stderr.startswith("error: no Python 3.10 or newer")
 
 
-@pytest.mark.parametrize("script", ["tools/start", "tools/test", "tools/bench/install", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["tools/start", "tools/test", "tools/bench/install", "tools/servers/install", ".ci/run"]
+)
 def test_the_scripts_can_be_run(repository: Path, script: str) -> None:
     assert os.access(repository / script, os.X_OK)
     assert run("bash", "-n", repository / script).returncode == 0

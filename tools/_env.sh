@@ -32,7 +32,7 @@ fingerprint() {
         pwd
         "$python" -c 'import sys; print(sys.version)'
         command -v c++ g++ clang++ cl || true
-        cat pyproject.toml CMakeLists.txt constraints.txt tools/_env.sh tools/models.txt
+        cat pyproject.toml CMakeLists.txt constraints.txt tools/_env.sh tools/models.txt tools/writers/writers.txt
         find arzstream -type f \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.inc' \) |
             LC_ALL=C sort | while IFS= read -r file; do
             printf '%s\n' "$file"
@@ -60,6 +60,25 @@ install_peers() {
     (pip_install --no-deps zipnn) || say "zipnn could not be installed; arzstream bench will do without it"
 }
 
+# Libraries whose checkpoints the daemon is tested with, several versions of some, so each in a folder of its own. With
+# --all also those that are large. They are pinned in the list, whose versions are not those of constraints.txt.
+install_writers() {
+    local name packages place
+    while read -r name packages; do
+        case $name in
+        '#'* | '') continue ;;
+        '*'*) [ "${1:-}" = --all ] || continue ;;
+        esac
+        place="$venv/writers/${name#\*}"
+        [ "$(cat "$place/.stamp" 2>/dev/null)" = "$packages" ] && continue
+        rm -rf "$place"
+        # shellcheck disable=SC2086
+        PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install --no-input --no-deps --target "$place" $packages \
+            >>"$log" 2>&1 </dev/null || fail "pip could not install $packages; the whole output is in $log"
+        printf '%s\n' "$packages" >"$place/.stamp"
+    done <"$root/tools/writers/writers.txt"
+}
+
 make_environment() {
     local found
     # A folder that was moved or half made is made again: nothing in it is anybody's work.
@@ -79,6 +98,7 @@ make_environment() {
     say "building arzstream and installing what it needs"
     pip_install --editable "$root[test]"
     install_models
+    install_writers
     install_peers
     "$python" - <<'PYTHON' || fail "the installation cannot be imported; the whole output is in $log"
 import sys

@@ -503,6 +503,7 @@ UNITS: list[tuple[str, str, dict[str, Any]]] = [
     ("members-none", "A unit without members.", {"tensor": {"edit": lambda v: {**v, "members": []}}}),
     ("model-unknown", "A unit that names a MODEL that is not there.", {"tensor": {"models": [0]}}),
     ("part-outside", "A part that ends outside the whole.", {"tensor": {"part": [[8, 4], [7, 0]]}}),
+    ("part-negative", "A part at a negative offset.", {"tensor": {"part": [[8, 4], [-1, 0]]}}),
     ("part-dimensions", "A part whose offset has fewer dimensions than the whole.", {"tensor": {"part": [[8, 4], [0]]}}),
     ("ref-self", "A unit that refers to itself.", {"tensor": {"refs": [[0, 0, 0, 8]]}}),
     ("ref-later", "A unit that refers to a later one.", {"tensor": {"refs": [[0, 1, 0, 8]]}}),
@@ -1173,8 +1174,9 @@ def only_a_pad() -> bytes:
     return a.seal()
 
 
-def two_members(a: Assembler) -> None:
-    a.raw("U8", noise(8, 2), [["v", [8], 0, None], ["x", [8], 0, None]], shape=[1, 8], part=[[8], [0]])
+def two_members(a: Assembler, part: Any = ((8,), (0,))) -> None:
+    part = [list(item) if isinstance(item, tuple) else item for item in part]
+    a.raw("U8", noise(8, 2), [["v", [8], 0, None], ["x", [8], 0, None]], shape=[1, 8], part=part)
     a.file(b"v.bin", [1])
 
 
@@ -1235,6 +1237,12 @@ bad(
     partial(referring, [1, 0, 0, 7], True),
 )
 bad("part-members", "A part with two members.", partial(prefix, two_members))
+for _name, _about, _parts in [
+    ("none", "A unit of two members whose parts are all nil.", [None, None]),
+    ("short", "A unit of two members of which one part is listed.", [[[9], [0]]]),
+    ("second", "A unit of two members of which the second part ends outside the whole.", [None, [[9], [2]]]),
+]:
+    bad(f"parts-{_name}", _about, partial(prefix, partial(two_members, part=_parts)))
 bad(
     "model-number",
     "The first MODEL has number 1.",

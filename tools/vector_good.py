@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from blake3 import blake3
 from vector_assembler import (
     CONST,
     FIELDS,
@@ -305,6 +306,34 @@ def _() -> tuple[bytes, dict[str, Any]]:
     a.file(b"rank3.bin", [unit])
     a.commit()
     return done(a)
+
+
+@vector(
+    "good-parts",
+    "A tensor in four parts, two in each of two files; one shares a unit, one is there twice.",
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    whole = [5, 4]
+    units = [
+        a.raw("U8", noise(6), [["w[0:3,0:2]", [3, 2]]], part=[whole, [0, 0]]),
+        a.raw(
+            "U8", noise(11, 2), [["v", [5], 0, None], ["w[0:3,2:4]", [3, 2], 5, None]],
+            shape=[1, 11], part=[None, [whole, [0, 2]]],
+        ),
+        a.raw("U8", noise(4, 3), [["w[3:5,0:2]", [2, 2]]], part=[whole, [3, 0]]),
+        a.raw("U8", noise(4, 4), [["w[3:5,2:4]", [2, 2]]], part=[whole, [3, 2]]),
+        a.raw("U8", noise(4, 4), [["w[3:5,2:4]", [2, 2]]], part=[whole, [3, 2]]),
+    ]  # fmt: skip
+    a.file(b"ranks/0.bin", units[:2])
+    a.file(b"ranks/1.bin", units[2:4])
+    a.file(b"ranks/2.bin", units[4:])
+    a.commit()
+    left, right = noise(6), noise(11, 2)[5:]
+    rows = [left[2 * i : 2 * i + 2] + right[2 * i : 2 * i + 2] for i in range(3)]
+    rows += [noise(4, 3)[2 * i : 2 * i + 2] + noise(4, 4)[2 * i : 2 * i + 2] for i in range(2)]
+    data, expected = done(a)
+    return data, {**expected, "wholes": [["w", "U8", whole, blake3(b"".join(rows)).hexdigest()]]}
 
 
 @vector("good-names", "Names that are not ASCII, empty, 1024 bytes long, and the same in two files.")

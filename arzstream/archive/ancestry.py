@@ -14,10 +14,11 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from arzstream.archive.again import directory_of
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.references import ParentTensors, Tensors, TileCache
 from arzstream.archive.volumes import Joined, join_volumes
-from arzstream.container.directory import Directory, open_directory
+from arzstream.container.directory import Directory
 from arzstream.container.records import Parent, Piece
 from arzstream.container.state import content_digest
 from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError
@@ -168,7 +169,7 @@ class Ancestry:
         with contextlib.ExitStack() as stack:
             reader = open_reader(place, self._options)
             stack.callback(reader.close)
-            directory = open_directory(reader, self._limits)
+            directory = directory_of(reader, self._limits)
             if not directory.sealed:
                 raise CorruptError(f"{reader.name}: is not sealed, so it cannot be a parent; wait for its end")
             joined = join_volumes(place, reader, directory, self._limits, self._options)

@@ -30,7 +30,9 @@ from arzstream.codec import registry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
-from arzstream.formats.base import Storage
+from arzstream.formats.base import Parser, Storage
+from arzstream.formats.beside import NOTHING, Beside
+from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
 from arzstream.formats.opaque import OpaqueParser
 from arzstream.formats.order import layer_key
@@ -68,13 +70,17 @@ class CheckpointBuilder:
         progress: Callable[[int], None] | None = None,
         lineage: Lineage | None = None,
         prove: bool = True,
+        beside: Beside = NOTHING,
     ) -> None:
-        """``prove`` says that :meth:`verify_written` will be called."""
+        """``prove`` says that :meth:`verify_written` will be called; ``beside`` are all files of the checkpoint, added
+        already or not."""
+        self._beside = beside
         self._writer = FrameWriter(sink, file_id=file_id)
         self._pipeline = Pipeline(self._writer, profile=profile, jobs=jobs, memory_bytes=memory_bytes, prove=prove)
         self._coder = UnitCoder(self._writer, self._pipeline, progress or (lambda nbytes: None), lineage)
         self._parallel = tensor_parallel
         self._memory = Results(IDLE_BYTES)
+        self._companions = Companions()
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
         self._small_bytes = 0
         self._started = time.monotonic()
@@ -83,7 +89,10 @@ class CheckpointBuilder:
 
     def add_file(self, path: bytes, source: Source) -> FileJob:
         """A source file; ``path`` is relative to the checkpoint, its parts separated by ``/``."""
-        return FileJob(path, source, parser_for(path), memory=self._memory)
+        return FileJob(path, source, self._parser(path), memory=self._memory)
+
+    def _parser(self, path: bytes) -> Parser:
+        return parser_for(path, companions=self._companions, beside=self._beside)
 
     def update(self, job: FileJob, frontier: int, final: bool = False) -> int:
         """Code and commit every whole unit that lies behind ``frontier`` and is not coded yet; returns the bytes coded.
@@ -167,7 +176,7 @@ class CheckpointBuilder:
 
     def rename(self, job: FileJob, path: bytes) -> None:
         """The source has another name now."""
-        job.path = path
+        job.path, job.parser = path, self._parser(path)
         self._small_literals = [
             (j, dataclasses.replace(record, path=path) if j is job else record, small)
             for j, record, small in self._small_literals

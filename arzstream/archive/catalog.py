@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from arzstream.codec.parts import Box, Part, tiles_whole
 from arzstream.container.directory import Directory, UnitEntry
 from arzstream.container.records import FileRecord, Kind, Member, Piece
 from arzstream.formats.order import layer_key, layer_of
@@ -17,13 +19,16 @@ WEIGHT_FORMATS = ("safetensors",)
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlace:
-    """A tensor: the unit that holds it, and which of its members it is."""
+    """A tensor: the unit that holds it, and which of its members it is; or, of one that lies in parts, its parts."""
 
     name: str
     entry: UnitEntry
+    """Of a tensor in parts, that of its first part."""
     index: int
     path: str | None
-    """The file it came from; None while that file is not complete."""
+    """The file it came from, the first one if its parts came from several; None while that file is not complete."""
+    parts: tuple[TensorPlace, ...] = ()
+    """In order of their offsets. They cover the tensor exactly."""
 
     @property
     def member(self) -> Member:
@@ -31,8 +36,9 @@ class TensorPlace:
 
     @property
     def digest(self) -> bytes | None:
-        """BLAKE3 of the tensor's bytes; None in an archive without an index, where it shares a unit."""
-        return self.entry.digest(self.index)
+        """BLAKE3 of the tensor's bytes; None in an archive without an index, where it shares a unit, and of a tensor
+        that lies in parts."""
+        return None if self.parts else self.entry.digest(self.index)
 
     @property
     def dtype(self) -> str:
@@ -40,11 +46,22 @@ class TensorPlace:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.member.shape
+        return self.part.shape if self.parts else self.member.shape
+
+    @property
+    def part(self) -> Part:
+        """Of which tensor this is a block, and where it lies there; of another tensor than a part, itself at 0."""
+        part = self.member.part
+        return Part(self.member.shape, (0,) * len(self.member.shape)) if part is None else part
+
+    @property
+    def strides(self) -> tuple[int, ...] | None:
+        """In elements; None for row-major."""
+        return None if self.parts else self.member.strides
 
     @property
     def nbytes(self) -> int:
-        return self.member.elements * self.entry.unit.type.itemsize
+        return math.prod(self.shape) * self.entry.unit.type.itemsize
 
 
 class Catalog:
@@ -53,19 +70,25 @@ class Catalog:
     A tensor is called by its own name. Where two files hold tensors of one name, the plain name means the one in the
     first
     safetensors file (else in the first file, by path), and the others are called ``path:name``; that form always works.
+
+    Parts that make up a tensor are listed as that one tensor; each can be found by its own name, too (ARZ-1 section
+    5.1.2). Parts of which some are missing, here and in the other volumes of a set, are listed themselves.
     """
 
     def __init__(self, directory: Directory) -> None:
         self.files: dict[str, FileRecord] = {os.fsdecode(record.path): record for _, record in directory.files}
         owners = _owners(directory)
-        places = [
+        self.stored = [
             TensorPlace(member.name, entry, index, owners.get(entry.number))
             for entry in directory.units
             for index, member in enumerate(entry.unit.members)
             # In a sealed archive, a unit of no file is only there because another one has the same bytes.
             if member.name is not None and (entry.number in owners or not directory.sealed)
         ]
-        self._qualified = {f"{place.path}:{place.name}": place for place in places if place.path is not None}
+        """Every tensor and every part as it is stored, by its own name."""
+        places = _assembled(self.stored)
+        self._qualified = {f"{p.path}:{p.name}": p for p in (*self.stored, *places) if p.path is not None}
+        self._parts = {part.name: part for place in reversed(places) for part in place.parts}
         self._named: dict[int, bool] = {}
         first: dict[str, TensorPlace] = {}
         for place in places:
@@ -83,7 +106,7 @@ class Catalog:
 
     def find(self, name: str) -> TensorPlace:
         """Raises KeyError, naming a close match if there is one."""
-        place = self.tensors.get(name) or self._qualified.get(name)
+        place = self.tensors.get(name) or self._qualified.get(name) or self._parts.get(name)
         if place is None:
             import difflib
 
@@ -95,11 +118,11 @@ class Catalog:
         """The layer of the unit that holds a tensor; but small tensors of later layers may share the unit of one, and
         then their names say which is theirs. (So it is where the unit's is what one of its tensors' names says.)"""
         unit = place.entry.unit
-        if len(unit.members) == 1 or place.member.name is None:
+        if len(unit.members) == 1 or place.member.whole is None:
             return unit.layer
-        own = layer_of(place.member.name)
+        own = layer_of(place.member.whole)
         if own != unit.layer and place.entry.number not in self._named:
-            names = (member.name for member in unit.members if member.name is not None)
+            names = (member.whole for member in unit.members if member.whole is not None)
             self._named[place.entry.number] = any(layer_of(name) == unit.layer for name in names)
         return own if self._named.get(place.entry.number) else unit.layer
 
@@ -124,3 +147,28 @@ def _owners(directory: Directory) -> dict[int, str]:
             if isinstance(piece, Piece):
                 owners.setdefault(piece.unit, os.fsdecode(record.path))
     return owners
+
+
+def _assembled(places: Sequence[TensorPlace]) -> list[TensorPlace]:
+    """``places``, with each set of parts that make up a tensor replaced, where its first one stands, by that tensor."""
+    groups: dict[tuple[str, str, str, tuple[int, ...]], dict[Box, list[TensorPlace]]] = {}
+    for place in places:
+        if place.member.part is not None and place.path is not None:
+            key = os.path.dirname(place.path), place.member.whole or "", place.dtype, place.member.part.shape
+            boxes = groups.setdefault(key, {})
+            boxes.setdefault((place.member.part.offset, place.member.shape), []).append(place)
+    wholes: dict[tuple[int, int], TensorPlace | None] = {}
+    for (_, name, _, shape), boxes in groups.items():
+        if tiles_whole(shape, boxes):
+            parts = [min(boxes[box], key=lambda place: place.path or "") for box in sorted(boxes)]
+            wholes.update({_identity(place): None for found in boxes.values() for place in found})
+            first = next(iter(boxes.values()))[0]
+            wholes[_identity(first)] = dataclasses.replace(
+                parts[0], name=name, path=min(part.path or "" for part in parts), parts=tuple(parts)
+            )
+    found = (wholes.get(_identity(place), place) for place in places)
+    return [place for place in found if place is not None]
+
+
+def _identity(place: TensorPlace) -> tuple[int, int]:
+    return place.entry.number, place.index

@@ -17,7 +17,7 @@ from arzstream.archive.models import StoredModels
 from arzstream.archive.pipeline import Given, MemberDigests, Pipeline
 from arzstream.archive.plan import SMALL_BYTES, Buffer, Planned
 from arzstream.archive.references import References, context
-from arzstream.archive.relations import Related, Relations
+from arzstream.archive.relations import Related, Relations, Stretch
 from arzstream.codec import registry
 from arzstream.codec.roles import Role
 from arzstream.container.layout import HEADER_BYTES
@@ -168,7 +168,7 @@ class UnitCoder:
             planned.number = number
             self._units[number] = planned
             refs = tuple(
-                Reference(earlier.kind, earlier.planned.number, 0, planned.unit.elements)
+                Reference(earlier.kind, earlier.planned.number, earlier.start, planned.unit.elements)
                 for earlier in self._related.get(planned, (Role.OTHER, ()))[1]
             )
             models = self._models.write(self.writer, planned)
@@ -329,9 +329,22 @@ class UnitCoder:
         if proof is None or proof.payload_xxh3 != entry.stored_xxh3:
             return False
         own = [ref for ref in unit.refs if ref.kind not in ReferenceKind.OF_PARENTS]
-        if any(ref.kind != ReferenceKind.UNIT or chunk not in chunks.get(ref.source, ()) for ref in own):
-            return False
-        return proof.relied == tuple(chunks[ref.source][chunk].decoded_xxh3 for ref in own)
+        relied: list[int] = []
+        for ref in own:
+            if ref.kind != ReferenceKind.UNIT:
+                return False
+            taken = self._chunks_of(unit, chunk, ref)
+            if any(i not in chunks.get(ref.source, ()) for i in taken):
+                return False
+            relied += [chunks[ref.source][i].decoded_xxh3 for i in taken]
+        return proof.relied == tuple(relied)
+
+    def _chunks_of(self, unit: Unit, chunk: int, ref: Reference) -> range:
+        """The chunks of another unit that a chunk's tile of it is from."""
+        source = self.writer.state.units[ref.source]
+        if (source.shape, source.grid) == (unit.shape, unit.grid):
+            return range(chunk, chunk + 1)
+        return Stretch.of(source, ref.start, unit, chunk).chunks
 
     def _written(self, reader: RangeReader, unit: Unit, chunk: int) -> Sequence[memoryview]:
         """The tiles that a chunk was coded against, as a reader of the archive finds them."""
@@ -339,7 +352,11 @@ class UnitCoder:
         def tile(index: int) -> memoryview:
             ref = unit.refs[index]
             if ref.kind == ReferenceKind.UNIT:
-                return self._decoded(reader, ref.source, chunk)
+                source, taken = self.writer.state.units[ref.source], self._chunks_of(unit, chunk, ref)
+                if (source.shape, source.grid) == (unit.shape, unit.grid):
+                    return self._decoded(reader, ref.source, chunk)
+                parts = b"".join(self._decoded(reader, ref.source, i) for i in taken)
+                return Stretch.of(source, ref.start, unit, chunk).cut(parts)
             if ref.kind == ReferenceKind.TRANSPOSED:
                 chunks = range(self.writer.state.units[ref.source].chunk_count)
                 data = b"".join(self._decoded(reader, ref.source, i) for i in chunks)

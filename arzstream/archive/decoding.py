@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
+from arzstream.archive.again import once_more
 from arzstream.archive.meter import Meter
 from arzstream.archive.models import StoredModels
 from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into, turned
@@ -65,10 +66,10 @@ class Decoder:
         ``parents`` has the tensors of the archives that this one was coded against; ``tiles`` are kept together with
         those of its children."""
         self.reader, self.directory, self._limits = reader, directory, limits
-        self._home = home or (lambda number: (reader, directory.prologue, number))
+        self.home = home or (lambda number: (reader, directory.prologue, number))
         self.jobs = jobs or os.cpu_count() or 1
         self.results, self.scratch = Results(), Scratch()
-        self._parents, self._models = parents, StoredModels(limits)
+        self.parents, self._models = parents, StoredModels(limits)
         self._tiles = tiles or (parents.tiles if parents is not None else TileCache(limits.parent_depth))
         self._nested = _Nested()
         self._pool: ThreadPoolExecutor | None = None
@@ -107,18 +108,22 @@ class Decoder:
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
         """Decode one chunk of a unit that is no duplicate into ``out``, checking the stored and the decoded bytes."""
         place = ChunkEntry(*self.directory.chunk_table(entry.number)[chunk].item()[:6])
-        reader, prologue, number = self._home(entry.number)
+        reader, prologue, number = self.home(entry.number)
         try:
             if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not
                 raise LimitError(f"a frame of {place.stored} bytes; at most {2 * self._limits.chunk_bytes} are read")
             # A chunk that this one refers to may be decoded, here and in this thread, before this one is.
             with self._open(), self._nested.level() as level:
                 frame = self.scratch.get(f"frame {level}", HEADER_BYTES + place.stored)
-                reader.read_into(place.offset, frame)
-                check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)
                 payload = frame[HEADER_BYTES:].toreadonly()
-                if xxh3_64(payload) != place.stored_xxh3:
-                    raise CorruptError("the stored bytes are damaged (checksum)")
+
+                def read() -> None:
+                    reader.read_into(place.offset, frame)
+                    check_chunk_header(bytes(frame[:HEADER_BYTES]), number, chunk, place, prologue, self._limits)
+                    if xxh3_64(payload) != place.stored_xxh3:
+                        raise CorruptError("the stored bytes are damaged (checksum)")
+
+                once_more(reader, read, place.offset, len(frame))
                 ctx = context(entry.unit, chunk, self.references(entry.unit, chunk), self._models_of(entry))
                 registry.get(place.codec).decode(payload, out, ctx)
                 if xxh3_64(out) != place.decoded_xxh3:
@@ -130,7 +135,7 @@ class Decoder:
     def _models_of(self, entry: UnitEntry) -> tuple[bytes, ...]:
         if not entry.unit.models:
             return ()
-        reader, prologue, _ = self._home(entry.number)
+        reader, prologue, _ = self.home(entry.number)
         return self._models.read(reader, prologue, [self.directory.models[model] for model in entry.unit.models])
 
     @staticmethod
@@ -151,9 +156,9 @@ class Decoder:
 
     def _reference(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
         if ref.kind in ReferenceKind.OF_PARENTS:
-            if self._parents is None:
+            if self.parents is None:
                 raise MissingParentError("it was coded against another archive, which is not at hand")
-            return self._parents.tile(unit, chunk, ref)
+            return self.parents.tile(unit, chunk, ref)
         if ref.count != unit.elements:
             raise CorruptError("a reference that is used is not as long as the unit")
         whole = None if ref.kind == ReferenceKind.TRANSPOSED else self.same_chunk(ref.source, unit, chunk)
@@ -300,15 +305,15 @@ class Decoder:
 
     def _inherit(self, entry: UnitEntry, rows: tuple[int, int], cols: tuple[int, int], part: np.ndarray) -> None:
         """Rows × columns of a unit whose bytes are a parent's."""
-        name = self._home(entry.number)[0].name
+        name = self.home(entry.number)[0].name
         try:
-            if self._parents is None:
+            if self.parents is None:
                 raise MissingParentError("its bytes are those of another archive, which is not at hand")
             if part.flags.c_contiguous:
-                self._parents.inherit(entry, rows, cols, part.reshape(-1))
+                self.parents.inherit(entry, rows, cols, part.reshape(-1))
             else:
                 data = np.empty(part.size, np.uint8)
-                self._parents.inherit(entry, rows, cols, data)
+                self.parents.inherit(entry, rows, cols, data)
                 part[...] = data.reshape(part.shape)
         except ArzError as error:
             self._raise_named(error, name, describe(entry.unit))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, range_tasks, spans
+from arzstream.archive.files import announced, piece_starts, range_tasks, spans
+from arzstream.archive.forecast import Forecast
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.container.directory import Directory, UnitEntry
@@ -73,7 +75,8 @@ def _decoded(decoder: Decoder, record: FileRecord) -> Iterator[tuple[int, np.nda
             task()
         return span[0], out
 
-    return decoder.in_order(decode, spans(decoder, record))
+    with Forecast(decoder) as forecast:
+        yield from decoder.in_order(decode, announced(forecast, record, starts, spans(decoder, record)))
 
 
 class _Members:
@@ -131,9 +134,14 @@ def member_digests(decoder: Decoder, number: int, unit: Unit) -> tuple[bytes, ..
     return hashers.result()
 
 
-def compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[str]) -> None:
+def compare(
+    decoder: Decoder,
+    directory: Directory,
+    against: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Every file of the archive with the source of that name, and none missing on either side."""
-    entries = {entry.path: entry for entry in collect([against])}
+    entries = {entry.path: entry for entry in collect([against], storage_options)}
     records = {record.path: record for _, record in directory.files}
     for path in sorted(entries.keys() | records.keys()):
         entry, record = entries.get(path), records.get(path)
@@ -143,12 +151,14 @@ def compare(decoder: Decoder, directory: Directory, against: str | os.PathLike[s
         if (entry.kind, entry.target) != (record.kind, record.target):
             raise CorruptError(f"{show(path)} is not the same kind of file as in the source")
         if record.kind == Kind.REGULAR:
-            _compare_file(decoder, record, entry)
+            _compare_file(decoder, record, entry, storage_options)
 
 
-def _compare_file(decoder: Decoder, record: FileRecord, entry: SourceEntry) -> None:
+def _compare_file(
+    decoder: Decoder, record: FileRecord, entry: SourceEntry, storage_options: Mapping[str, Any] | None
+) -> None:
     starts = piece_starts(record)
-    with open_source(entry) as source:
+    with open_source(entry, storage_options) as source:
         if source.size != record.size:
             raise CorruptError(
                 f"{show(record.path)} has {source.size} bytes in the source and {record.size} in the archive"
@@ -163,6 +173,8 @@ def _compare_file(decoder: Decoder, record: FileRecord, entry: SourceEntry) -> N
             return np.array_equal(np.frombuffer(out, np.uint8), np.frombuffer(original, np.uint8))
 
         todo = spans(decoder, record)
-        for (start, end), equal in zip(todo, decoder.in_order(same, todo), strict=True):
-            if not equal:
-                raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")
+        with Forecast(decoder) as forecast:
+            equals = decoder.in_order(same, announced(forecast, record, starts, todo))
+            for (start, end), equal in zip(todo, equals, strict=True):
+                if not equal:
+                    raise CorruptError(f"{show(record.path)} differs from the source within bytes {start} to {end}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.catalog import TensorPlace
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
-from arzstream.archive.tensors import load
+from arzstream.archive.tensors import gather, load
 from arzstream.codec.dtypes import DType
 from arzstream.container.records import FileRecord
 
 __all__ = ["Difference", "TensorDifference", "diff"]
 
 BLOCK_ELEMENTS = 1 << 20
+MOST_TRIED = 16
+"""Names by which a prefix is looked for."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -61,22 +64,45 @@ def diff(
     *,
     parents: SearchPath = None,
     progress: Progress | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Difference:
     """Compare two archives, whether one was coded against the other or not. Tensors with equal digests are not decoded.
 
+    Tensors are compared by name. Where the two have no name in common, but one has those of the other with a prefix
+    (``model.``, ``state_dict.``, ``module.``), they are compared without it.
+
     Raises what opening and reading them raises.
     """
-    with open_archive(a, parents=parents) as first, open_archive(b, parents=parents) as second:
-        held, found = first.catalog.tensors, []
+    with (
+        open_archive(a, storage_options, parents) as first,
+        open_archive(b, storage_options, parents) as second,
+    ):
+        held, found = _aligned(first.catalog.tensors, second.catalog.tensors), []
         total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
         for name, place in second.catalog.tensors.items():
             found.append(_tensor(first, second, held.get(name), place))
             done += place.nbytes
             if progress is not None:
                 progress(done, total, "comparing")
-        gone = [place for name, place in held.items() if name not in second.catalog.tensors]
-        found += [_described(place, "removed") for place in gone]
+        gone = [(name, place) for name, place in held.items() if name not in second.catalog.tensors]
+        found += [dataclasses.replace(_described(place, "removed"), name=name) for name, place in gone]
         return Difference(first.name, second.name, found, _files(first.catalog.files, second.catalog.files))
+
+
+def _aligned(old: Mapping[str, TensorPlace], new: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
+    """``old``, under the names that its tensors have in ``new`` where all of these have, or lack, a prefix."""
+    if old.keys() & new.keys() or not old or not new:
+        return dict(old)
+    for longer, shorter in ((new, old), (old, new)):
+        likely: collections.Counter[str] = collections.Counter()
+        for name in list(shorter)[:MOST_TRIED]:
+            ending = "." + name
+            likely.update(known[: -len(name)] for known in longer if known.endswith(ending))
+        for prefix, _ in likely.most_common(1):
+            if longer is new:
+                return {prefix + name if prefix + name in new else name: place for name, place in old.items()}
+            return {name.removeprefix(prefix): place for name, place in old.items()}
+    return dict(old)
 
 
 def _described(place: TensorPlace, what: str) -> TensorDifference:
@@ -116,8 +142,11 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
 
 
 def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
-    """The tensor's elements in row-major order as rows of bytes, some at a time."""
+    """The tensor's elements in row-major order as rows of bytes, so many at a time."""
     member, itemsize = place.member, place.entry.unit.type.itemsize
+    if place.parts:
+        yield from _blocks_of_parts(archive, place)
+        return
     if member.strides is not None:
         array = load(archive.decoder, place).numpy()
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, itemsize)
@@ -127,6 +156,23 @@ def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
         end = min(start + BLOCK_ELEMENTS, member.end)
         data = np.frombuffer(archive.decoder.unit_bytes(place.entry.number, start * itemsize, end * itemsize), np.uint8)
         yield data.reshape(-1, itemsize)
+
+
+def _blocks_of_parts(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:
+    """The same of a tensor that lies in parts, some rows of it at a time."""
+    shape, itemsize = place.shape, place.entry.unit.type.itemsize
+    at_once = max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    held = np.empty((0, itemsize), np.uint8)
+    for row in range(0, shape[0], at_once):
+        low, high = (row, *(0 for _ in shape[1:])), (min(row + at_once, shape[0]), *shape[1:])
+        loaded = gather(archive.decoder, place, low, high)
+        archive.decoder.run(loaded.tasks)
+        held = np.concatenate([held, loaded.data.reshape(-1, itemsize)])
+        whole = len(held) // BLOCK_ELEMENTS * BLOCK_ELEMENTS
+        yield from (held[start : start + BLOCK_ELEMENTS] for start in range(0, whole, BLOCK_ELEMENTS))
+        held = held[whole:]
+    if len(held):
+        yield held
 
 
 def _values(rows: np.ndarray, kind: DType) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from arzstream.container.records import FileRecord, Kind, Piece
 from arzstream.errors import SourceChangedError, StorageError
 from arzstream.formats.base import Layout, Parser, Storage, pieces
 from arzstream.kernels.memory import Results
+from arzstream.store.objects import ObjectChangedError
 
 __all__ = ["FileJob", "Source"]
 
@@ -50,6 +51,8 @@ class FileJob:
         data = self.memory.empty(length).data
         try:
             self.source.read_into(offset, data)
+        except ObjectChangedError:
+            raise self.changed("was replaced while it was read") from None
         except StorageError:
             if self.source.size < offset + length:
                 raise self.changed("was cut short while it was read") from None
@@ -59,7 +62,10 @@ class FileJob:
     def read_available(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes, fewer at the end of the file."""
         room = max(0, self.source.size - offset)
-        return self.source.read_at(offset, min(length, room)) if room else b""
+        try:
+            return self.source.read_at(offset, min(length, room)) if room else b""
+        except ObjectChangedError:
+            raise self.changed("was replaced while it was read") from None
 
     def changed(self, what: str) -> SourceChangedError:
         return SourceChangedError(

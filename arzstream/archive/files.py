@@ -5,14 +5,24 @@ from __future__ import annotations
 import bisect
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from arzstream.archive.decoding import Decoder, Task
+from arzstream.archive.forecast import Forecast
 from arzstream.container.records import FileRecord, ReferenceKind, Unit
 
-__all__ = ["ArchivedFile", "open_archived", "piece_starts", "range_tasks", "read_range", "spans", "together"]
+__all__ = [
+    "ArchivedFile",
+    "announced",
+    "open_archived",
+    "piece_starts",
+    "range_tasks",
+    "read_range",
+    "spans",
+    "together",
+]
 
 BUFFER_BYTES = 1 << 20
 SPAN_BYTES = 2 << 20
@@ -46,7 +56,9 @@ def range_tasks(
 def read_range(decoder: Decoder, record: FileRecord, starts: list[int], start: int, end: int) -> bytearray:
     """Bytes [start, end) of a file."""
     data = bytearray(end - start)
-    decoder.run(range_tasks(decoder, record, starts, start, end, np.frombuffer(data, np.uint8)))
+    with Forecast(decoder) as forecast:
+        forecast.file(record, starts, start, end)
+        decoder.run(range_tasks(decoder, record, starts, start, end, np.frombuffer(data, np.uint8)))
     return data
 
 
@@ -102,6 +114,18 @@ def _root(roots: Mapping[int, int], number: int) -> int:
     return number
 
 
+def announced(
+    forecast: Forecast, record: FileRecord, starts: list[int], found: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """The ranges ``found`` of a file, each announced before it is its turn."""
+
+    def announce(span: tuple[int, int]) -> int:
+        forecast.file(record, starts, *span)
+        return span[1] - span[0]
+
+    return forecast.ahead(found, announce)
+
+
 def _chunk_ends(unit: Unit, start: int, end: int) -> Iterator[int]:
     """Where, inside bytes (start, end) of a unit, a chunk ends, or a row of chunks that lie side by side."""
     if start >= end:
@@ -154,7 +178,9 @@ class ArchivedFile(io.RawIOBase):
         if end <= self._position:
             return 0
         out = np.frombuffer(view, np.uint8, end - self._position)
-        self._decoder.run(range_tasks(self._decoder, self._record, self._starts, self._position, end, out))
+        with Forecast(self._decoder) as forecast:
+            forecast.file(self._record, self._starts, self._position, end)
+            self._decoder.run(range_tasks(self._decoder, self._record, self._starts, self._position, end, out))
         self._position = end
         return len(out)
 

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -179,6 +180,7 @@ def open_lineage(
     max_chain: int = MAX_CHAIN,
     forbidden: Sequence[bytes] = (),
     references: int = 2,
+    storage_options: dict[str, Any] | None = None,
 ) -> Iterator[Lineage | None]:
     """Open ``parent``, and what is behind it, ``references`` archives in all, for an archive to be written to ``dest``;
     close them in the end.
@@ -189,7 +191,7 @@ def open_lineage(
     if parent is None:
         yield None
         return
-    ancestry, place = Ancestry(parents), os.fspath(parent)
+    ancestry, place = Ancestry(parents, storage_options), os.fspath(parent)
     try:
         nearest = ancestry.open(place)
         behind = ancestry.depth(nearest.directory, place)
@@ -213,7 +215,7 @@ def open_lineage(
 
 def relative_hint(place: str, dest: str) -> str:
     """How to find ``place`` from the archive ``dest``: relative, or only its name."""
-    if not is_url(place) and dest != "-":
+    if not is_url(place) and not is_url(dest) and dest != "-":
         with contextlib.suppress(ValueError):  # another drive
             return os.path.relpath(os.path.abspath(place), folder_of(dest)).replace(os.sep, "/")
     return posixpath.basename(place.replace(os.sep, "/"))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -14,15 +14,18 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import MAX_CHAIN, Lineage, open_lineage
-from arzstream.archive.output import check_free, new_archive
-from arzstream.archive.sources import SourceEntry, collect, open_source
+from arzstream.archive.output import check_free, new_archive, new_object
+from arzstream.archive.sources import EntriesBeside, SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
+from arzstream.archive.verify import verify_reader
 from arzstream.container.metadata import pack as pack_metadata
 from arzstream.container.records import Kind
-from arzstream.errors import ArzError, SourceChangedError, StorageError
+from arzstream.errors import ArzError, SourceChangedError
+from arzstream.formats.detect import tells_of_others
 from arzstream.kernels.digests import blake3
 from arzstream.store import local
-from arzstream.store.ranges import FsspecReader, LocalReader, is_url
+from arzstream.store.address import is_remote
+from arzstream.store.ranges import LocalReader, RemoteReader
 
 __all__ = ["PROFILES", "Progress", "pack"]
 
@@ -49,9 +52,10 @@ def pack(
     memory_bytes: int = 512 << 20,
     parents: SearchPath = None,
     max_chain: int = MAX_CHAIN,
+    storage_options: dict[str, Any] | None = None,
 ) -> PackSummary:
-    """Pack ``sources`` (files, checkpoint folders, URLs of files) into the archive ``dest``; ``"-"`` is standard
-    output.
+    """Pack ``sources`` (files, checkpoint folders, URLs of either) into the archive ``dest``: a path, a URL, or
+    ``"-"`` for standard output. Nothing that comes from or goes to a URL is kept on a local disk meanwhile.
 
     ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N
     cuts every matrix
@@ -70,23 +74,25 @@ def pack(
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if max_chain < 0:
         raise ValueError("max_chain must be at least 0")
-    if is_url(dest):
-        raise StorageError(f"{dest}: archives are written to local files only; pack to a file and copy it there")
-    entries = collect(listed)
-    with open_lineage(parent, os.fspath(dest), parents, max_chain, references=REFERENCES[profile]) as lineage:
+    entries = collect(listed, storage_options)
+    with open_lineage(
+        parent, os.fspath(dest), parents, max_chain, references=REFERENCES[profile], storage_options=storage_options
+    ) as lineage:
         identity = _file_id(entries, profile, tensor_parallel, lineage) if reproducible else None
         work = _Work(
-            entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes, lineage
-        )
+            entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes, lineage,
+            storage_options,
+        )  # fmt: skip
         if os.fspath(dest) == "-":
             return work.run(local.PipeSink(), None)
         try:
-            return _to_file(work, entries, os.fspath(dest), force)
+            return (_to_object if is_remote(dest) else _to_file)(work, os.fspath(dest), force)
         except _TwinFound as found:
             twin = found.place
     return pack(
         sources, dest, parent=twin, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
         tensor_parallel=tensor_parallel, force=force, memory_bytes=memory_bytes, parents=parents, max_chain=max_chain,
+        storage_options=storage_options,
     )  # fmt: skip
 
 
@@ -98,16 +104,22 @@ class _TwinFound(Exception):
         self.place = place
 
 
-def _to_file(work: _Work, entries: list[SourceEntry], dest: str, force: bool) -> PackSummary:
+def _to_file(work: _Work, dest: str, force: bool) -> PackSummary:
     check_free(dest, replace=force)
     with new_archive(dest, replace=force) as (sink, reader):
         summary = work.run(sink, reader)
-        twin = work.lineage.twin(bytes.fromhex(summary.content)) if work.lineage is not None else None
-        if twin is not None:
-            raise _TwinFound(twin)
-        files = [entry.where for entry in entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
+        work.check_twin(summary)
+        files = [entry.where for entry in work.entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
         sink.set_mode(local.permissions_at_most([os.stat(file) for file in files]))
     return dataclasses.replace(summary, archive=dest)
+
+
+def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
+    check_free(dest, replace=force, storage_options=work.storage_options)
+    with new_object(dest, replace=force, storage_options=work.storage_options) as written:
+        summary = work.run(written, None, written.complete)
+        work.check_twin(summary)
+    return dataclasses.replace(summary, archive=written.name)
 
 
 @dataclasses.dataclass
@@ -120,17 +132,34 @@ class _Work:
     tensor_parallel: int
     memory_bytes: int
     lineage: Lineage | None
+    storage_options: dict[str, Any] | None
 
-    def run(self, sink: local.Sink, reader: LocalReader | None) -> PackSummary:
-        """Code all entries into ``sink``; where it can be read back (``reader``), prove what was written."""
+    def check_twin(self, summary: PackSummary) -> None:
+        """Raises _TwinFound if an archive further behind holds the same."""
+        twin = self.lineage.twin(bytes.fromhex(summary.content)) if self.lineage is not None else None
+        if twin is not None:
+            raise _TwinFound(twin)
+
+    def run(
+        self,
+        sink: local.Sink,
+        reader: LocalReader | None,
+        complete: Callable[[], RemoteReader] | None = None,
+    ) -> PackSummary:
+        """Code all entries into ``sink``; where it can be read back, as it grows (``reader``) or when it is
+        ``complete``, prove what was written."""
         total = sum(entry.size for entry in self.entries)
         done = _Counter(self.progress, total)
-        files = [entry for entry in self.entries if entry.kind == Kind.REGULAR]
+        # Those first that tell what is in others.
+        files = sorted(
+            (entry for entry in self.entries if entry.kind == Kind.REGULAR), key=lambda e: not tells_of_others(e.path)
+        )
         with (
             CheckpointBuilder(
                 sink, profile=self.profile, jobs=self.jobs, memory_bytes=self.memory_bytes, file_id=self.file_id,
                 tensor_parallel=self.tensor_parallel, progress=done.add, lineage=self.lineage,
-                prove=reader is not None,
+                prove=reader is not None or complete is not None,
+                beside=EntriesBeside(self.entries, self.storage_options),
             ) as builder,
             ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing,
         ):  # fmt: skip
@@ -147,6 +176,9 @@ class _Work:
             summary = builder.seal()
             if reader is not None:
                 builder.verify_written(reader)
+            if complete is not None:
+                done.say("verifying")
+                _prove(builder, complete())
         return summary
 
     def _files(
@@ -158,25 +190,55 @@ class _Work:
     ) -> None:
         with contextlib.ExitStack() as stack:
             stop = threading.Event()
-            jobs: list[tuple[SourceEntry, LocalReader | FsspecReader, object, FileJob]] = []
+            jobs: list[tuple[SourceEntry, LocalReader | RemoteReader, object, FileJob]] = []
             for entry in files:
-                source: LocalReader | FsspecReader = open_source(entry)
+                source: LocalReader | RemoteReader = open_source(entry, self.storage_options)
                 stack.callback(source.close)
                 jobs.append((entry, source, _identity(source), builder.add_file(entry.path, source)))
-            ahead = [hashing.submit(_hash_ahead, job, source.size, stop) for _, source, _, job in jobs]
+            # A source that is far away is hashed when it is settled: it is read twice, not three times.
+            ahead = [
+                hashing.submit(_hash_ahead, job, source.size if isinstance(source, LocalReader) else 0, stop)
+                for _, source, _, job in jobs
+            ]
             stack.callback(_end_hashing, stop, ahead)  # before the sources are closed
             # Stable: the order is that of the paths, but for files whose tensors are coded against those of others.
             for _, source, _, job in sorted(jobs, key=lambda item: builder.turn(item[3], item[1].size)):
-                builder.plan(job, source.size, final=True)
+                with _announced(source):
+                    builder.plan(job, source.size, final=True)
             for (entry, source, identity, job), hashed in zip(jobs, ahead, strict=True):
                 if reader is not None:
                     builder.verify_ahead(reader)  # while this thread settles the sources
                 hashed.result()
-                builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
+                with _announced(source):
+                    builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
                 if _identity(source) != identity or source.size != entry.size:
                     raise SourceChangedError(
                         f"{source.name}: changed while it was packed; pack it again when its writer is done"
                     )
+
+
+def _prove(builder: CheckpointBuilder, reader: RemoteReader) -> None:
+    """All that was sent, as the store gives it back: decoded, and then every header and stored byte."""
+    announced = reader.announce()
+    try:
+        announced.add([(0, reader.size)])
+        builder.verify_written(reader)
+    finally:
+        announced.release()
+    verify_reader(reader)
+
+
+@contextlib.contextmanager
+def _announced(source: LocalReader | RemoteReader) -> Iterator[None]:
+    """All of a source that is far away will be read, about in the order of its bytes."""
+    announced = source.announce() if isinstance(source, RemoteReader) else None
+    if announced is not None:
+        announced.add([(0, source.size)])
+    try:
+        yield
+    finally:
+        if announced is not None:
+            announced.release()
 
 
 def _end_hashing(stop: threading.Event, ahead: Sequence[Future[None]]) -> None:
@@ -196,10 +258,10 @@ def _hash_ahead(job: FileJob, size: int, stop: threading.Event) -> None:
             job.prefix.advance(job.read, frontier)
 
 
-def _identity(source: LocalReader | FsspecReader) -> object:
+def _identity(source: LocalReader | RemoteReader) -> object:
     """What changes when a file is written to or replaced."""
-    if isinstance(source, FsspecReader):
-        return tuple(sorted(source.identity.items()))
+    if isinstance(source, RemoteReader):
+        return source.version
     status = source.status()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

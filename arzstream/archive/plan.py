@@ -10,7 +10,7 @@ import numpy as np
 
 from arzstream.codec.dtypes import dtype
 from arzstream.container.records import Member, Tile, Unit
-from arzstream.formats.base import Storage
+from arzstream.formats.base import Storage, View, contiguous_strides
 from arzstream.formats.order import layer_of
 
 __all__ = [
@@ -115,16 +115,16 @@ def choose_grid(shape: tuple[int, int], itemsize: int, parallel: int = 1) -> tup
 
 
 def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
-    """A unit for one storage: as a matrix if one tensor covers it, else as a column."""
+    """A unit for one storage: as a matrix if one tensor covers it, transposed if it lies so, else as a column."""
     itemsize = dtype(storage.dtype).itemsize
     elements = storage.nbytes // itemsize
     shape = (elements, 1)
     views = storage.views
-    whole = len(views) == 1 and views[0].strides is None and views[0].start == 0
-    if whole and math.prod(views[0].shape) == elements:
-        first = views[0].shape[0] if views[0].shape else 1
-        shape = (first, elements // first) if first else (0, 1)
-    members = tuple(Member(v.name, v.shape, v.start, v.strides) for v in views) or (Member(None, (elements,)),)
+    if len(views) == 1 and views[0].start == 0 and math.prod(views[0].shape) == elements:
+        first = _rows(views[0])
+        if first is not None:
+            shape = (first, elements // first) if first else (0, 1)
+    members = tuple(Member(v.name, v.shape, v.start, v.strides, v.part) for v in views) or (Member(None, (elements,)),)
     unit = Unit(
         dtype=storage.dtype,
         shape=shape,
@@ -133,6 +133,14 @@ def storage_unit(storage: Storage, layer: str, parallel: int = 1) -> Planned:
         layer=layer,
     )
     return Planned(unit, (Extent(0, storage.offset, storage.nbytes),))
+
+
+def _rows(view: View) -> int | None:
+    """Of the matrix that a view's elements are as they lie, one after the other: its first dimension, or its last
+    where it is in Fortran order. None if they lie otherwise."""
+    if view.strides is None:
+        return view.shape[0] if view.shape else 1
+    return view.shape[-1] if view.strides[::-1] == contiguous_strides(view.shape[::-1]) else None
 
 
 def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:
@@ -145,7 +153,7 @@ def shared_unit(storages: Sequence[Storage], layer: str) -> Planned:
         at = start // itemsize
         if not storage.views:
             members.append(Member(None, (storage.nbytes // itemsize,), at))
-        members += [Member(v.name, v.shape, at + v.start, v.strides) for v in storage.views]
+        members += [Member(v.name, v.shape, at + v.start, v.strides, v.part) for v in storage.views]
         if storage.nbytes:
             extents.append(Extent(start, storage.offset, storage.nbytes))
         start += storage.nbytes
@@ -190,7 +198,7 @@ def units_of(storages: Sequence[Storage], layer: str, parallel: int = 1) -> Iter
 
 def storage_layer(storage: Storage) -> str:
     """The layer of a storage; optimiser state that is small goes together, whatever parameter it belongs to."""
-    layer = layer_of(storage.views[0].name) if storage.views else ""
+    layer = layer_of(storage.views[0].whole) if storage.views else ""
     if storage.nbytes < SMALL_BYTES and ".state." in f".{layer}":
         return layer.split(".state.")[0] + ".state"
     return layer

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arzstream.archive.again import directory_of
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.catalog import Catalog
 from arzstream.archive.decoding import Decoder
@@ -19,7 +20,7 @@ from arzstream.archive.meter import Bar, Meter, Progress
 from arzstream.archive.streaming import decoded_ahead
 from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load
 from arzstream.archive.volumes import Joined, join_volumes
-from arzstream.container.directory import Directory, directory_of_replay, open_directory
+from arzstream.container.directory import Directory, directory_of_replay
 from arzstream.container.records import FileRecord, Kind
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.ranges import RangeReader, open_reader
@@ -79,7 +80,7 @@ class Archive:
         self._ancestry = ancestry if ancestry is not None else Ancestry(limits=limits)
         self._place = place if place is not None else reader.name
         self._joined: Joined | None = None
-        self._set_directory(open_directory(reader, limits))
+        self._set_directory(directory_of(reader, limits))
 
     def _set_directory(self, directory: Directory) -> None:
         self.directory = directory
@@ -224,7 +225,7 @@ class Archive:
                 for layer, name in (pair for number, _ in commit.units for pair in by_unit.get(number, ())):
                     by_layer.setdefault(layer, []).append(name)
                 yield from by_layer.items()
-        self._set_directory(open_directory(self._reader, self._limits))
+        self._set_directory(directory_of(self._reader, self._limits))
 
     # -- end
 

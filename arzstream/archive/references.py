@@ -313,6 +313,10 @@ class ParentTensors:
     def __init__(self, find: Callable[[int], Holder], tiles: TileCache) -> None:
         self._find, self.tiles = find, tiles
 
+    def holder(self, ref: Reference) -> Holder:
+        """The parent that ``ref`` leads to, opened."""
+        return self._find(ref.source)
+
     def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
         """The bytes that a parent has where ``chunk`` of ``unit`` is; 0 where it has nothing."""
         holder, where = self._find(ref.source), unit.tile(chunk)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import piece_starts, range_tasks, spans, together
+from arzstream.archive.forecast import Forecast
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
@@ -33,15 +35,17 @@ def unpack(
     only: str | None = None,
     progress: Progress | None = None,
     parents: SearchPath = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> list[str]:
     """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``; returns their paths.
 
-    ``only`` is a glob over paths; ``parents`` as in :func:`arzstream.open`. Modes and modification times come back;
+    ``only`` is a glob over paths; ``parents`` and ``storage_options`` as in :func:`arzstream.open`. Modes and
+    modification times come back;
     existing files are never overwritten (StorageError).
     Raises CorruptError before anything is written if the archive is not sealed.
     """
     if not isinstance(archive, Archive):
-        with open_archive(archive, parents=parents) as opened:
+        with open_archive(archive, storage_options, parents) as opened:
             return unpack(opened, dest, only=only, progress=progress)
     if not archive.sealed:
         raise CorruptError(f"{archive.name}: {NO_END}")
@@ -112,6 +116,14 @@ def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> It
     todo = together(decoder, record, starts, spans(decoder, record))
     if len(todo) > 1:
         local.set_length(fd, record.size, name)
-    done = decoder.in_order(restore, todo) if len(todo) > 1 else map(restore, todo)
-    for group, _ in zip(todo, done, strict=True):
-        yield sum(end - start for start, end in group)
+    with Forecast(decoder) as forecast:
+
+        def announce(group: Sequence[tuple[int, int]]) -> int:
+            for start, end in group:
+                forecast.file(record, starts, start, end)
+            return sum(end - start for start, end in group)
+
+        coming = forecast.ahead(todo, announce)
+        done = decoder.in_order(restore, coming) if len(todo) > 1 else map(restore, coming)
+        for group, _ in zip(todo, done, strict=True):
+            yield sum(end - start for start, end in group)

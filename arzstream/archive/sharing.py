@@ -48,7 +48,7 @@ def _shared(by_layer: Mapping[str, Sequence[Storage]]) -> dict[str, list[_Unit]]
             storages = sorted((s for _, group in groups for s in group), key=lambda storage: storage.offset)
             first = groups[0][0]
             planned = shared_unit(storages, first)
-            members = sorted(planned.unit.members, key=lambda member: layer_key(layer_of(member.name or "")))
+            members = sorted(planned.unit.members, key=lambda member: layer_key(layer_of(member.whole or "")))
             planned.unit = dataclasses.replace(planned.unit, members=tuple(members))
             shared.setdefault(first, []).append((planned, storages))
 

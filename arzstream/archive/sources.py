@@ -1,17 +1,22 @@
-"""What is packed: a file, a folder with everything in it, several of them, or a file behind a URL."""
+"""What is packed: a file, a folder with everything in it, several of them, or what lies behind a URL."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from arzstream.container.records import Kind
 from arzstream.errors import StorageError
-from arzstream.store.ranges import FsspecReader, LocalReader, is_url, open_reader
+from arzstream.store.address import redacted
+from arzstream.store.folders import objects_below
+from arzstream.store.ranges import LocalReader, RemoteReader, is_url, open_reader
 
-__all__ = ["SourceEntry", "collect", "kept_target", "open_source"]
+__all__ = ["EntriesBeside", "SourceEntry", "collect", "kept_target", "open_source"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,9 @@ class SourceEntry:
     target: bytes = b""
 
 
-def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
+def collect(
+    sources: Sequence[str | os.PathLike[str]], storage_options: Mapping[str, Any] | None = None
+) -> list[SourceEntry]:
     """Everything below ``sources``, by path. One folder gives names relative to itself, more than one source also its
     name.
 
@@ -35,7 +42,7 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
     """
     found: dict[bytes, SourceEntry] = {}
     for source in sources:
-        for entry in _entries(source, alone=len(sources) == 1):
+        for entry in _entries(source, storage_options, alone=len(sources) == 1):
             if entry.path in found:
                 raise StorageError(
                     f"{os.fsdecode(entry.where)}: another source has a file called {os.fsdecode(entry.path)} too; "
@@ -45,12 +52,11 @@ def collect(sources: Sequence[str | os.PathLike[str]]) -> list[SourceEntry]:
     return [found[path] for path in sorted(found)]
 
 
-def _entries(source: str | os.PathLike[str], *, alone: bool) -> Iterator[SourceEntry]:
+def _entries(
+    source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, alone: bool
+) -> Iterator[SourceEntry]:
     if is_url(source):
-        with open_reader(source) as reader:
-            yield SourceEntry(
-                os.fsencode(os.path.basename(str(source).rstrip("/"))), str(source), Kind.REGULAR, 0o644, 0, reader.size
-            )
+        yield from _remote(str(source), storage_options, alone=alone)
         return
     where = os.fsencode(os.path.abspath(source))
     status = _stat(where)
@@ -59,6 +65,31 @@ def _entries(source: str | os.PathLike[str], *, alone: bool) -> Iterator[SourceE
         yield from _folder(root, root, b"" if alone else os.path.basename(where) + b"/", frozenset())
     else:
         yield _regular(os.path.basename(where), where, status)
+
+
+def _remote(url: str, storage_options: Mapping[str, Any] | None, *, alone: bool) -> Iterator[SourceEntry]:
+    """The object behind ``url``; or, if there is none, or if it ends with a slash, the objects below it."""
+    if not url.endswith("/"):
+        try:
+            with open_reader(url, storage_options) as reader:
+                name = posixpath.basename(reader.name)
+                yield SourceEntry(os.fsencode(name), url, Kind.REGULAR, 0o644, 0, reader.size)
+            return
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.EISDIR):
+                raise
+            missing = error
+    else:
+        missing = StorageError(f"{redacted(url)}: there is nothing in it; check the address", errno=errno.ENOENT)
+    folder = url.rstrip("/")
+    prefix = "" if alone else posixpath.basename(redacted(folder)) + "/"
+    found = objects_below(folder, storage_options)
+    for name, size in found:
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            raise StorageError(f"{redacted(folder)}: has an object called {name!r}, which is no path; pack it alone")
+        yield SourceEntry(os.fsencode(prefix + name), f"{folder}/{name}", Kind.REGULAR, 0o644, 0, size)
+    if not found:
+        raise missing
 
 
 def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[int, int]]) -> Iterator[SourceEntry]:
@@ -116,6 +147,34 @@ def _stat(where: bytes) -> os.stat_result:
         ) from error
 
 
-def open_source(entry: SourceEntry) -> LocalReader | FsspecReader:
+class EntriesBeside:
+    """What is packed, for parsers that look at more than one file; each is opened when it is looked at."""
+
+    def __init__(self, entries: Sequence[SourceEntry], storage_options: Mapping[str, Any] | None = None) -> None:
+        self._options = storage_options
+        self._entries = {entry.path: entry for entry in entries if entry.kind == Kind.REGULAR}
+
+    def paths(self) -> Iterable[bytes]:
+        return self._entries
+
+    def version(self, path: bytes) -> Hashable:
+        entry = self._entries.get(path)
+        return None if entry is None else (entry.size, entry.mtime)
+
+    def size(self, path: bytes) -> int:
+        return self._entries[path].size if path in self._entries else 0
+
+    def read(self, path: bytes, offset: int, length: int) -> bytes:
+        entry = self._entries.get(path)
+        if entry is None:
+            return b""
+        with open_source(entry, self._options) as source:
+            return source.read_at(offset, max(0, min(length, source.size - offset)))
+
+    def foretold(self, path: bytes) -> bytes | None:
+        return None
+
+
+def open_source(entry: SourceEntry, storage_options: Mapping[str, Any] | None = None) -> LocalReader | RemoteReader:
     """A reader for a regular file."""
-    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where)
+    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where, storage_options)

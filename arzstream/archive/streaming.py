@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 
 from arzstream.archive.catalog import TensorPlace
 from arzstream.archive.decoding import Decoder, Task
+from arzstream.archive.forecast import Forecast
 from arzstream.archive.tensors import Loaded, prepare
 from arzstream.errors import StorageError
 
@@ -79,16 +80,22 @@ def decoded_ahead(
     batches = _Batches(decoder)
     waiting: collections.deque[tuple[str, _Ahead]] = collections.deque()
     held = 0
-    for name, place in places:
-        while waiting and held + place.nbytes > prefetch_bytes:
-            held -= waiting[0][1].loaded.nbytes
-            yield _taken(batches, waiting)
-        ahead = _Ahead(prepare(decoder, place))
-        held += ahead.loaded.nbytes
-        batches.add(ahead)
-        waiting.append((name, ahead))
-    while waiting:
-        yield _taken(batches, waiting)
+    with Forecast(decoder) as forecast:
+        try:
+            for name, place in places:
+                while waiting and held + place.nbytes > prefetch_bytes:
+                    held -= waiting[0][1].loaded.nbytes
+                    yield _taken(batches, waiting)
+                forecast.tensor(place)
+                ahead = _Ahead(prepare(decoder, place))
+                held += ahead.loaded.nbytes
+                batches.add(ahead)
+                waiting.append((name, ahead))
+            while waiting:
+                yield _taken(batches, waiting)
+        finally:  # nobody takes those that are left, so what is not begun need not be
+            for _, ahead in waiting:
+                ahead.loaded.error = ahead.loaded.error or GeneratorExit()
 
 
 def _taken(batches: _Batches, waiting: collections.deque[tuple[str, _Ahead]]) -> tuple[str, Loaded]:

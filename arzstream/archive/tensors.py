@@ -11,12 +11,13 @@ import numpy as np
 
 from arzstream.archive.catalog import Catalog, TensorPlace
 from arzstream.archive.decoding import Decoder, Task
+from arzstream.archive.forecast import Forecast
 from arzstream.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LazyState", "Loaded", "TensorSlice", "load", "prepare", "span_bytes"]
+__all__ = ["LazyState", "Loaded", "TensorSlice", "gather", "load", "prepare", "span_bytes"]
 
 Allocate = Callable[[int], np.ndarray]
 
@@ -41,7 +42,7 @@ class Loaded:
     def numpy(self) -> np.ndarray:
         """As a NumPy array; bf16 as uint16, fp8 as uint8."""
         array = self.data.view(np.dtype(self.place.entry.unit.type.numpy))
-        strides = self.place.member.strides
+        strides = self.place.strides
         if strides is None or not math.prod(self.shape):
             return array.reshape(self.shape)
         steps = tuple(s * array.itemsize for s in strides)
@@ -60,30 +61,91 @@ class Loaded:
         if not self.data.size:
             return torch.empty(self.shape, dtype=kind)
         flat = torch.from_numpy(self.data).view(kind)
-        strides = self.place.member.strides
+        strides = self.place.strides
         return flat.reshape(self.shape) if strides is None else flat.as_strided(self.shape, strides)
 
 
 def prepare(decoder: Decoder, place: TensorPlace, empty: Allocate | None = None) -> Loaded:
     """Memory for a whole tensor, and what there is to do until it is filled. ``empty(nbytes)`` gives other memory than
-    the decoder's: uint8, one-dimensional, at least as long as the tensor (see :func:`span_bytes`)."""
-    return _elements(decoder, place, place.shape, place.member.start, place.member.end, empty)
+    the decoder's: uint8, one-dimensional, as long as :func:`span_bytes` says."""
+    loaded = _whole(decoder, place, empty)
+    loaded.tasks = decoder.counted(loaded.tasks, place.nbytes)
+    return loaded
 
 
 def span_bytes(place: TensorPlace) -> int:
     """How much memory :func:`prepare` asks for: the tensor's, and that of neighbours in its rows if it has some."""
     unit, (start, end) = place.entry.unit, (place.member.start, place.member.end)
+    if place.parts:
+        return math.prod(place.shape) * unit.type.itemsize
     if start >= end:
         return 0
     rows, cols = _rectangle(unit.shape, start, end)
     return (rows[1] - rows[0]) * (cols[1] - cols[0]) * unit.type.itemsize
 
 
+def _whole(decoder: Decoder, place: TensorPlace, empty: Allocate | None = None) -> Loaded:
+    if place.parts:
+        return gather(decoder, place, (0,) * len(place.shape), place.shape, empty)
+    return _elements(decoder, place, place.shape, place.member.start, place.member.end, empty=empty)
+
+
 def load(decoder: Decoder, place: TensorPlace) -> Loaded:
     """Decode a whole tensor; a small one in the calling thread."""
-    loaded = prepare(decoder, place)
-    decoder.run(loaded.tasks)
+    with Forecast(decoder) as forecast:
+        forecast.tensor(place)
+        loaded = prepare(decoder, place)
+        decoder.run(loaded.tasks)
     return loaded
+
+
+def gather(
+    decoder: Decoder, place: TensorPlace, low: tuple[int, ...], high: tuple[int, ...], empty: Allocate | None = None
+) -> Loaded:
+    """From ``low`` up to ``high`` along each dimension of a tensor that lies in parts; the rows of the parts that are
+    in it are decoded."""
+    shape = tuple(h - l for l, h in zip(low, high, strict=True))
+    loaded = Loaded(place, shape, (empty or decoder.results.empty)(math.prod(shape) * place.entry.unit.type.itemsize))
+    for part in place.parts if loaded.data.size else ():
+        offset = part.part.offset
+        first = tuple(map(max, low, offset))
+        last = tuple(min(h, o + n) for h, o, n in zip(high, offset, part.shape, strict=True))
+        if all(f < l for f, l in zip(first, last, strict=True)):
+            inside = tuple(slice(f - o, l - o) for f, l, o in zip(first, last, offset, strict=True))
+            there = tuple(slice(f - o, l - o) for f, l, o in zip(first, last, low, strict=True))
+            loaded.tasks += _block_of(decoder, part, inside, there, loaded)
+    return loaded
+
+
+def _block_of(
+    decoder: Decoder, part: TensorPlace, inside: tuple[slice, ...], there: tuple[slice, ...], whole: Loaded
+) -> list[Task]:
+    """What puts the block ``inside`` of a part to where it belongs in ``whole``, in place of ``there``."""
+    rows, inner = inside[0], math.prod(part.shape[1:])
+    shape, start = (rows.stop - rows.start, *part.shape[1:]), part.member.start
+    row_bytes = inner * part.entry.unit.type.itemsize
+    if part.strides is None and _all_of(inside[1:], part.shape[1:]) and _all_of(there[1:], whole.shape[1:]):
+        # Whole rows of both: they need not be copied.
+        into = whole.data[there[0].start * row_bytes : there[0].stop * row_bytes]
+        found = _elements(decoder, part, shape, start + rows.start * inner, start + rows.stop * inner, into)
+        if found.data is into:
+            return found.tasks
+
+    def copy() -> None:
+        if part.strides is None:
+            block = _elements(decoder, part, shape, start + rows.start * inner, start + rows.stop * inner)
+            index = (slice(None), *inside[1:])
+        else:
+            block, index = _whole(decoder, part), inside
+        for task in block.tasks:
+            task()
+        whole.numpy()[there] = block.numpy()[index]
+
+    return [copy]
+
+
+def _all_of(block: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
+    return all((b.start, b.stop) == (0, n) for b, n in zip(block, shape, strict=True))
 
 
 def _elements(
@@ -92,18 +154,21 @@ def _elements(
     shape: tuple[int, ...],
     start: int,
     end: int,
+    into: np.ndarray | None = None,
     empty: Allocate | None = None,
 ) -> Loaded:
-    """Elements [start, end) of the unit, as a tensor of ``shape``."""
+    """Elements [start, end) of the unit, as a tensor of ``shape``; in ``into``, if they can be decoded there."""
     unit = place.entry.unit
     if start >= end:
         return Loaded(place, shape, np.empty(0, np.uint8))
     rows, cols = _rectangle(unit.shape, start, end)
     itemsize = unit.type.itemsize
     height, width = rows[1] - rows[0], (cols[1] - cols[0]) * itemsize
-    out = (empty or decoder.results.empty)(height * width)
+    exact = height * width == (end - start) * itemsize
+    out = into if into is not None and exact else (empty or decoder.results.empty)(height * width)
     tasks = list(decoder.tasks(place.entry.number, rows, cols, out.reshape(height, width)))
-    tasks = decoder.counted(tasks, (end - start) * itemsize)
+    if exact:
+        return Loaded(place, shape, out, tasks)
     skip = (start - rows[0] * unit.shape[1] - cols[0]) * itemsize
     return Loaded(place, shape, out[skip : skip + (end - start) * itemsize], tasks)
 
@@ -142,10 +207,15 @@ class TensorSlice:
         """Rows, and columns where the archive is cut that way, are decoded alone; the rest of the index is applied to
         them."""
         keys = _expand(index, len(self._place.shape))
-        if keys is None or self._place.member.strides is not None:
+        if keys is None or self._place.strides is not None:
             return self._finish(load(self._decoder, self._place))[index]
         if all(key == slice(None) for key in keys):
             return self._finish(load(self._decoder, self._place))
+        if self._place.parts:
+            spans = [_span(key, length) for key, length in zip(keys, self._place.shape, strict=True)]
+            box = gather(self._decoder, self._place, *zip(*(span for span, _ in spans), strict=True))
+            self._decoder.run(self._decoder.counted(box.tasks, box.nbytes))
+            return self._finish(box)[tuple(inner for _, inner in spans)]
         rows, first = _span(keys[0], self._place.shape[0])
         if self._is_tiled():
             columns, second = _span(keys[1], self._place.shape[1])
@@ -162,8 +232,11 @@ class TensorSlice:
     def _rows(self, row0: int, row1: int) -> Loaded:
         start, inner = self._place.member.start, math.prod(self._place.shape[1:])
         shape = (row1 - row0, *self._place.shape[1:])
-        loaded = _elements(self._decoder, self._place, shape, start + row0 * inner, start + row1 * inner)
-        self._decoder.run(loaded.tasks)
+        first, last = start + row0 * inner, start + row1 * inner
+        with Forecast(self._decoder) as forecast:
+            forecast.elements(self._place, first, last)
+            loaded = _elements(self._decoder, self._place, shape, first, last)
+            self._decoder.run(self._decoder.counted(loaded.tasks, loaded.nbytes))
         return loaded
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Loaded:
@@ -172,8 +245,10 @@ class TensorSlice:
         shape = (rows[1] - rows[0], columns[1] - columns[0], *self._place.shape[2:])
         width = (cols[1] - cols[0]) * itemsize
         out = self._decoder.results.empty(shape[0] * width)
-        tasks = list(self._decoder.tasks(self._place.entry.number, rows, cols, out.reshape(shape[0], width)))
-        self._decoder.run(self._decoder.counted(tasks, len(out)))
+        with Forecast(self._decoder) as forecast:
+            forecast.rectangle(self._place.entry.number, rows, cols)
+            tasks = list(self._decoder.tasks(self._place.entry.number, rows, cols, out.reshape(shape[0], width)))
+            self._decoder.run(self._decoder.counted(tasks, len(out)))
         return Loaded(self._place, shape, out)
 
     def _finish(self, loaded: Loaded) -> Any:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from arzstream.archive.again import directory_of, once_more
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import compare, decode_all
@@ -18,7 +19,7 @@ from arzstream.container.scan import Replay
 from arzstream.container.state import TableRef, index_map
 from arzstream.errors import ArzError, CorruptError
 from arzstream.limits import DEFAULT_LIMITS, Limits
-from arzstream.store.ranges import RangeReader, open_reader
+from arzstream.store.ranges import DistantReader, RangeReader, open_reader
 
 __all__ = ["VerifyReport", "verify", "verify_reader"]
 
@@ -71,7 +72,7 @@ def verify(
                     ancestry = Ancestry(parents, storage_options, limits)
                     try:
                         origin = ancestry.tensors_of(joined.directory, os.fspath(path))
-                        _verify_deep(reader, joined, origin, limits, against, progress)
+                        _verify_deep(reader, joined, origin, limits, against, progress, storage_options)
                     finally:
                         ancestry.close()
             finally:
@@ -105,12 +106,13 @@ def _verify_deep(
     limits: Limits,
     against: str | os.PathLike[str] | None,
     progress: Progress | None,
+    storage_options: dict[str, Any] | None,
 ) -> None:
     decoder = Decoder(reader, joined.directory, limits=limits, home=joined.home, parents=parents)
     try:
         _decode_all(decoder, joined.directory, progress)
         if against is not None:
-            compare(decoder, joined.directory, against)
+            compare(decoder, joined.directory, against, storage_options)
     finally:
         decoder.close()
 
@@ -129,22 +131,42 @@ def _verify(
     reader: RangeReader, limits: Limits, progress: Progress | None, replay: Replay | None = None
 ) -> tuple[VerifyReport, Directory]:
     size = reader.size
-    replay = replay or Replay(reader, limits)
+    replay = replay or once_more(reader, lambda: Replay(reader, limits))
     tail = reader.read_at(max(0, size - TRAILER_BYTES), min(size, TRAILER_BYTES))
     if tail[-8:] != END_MAGIC or len(tail) < TRAILER_BYTES:
         # Something later, or nothing: find out which, so that the message helps.
         open_directory(reader, limits)
         raise CorruptError(NO_END)
     trailer = Trailer.decode(tail, size)
-    for frame in replay.run(size - TRAILER_BYTES):
-        if progress is not None:
-            progress(frame.end, size, "verifying")
+    announced = reader.announce() if isinstance(reader, DistantReader) else None
+    try:
+        if announced is not None:
+            announced.add([(replay.offset, size - replay.offset)])
+        _check_frames(reader, replay, size, progress)
+    finally:
+        if announced is not None:
+            announced.release()
     _check_trailer(replay, trailer)
-    directory = open_directory(reader, limits)
+    directory = directory_of(reader, limits)
     _check_index(replay, directory)
     tensors = sum(member.name is not None for entry in directory.units for member in entry.unit.members)
     content = directory.content.hex() if directory.content else ""
     return VerifyReport(reader.name, replay.frames, size, tensors, len(directory.files), content), directory
+
+
+def _check_frames(reader: RangeReader, replay: Replay, size: int, progress: Progress | None) -> None:
+    tried = -1
+    while replay.offset < size - TRAILER_BYTES:
+        try:
+            for frame in replay.run(size - TRAILER_BYTES):
+                if progress is not None:
+                    progress(frame.end, size, "verifying")
+        except CorruptError:
+            # A frame that was damaged on its way from a store is asked for once more.
+            if not isinstance(reader, DistantReader) or replay.believed or tried == replay.offset:
+                raise
+            tried = replay.offset
+            reader.forget(replay.offset, size - replay.offset)
 
 
 def _check_trailer(replay: Replay, trailer: Trailer) -> None:

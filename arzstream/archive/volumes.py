@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from arzstream.container.directory import Directory, UnitEntry, open_directory
+from arzstream.archive.again import directory_of
+from arzstream.container.directory import Directory, UnitEntry
 from arzstream.container.layout import Prologue
 from arzstream.container.records import FileRecord, Parent, Piece, ReferenceKind, Unit, Volume
 from arzstream.container.state import ModelEntry, check_paths
@@ -88,7 +89,7 @@ def _open_volume(place: str, storage_options: dict[str, Any] | None, name: str) 
 
 
 def _checked(reader: RangeReader, volume: Volume, limits: Limits) -> Directory:
-    directory = open_directory(reader, limits)
+    directory = directory_of(reader, limits)
     if not directory.sealed or directory.root != volume.root or directory.content != volume.content:
         raise CorruptError(f"{reader.name}: is not the volume that the set was made of; bring that one back")
     if directory.volumes:

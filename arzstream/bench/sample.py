@@ -19,6 +19,7 @@ from arzstream.archive.sources import SourceEntry, collect, open_source
 from arzstream.codec.base import ChunkContext
 from arzstream.container.records import Kind, Unit
 from arzstream.errors import StorageError
+from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
 from arzstream.kernels.memory import Results
 from arzstream.store.ranges import is_url
@@ -168,7 +169,7 @@ def _fair(sizes: Sequence[int], limit: int) -> int:
 def _plan(entry: SourceEntry) -> Iterator[Planned]:
     """The units of a file in the order in which ``pack`` codes them, its literal bytes last."""
     with open_source(entry) as source:
-        job = FileJob(entry.path, source, parser_for(entry.path))
+        job = FileJob(entry.path, source, parser_for(entry.path, companions=Companions()))
         layout = job.look(source.size, final=True)
         by_layer = job.ready(layout, source.size, final=True)
         for _, units in plan_units(by_layer):

@@ -31,6 +31,8 @@ def command(a: str, b: str, everything: bool, parents: tuple[str, ...], as_json:
 
     CHANGED is the share of elements that are not what they were. RELATIVE is the root mean square of the change ÷ that
     of the values in A, LARGEST the largest change of a value. One archive may be coded against the other, or not.
+    They may be of different formats; where all names of one have a prefix (model., module.), they are matched
+    without it.
 
     \b
     arzstream diff step-2000.arz step-2010.arz

@@ -39,6 +39,7 @@ PACKAGES = (
     Package("s3fs", "s3:// URLs", needed=False),
     Package("gcsfs", "gs:// URLs", needed=False),
     Package("adlfs", "az:// URLs", needed=False),
+    Package("paramiko", "sftp:// URLs", needed=False),
 )
 
 

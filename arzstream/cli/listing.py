@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from arzstream.archive.pairing import parameters_of
 from arzstream.codec import registry
 from arzstream.container.layout import MAJOR
 from arzstream.container.records import FileRecord, Kind, Piece, ReferenceKind
@@ -23,14 +24,18 @@ def listing(archive: Archive, *, chunks: bool = False, layers: bool = False) -> 
     """Files, and tensors in layer order; with ``chunks`` where each chunk is, with ``layers`` the tensors by layer.
 
     All lengths are in bytes. ``stored`` of what shares its chunks with others is its share of them. ``parents`` of a
-    tensor are places in the list of the archive's: what it may be coded against.
+    tensor are places in the list of the archive's: what it may be coded against. ``parameter`` of what belongs to an
+    optimiser's state is the name of the weight whose it is, where that is known. A tensor that lies in parts has
+    ``parts``, each as a tensor with its ``offset``; its own ``file`` and ``unit`` are those of the first of them.
     """
     directory = archive.directory
-    names = _names(archive)
+    names, parameters = _names(archive), parameters_of(archive)
     tensors = [_tensor(archive, name, place, names, chunks) for name, place in archive.catalog.tensors.items()]
-    owned: dict[str | None, int] = {}
     for tensor in tensors:
-        owned[tensor["file"]] = owned.get(tensor["file"], 0) + 1
+        tensor["parameter"] = parameters.get(tensor["name"])
+    owned: dict[str | None, int] = {}
+    for place in archive.catalog.stored:
+        owned[place.path] = owned.get(place.path, 0) + 1
     files = [_file(archive, path, record, owned.get(path, 0)) for path, record in archive.catalog.files.items()]
     # While it grows, files are missing whose tensors are there.
     nbytes = sum(file["bytes"] for file in files)
@@ -65,11 +70,50 @@ def _names(archive: Archive) -> dict[int, str]:
     """Unit → the name its first tensor is listed under."""
     names: dict[int, str] = {}
     for name, place in archive.catalog.tensors.items():
-        names.setdefault(place.entry.number, name)
+        for held, number in [(name, place.entry.number)] if not place.parts else _numbers(place):
+            names.setdefault(number, held)
     return names
 
 
+def _numbers(place: TensorPlace) -> list[tuple[str, int]]:
+    return [(part.name, part.entry.number) for part in place.parts]
+
+
 def _tensor(archive: Archive, name: str, place: TensorPlace, names: dict[int, str], chunks: bool) -> dict[str, Any]:
+    tensor = _whole if place.parts else _stored_tensor
+    return tensor(archive, name, place, names, chunks)
+
+
+def _whole(archive: Archive, name: str, place: TensorPlace, names: dict[int, str], chunks: bool) -> dict[str, Any]:
+    """A tensor in parts. Its codec is that of most of its bytes."""
+    parts = [
+        {**_stored_tensor(archive, part.name, part, names, chunks), "offset": list(part.part.offset)}
+        for part in place.parts
+    ]
+    weights: dict[str, int] = {}
+    for part in parts:
+        weights[part["codec"]] = weights.get(part["codec"], 0) + part["bytes"]
+    stored = sum(part["stored"] for part in parts)
+    return {
+        **parts[0],
+        "name": name,
+        "shape": list(place.shape),
+        "codec": max(weights, key=lambda codec: weights[codec]),
+        "dup_of": None,
+        "bytes": place.nbytes,
+        "stored": stored,
+        "ratio": _ratio(stored, place.nbytes),
+        "blake3": None,
+        "parents": sorted({parent for part in parts for parent in part["parents"]}),
+        "chunks": [],
+        "offset": None,
+        "parts": parts,
+    }
+
+
+def _stored_tensor(
+    archive: Archive, name: str, place: TensorPlace, names: dict[int, str], chunks: bool
+) -> dict[str, Any]:
     entry, source = place.entry, place.entry.unit.duplicate_of
     stored = 0 if source is not None else _share(entry, place.nbytes)
     found: dict[str, Any] = {

@@ -56,7 +56,8 @@ def _lines(found: dict[str, Any], width: int | None, chunks: bool) -> Iterator[s
         yield ""
         yield from table(_TENSOR_COLUMNS, [_tensor_row(tensor) for tensor in found["tensors"]], width)
     if chunks:
-        rows = [row for holder in (*found["tensors"], *found["contents"]) for row in _chunk_rows(holder)]
+        holders = [part for tensor in found["tensors"] for part in tensor.get("parts", [tensor])]
+        rows = [row for holder in (*holders, *found["contents"]) for row in _chunk_rows(holder)]
         yield ""
         yield from table(_CHUNK_COLUMNS, rows, width)
 
@@ -102,10 +103,20 @@ _TENSOR_COLUMNS = (
 
 def _tensor_row(tensor: dict[str, Any]) -> Row:
     notes = (f"dup of {safe(tensor['dup_of'])}",) if tensor["dup_of"] is not None else ()
+    if "parts" in tensor:
+        notes = (_parts_note(tensor["parts"]),)
     values = tensor["dtype"], shape(tensor["shape"]), tensor["codec"], size(tensor["bytes"]), percent(tensor["ratio"])
     return Row((safe(tensor["name"]), *values), notes)
 
 
+def _parts_note(parts: list[dict[str, Any]]) -> str:
+    """Where the first few parts of a tensor begin, and in which files they came."""
+    told = [f"{part['offset']} in {safe(part['file'])}" for part in parts[:_PARTS_SHOWN]]
+    more = [f"{len(parts) - _PARTS_SHOWN:,} more"] if len(parts) > _PARTS_SHOWN else []
+    return f"{len(parts):,} parts: {', '.join([*told, *more])}"
+
+
+_PARTS_SHOWN = 4
 _LAYER_COLUMNS = (
     Column("LAYER", give=True), Column("TENSORS", right=True), Column("SIZE", right=True), Column("RATIO", right=True),
 )  # fmt: skip

@@ -27,7 +27,7 @@ NOTES_SHOWN = 20
     "-o",
     metavar="ARCHIVE",
     required=True,
-    help="The archive to write; - is standard output, and what is said goes to standard error.",
+    help="The archive to write, a path or a URL; - is standard output, and what is said goes to standard error.",
 )
 @click.option(
     "--profile", type=click.Choice(["fast", "balanced", "max"]), default="balanced", show_default=True,
@@ -65,7 +65,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Pack files, checkpoint folders or URLs of files into one archive.
+    """Pack files, checkpoint folders, or URLs of either, into one archive.
 
     The archive appears under its name only when everything in it was read back, decoded, and found identical.
     Each SOURCE stays as it is. With --parent, the archive can be read only where the parent is, too: beside it, or
@@ -74,6 +74,7 @@ def command(
     \b
     arzstream pack runs/exp7/step-2000 -o step-2000.arz
     arzstream pack runs/exp7/step-2010 -o step-2010.arz --parent step-2000.arz
+    arzstream pack runs/exp7/step-2020 -o s3://models/exp7/step-2020.arz
     arzstream pack model.safetensors -o - | ssh host 'cat > model.arz'
     """
     to_output = output == "-"
@@ -91,10 +92,16 @@ def command(
     if as_json:
         print_json(summary.as_dict(), stream)
     elif not quiet:
-        for line in _lines(summary, "standard output" if to_output else os.path.normpath(output)):
+        for line in _lines(summary, "standard output" if to_output else _shown(output)):
             print(line, file=stream)
         if parent is not None:
             print(f"  {_lineage(summary, parent, max_chain)}", file=stream)
+
+
+def _shown(output: str) -> str:
+    from arzstream.store.address import is_url, redacted
+
+    return redacted(output) if is_url(output) else os.path.normpath(output)
 
 
 def _lineage(summary: PackSummary, parent: str, max_chain: int) -> str:

@@ -95,6 +95,8 @@ NEARLY = 1.005
 """Samples are believed when they differ by more than this factor."""
 LOW_BITS = 1 << 10
 """Elements that tell if the lowest bit of all is zero."""
+NOISE = 0.999
+"""A sample of which the fastest level leaves more than this share is noise."""
 RAW_GAIN = 0.99
 """A sample that does not shrink below this share says: not worth trying."""
 
@@ -129,6 +131,8 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
 
     sample = _sample(data, piece)
     whole = len(sample) == len(data)
+    if profile.thorough and not whole and _is_noise(sample, ctx, len(data)):
+        return None
     best, best_stride = None, 1
     for stride in _strides(ctx, len(data)):
         payload = encode_planes(sample, stride, levels(stride) if whole or profile.thorough else (1,))
@@ -143,6 +147,11 @@ def _try_zstd(data: memoryview, ctx: ChunkContext, profile: Profile, share: floa
         return None
     # Planes that are noise in the sample are not tried again.
     return encode_planes(data, best_stride, levels(best_stride), _stored_planes(best, best_stride))
+
+
+def _is_noise(sample: memoryview, ctx: ChunkContext, length: int) -> bool:
+    """Whether the fastest level saves nothing at all, as in what is compressed or encrypted: no other will."""
+    return all(len(encode_planes(sample, stride, (1,))) > NOISE * len(sample) for stride in _strides(ctx, length))
 
 
 def _suits_float_fast(data: memoryview, ctx: ChunkContext) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arzstream.kernels.records import Rule
 
-__all__ = ["LAYOUTS", "PLAIN", "SCALES", "Part", "find_period"]
+__all__ = ["LAYOUTS", "OTHERS", "PLAIN", "SCALES", "Part", "find_period"]
 
 U8 = NDArray[np.uint8]
 
@@ -55,6 +55,9 @@ _UNDER_D_AND_COLUMNS = (
     Rule(e_classes=16, scale=0, e_shift=8, columns=True),
 )
 
+_SHORTS = (Part(1), Part(1)) * 8
+"""Eight numbers of 16 bits, low and high bytes apart."""
+
 LAYOUTS: dict[int, tuple[Part, ...]] = {
     17: (Part(1), Part(16, True)),  # MXFP4
     18: (*_D, Part(16, True, _UNDER_D)),  # Q4_0, IQ4_NL
@@ -63,7 +66,14 @@ LAYOUTS: dict[int, tuple[Part, ...]] = {
     24: (*_D_AND_M, Part(4), Part(16, True, _UNDER_M)),  # Q5_1
     34: (*_D, Part(32, False, _UNDER_D_AND_COLUMNS)),  # Q8_0
     36: (Part(4), Part(32, True)),  # NVFP4
+    50: (*_D, Part(32), *_SHORTS),  # IQ1_S: indices, then their high bits with a scale and a sign
+    54: (Part(48), Part(4), *_half()),  # TQ1_0: five ternary codes a byte, then four
+    56: (Part(32), Part(16), *(Part(1) for _ in range(8))),  # IQ1_M: the scale of all lies in the last eight bytes
+    66: (*_D, *8 * (Part(4), Part(3), Part(1))),  # IQ2_XXS: indices, signs, signs under a scale
+    74: (*_D, Part(64), Part(8, True)),  # IQ2_XS: indices with signs, scales
+    82: (*_D, Part(32), Part(32), Part(8), Part(8, True)),  # IQ2_S: indices, signs, high bits, scales
     84: (Part(16), Part(64), *_half(), *_half(_after(80))),  # Q2_K
+    98: (*_D, Part(64), *8 * (Part(3), Part(1))),  # IQ3_XXS: indices, signs, signs under a scale
     110: (Part(32), Part(64), Part(12), *_D),  # Q3_K
     136: (*_D, Part(2), Part(4), Part(128, True)),  # IQ4_XS
     144: (*_D_AND_M, Part(4), Part(4), Part(4), Part(128, True)),  # Q4_K
@@ -72,6 +82,12 @@ LAYOUTS: dict[int, tuple[Part, ...]] = {
     292: (Part(1), Part(1), Part(1), Part(1), Part(256), *(Part(1) for _ in range(32))),  # Q8_K
 }
 """By their lengths."""
+OTHERS: dict[int, tuple[Part, ...]] = {
+    18: (*_D, Part(16)),  # Q1_0: eight codes a byte
+    66: (Part(64), *_half()),  # TQ2_0: four ternary codes a byte
+    110: (*_D, Part(64), Part(8), Part(32), Part(4, True)),  # IQ3_S: indices, high bits, signs, scales
+}
+"""Of types whose blocks are as long as those of another one."""
 PLAIN = ((Part(1, rules=_WITH_COLUMNS),), (Part(1, True),))
 """Records of one byte: int8, or two codes of four bits."""
 

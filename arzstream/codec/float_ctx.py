@@ -152,7 +152,7 @@ class _Sample:
 
 def _window_base(sample: _Sample, cut: context.Cut, rows: U8, cols: U8, log_classes: int) -> int:
     """Where the window of symbols begins: where nearly nothing is below, if it then reaches an octave above the largest
-    magnitude of the sample; else so that it does."""
+    magnitude of the sample, or leaves out less than if it did; else so that it does."""
     infinite = ((1 << cut.exponent_bits) - 1) << cut.top
     mag = (sample.high & np.uint16((1 << cut.mag_bits) - 1)).astype(np.int32)
     most = 255 >> log_classes << cut.top
@@ -168,7 +168,17 @@ def _window_base(sample: _Sample, cut: context.Cut, rows: U8, cols: U8, log_clas
     lowest = int(np.searchsorted(below, 0, side="right")) - shift
     quantile = int(np.searchsorted(below, int(below[-1]) >> TAIL, side="right")) - shift
     low = max(lowest - octave, quantile - TAIL_OCTAVES * octave)
-    return max(-(1 << 15), low, len(below) - shift + octave - size)
+    high = len(below) - shift + octave - size
+
+    def escapes(base: int) -> int:
+        """Elements outside of the window."""
+        first, last = np.clip([base + shift - 1, base + shift + size - 1], 0, len(below) - 1)
+        return int(below[-1] - (below[last] - below[first]))
+
+    # A few that are far above all others, as where a text stands among floats, are not worth the others.
+    if low < high and escapes(low) < escapes(high):
+        high = low
+    return max(-(1 << 15), low, high)
 
 
 def _sampled_bits(sample: _Sample, cut: context.Cut, scales: Scales, setting: _Setting, count: int) -> int:

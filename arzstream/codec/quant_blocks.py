@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from arzstream.codec import nibbles, tables
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.block_layouts import LAYOUTS, PLAIN, Part, find_period
+from arzstream.codec.block_layouts import LAYOUTS, OTHERS, PLAIN, Part, find_period
 from arzstream.codec.scales import log2_eighths, rice_parameters
 from arzstream.errors import CorruptError
 from arzstream.kernels import api, context, numpy_records
@@ -228,17 +228,12 @@ def _code(part: Part, records: _Records, at: int, contexts: bool) -> _Coded:
 
 def _tables(counts: U32, nibble: bool) -> tuple[U16, U16, int]:
     """(frequencies of bytes for the coder, frequencies as they are stored, bits of the symbols)."""
-    stored = np.zeros(counts.shape, np.uint16)
-    used = [k for k in range(len(counts)) if counts[k].any()]
     if nibble:
-        codes = nibbles.halves(counts)
-        for k in used:
-            stored[k, _FIRST : _FIRST + 16] = tables.normalise(codes[k])
+        stored = np.zeros(counts.shape, np.uint16)
+        stored[:, _FIRST : _FIRST + 16] = tables.normalise_all(nibbles.halves(counts))
         freqs = nibbles.expand(stored[:, _FIRST : _FIRST + 16])
     else:
-        for k in used:
-            stored[k] = tables.normalise(counts[k])
-        freqs = stored
+        freqs = stored = tables.normalise_all(counts)
     return freqs, stored, tables.cost(counts.reshape(-1), freqs.reshape(-1)) // tables.COST_UNIT
 
 
@@ -268,13 +263,22 @@ def encode_records(data: U8, row_bytes: int, period: int | None, contexts: bool 
     if not len(data):
         return None
     if period is not None:
-        payload = encode_parts(LAYOUTS[period], data, row_bytes // period, contexts)
+        payload = encode_parts(_block_layout(data, row_bytes, period), data, row_bytes // period, contexts)
     else:
         layout = _plain_layout(data)
         if layout is None:
             return None
         payload = encode_parts(layout, data, row_bytes, contexts and row_bytes >= MIN_ROW)
     return payload if len(payload) < GAIN * len(data) else None
+
+
+def _block_layout(data: U8, row_bytes: int, period: int) -> tuple[Part, ...]:
+    """The layout of blocks of this length; of several, the one that leaves least of the first rows."""
+    candidates = [LAYOUTS[period], *([OTHERS[period]] if period in OTHERS else [])]
+    if len(candidates) == 1:
+        return candidates[0]
+    some = data[: max(1, SAMPLE // row_bytes) * row_bytes]
+    return min(candidates, key=lambda layout: len(encode_parts(layout, some, row_bytes // period, False)))
 
 
 def _plain_layout(data: U8) -> tuple[Part, ...] | None:

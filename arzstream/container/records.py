@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arzstream.codec.dtypes import DType, dtype
+from arzstream.codec.parts import Part, whole_name
 from arzstream.errors import CorruptError, LimitError
 from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -86,12 +87,21 @@ def _shape(value: Any, what: str, limits: Limits) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A tensor inside a unit: ``start`` and ``strides`` count elements of the unit; ``strides`` None is row-major."""
+    """A tensor inside a unit: ``start`` and ``strides`` count elements of the unit; ``strides`` None is row-major.
+    ``part``: it is a block of a larger tensor."""
 
     name: str | None
     shape: tuple[int, ...]
     start: int = 0
     strides: tuple[int, ...] | None = None
+    part: Part | None = None
+
+    @property
+    def whole(self) -> str | None:
+        """The name of the tensor that this is, or is a part of."""
+        if self.name is None or self.part is None:
+            return self.name
+        return whole_name(self.name, self.part.offset, self.shape)
 
     @property
     def elements(self) -> int:
@@ -110,7 +120,7 @@ class Member:
         return [self.name, list(self.shape), self.start, None if self.strides is None else list(self.strides)]
 
     @classmethod
-    def from_list(cls, value: Any, limits: Limits) -> Member:
+    def from_list(cls, value: Any, limits: Limits, part: Part | None = None) -> Member:
         name, shape, start, strides = _array(value, "a member", 4)
         if name is not None and len(_typed(name, str, "a tensor's name").encode()) > limits.name_bytes:
             raise LimitError(f"a tensor's name is longer than {limits.name_bytes} bytes")
@@ -118,7 +128,7 @@ class Member:
         steps = (
             None if strides is None else tuple(_natural(s, "a stride") for s in _array(strides, "strides", len(dims)))
         )
-        return cls(name, dims, _natural(start, "a member's start"), steps)
+        return cls(name, dims, _natural(start, "a member's start"), steps, part)
 
 
 class ReferenceKind:
@@ -138,14 +148,6 @@ class Reference:
     source: int
     start: int
     count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The block at ``offset`` of a tensor of ``shape`` that several archives hold together."""
-
-    shape: tuple[int, ...]
-    offset: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,6 @@ class Unit:
     layer: str = ""
     models: tuple[int, ...] = ()
     refs: tuple[Reference, ...] = ()
-    part: Part | None = None
     source: tuple[tuple[int | None, int, int], ...] = ()
 
     @property
@@ -235,7 +236,7 @@ class Unit:
             "layer": self.layer,
             "members": [member.to_list() for member in self.members],
             "models": list(self.models),
-            "part": None if self.part is None else [list(self.part.shape), list(self.part.offset)],
+            "part": _parts_to_value([member.part for member in self.members]),
             "refs": [[ref.kind, ref.source, ref.start, ref.count] for ref in self.refs],
             "shape": list(self.shape),
             "source": [list(extent) for extent in self.source],
@@ -252,11 +253,13 @@ class Unit:
             dtype=_typed(kind, str, "a dtype"),
             shape=tuple(_natural(n, "a unit's shape") for n in _array(shape, "a unit's shape", 2)),  # type: ignore[arg-type]
             grid=tuple(_natural(n, "a unit's grid", least=1) for n in _array(grid, "a unit's grid", 2)),  # type: ignore[arg-type]
-            members=tuple(Member.from_list(item, limits) for item in members),
+            members=tuple(
+                Member.from_list(item, limits, own)
+                for item, own in zip(members, _parts(part, len(members), limits), strict=True)
+            ),
             layer=_typed(layer, str, "a layer"),
             models=tuple(_natural(n, "a model number") for n in _array(models, "models")),
             refs=tuple(_reference(item) for item in _array(refs, "references")),
-            part=None if part is None else _part(part, limits),
             source=tuple(_extent(item) for item in _array(source, "a unit's source")),
         )
         unit._check(limits)
@@ -282,16 +285,18 @@ class Unit:
             raise CorruptError("a unit that is its parent's has other references, too")
         if any(ref.count != self.elements for ref in self.refs if ref.kind in ReferenceKind.OF_PARENTS):
             raise CorruptError("a reference to a parent is not as long as the unit")
-        if self.part is not None:
-            self._check_part(self.part)
-
-    def _check_part(self, part: Part) -> None:
-        shape = self.members[0].shape
-        inside = len(shape) == len(part.shape) and all(
-            o + n <= g for o, n, g in zip(part.offset, shape, part.shape, strict=True)
-        )
-        if len(self.members) != 1 or not inside:
+        if not all(_is_inside(member) for member in self.members):
             raise CorruptError("a part does not lie inside the tensor it is a part of")
+
+
+def _is_inside(member: Member) -> bool:
+    """Does a member that is a part lie inside the whole?"""
+    part, shape = member.part, member.shape
+    if part is None:
+        return True
+    return len(shape) == len(part.shape) and all(
+        o + n <= g for o, n, g in zip(part.offset, shape, part.shape, strict=True)
+    )
 
 
 def units_of_frame(value: Any, limits: Limits = DEFAULT_LIMITS) -> list[Unit]:
@@ -310,6 +315,23 @@ def _reference(value: Any) -> Reference:
     if kind > ReferenceKind.TRANSPOSED:
         raise CorruptError("a reference is of an unknown kind")
     return Reference(kind, source, start, count)
+
+
+def _parts(value: Any, members: int, limits: Limits) -> list[Part | None]:
+    """What each of so many members is a part of: of one member its part, of several an array; nil if none is one."""
+    if value is None:
+        return [None] * members
+    if members == 1:
+        return [_part(value, limits)]
+    parts = [None if item is None else _part(item, limits) for item in _array(value, "the parts of a unit", members)]
+    if not any(parts):
+        raise CorruptError("none of the parts of a unit is one")
+    return parts
+
+
+def _parts_to_value(parts: Sequence[Part | None]) -> Any:
+    listed = [None if part is None else [list(part.shape), list(part.offset)] for part in parts]
+    return listed[0] if len(listed) == 1 or not any(listed) else listed
 
 
 def _part(value: Any, limits: Limits) -> Part:

@@ -12,6 +12,7 @@ from arzstream.daemon import publish
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.parentage import Choice, Parentage
 from arzstream.errors import StorageError
+from arzstream.formats.beside import NOTHING, Beside
 from arzstream.store import local
 from arzstream.store.ranges import LocalReader
 
@@ -22,14 +23,18 @@ PROBE_BYTES = 32 << 20
 
 
 class Draft:
-    """Used by one thread of a job at a time. ``folder_mode`` is that of folders that have to be made."""
+    """Used by one thread of a job at a time. ``folder_mode`` is that of folders that have to be made; ``beside`` are
+    the files of the checkpoint."""
 
-    def __init__(self, shared: Shared, dest: str, source: str, folder_mode: int, choice: Choice) -> None:
+    def __init__(
+        self, shared: Shared, dest: str, source: str, folder_mode: int, choice: Choice, beside: Beside = NOTHING
+    ) -> None:
         self.parentage = Parentage(choice, shared.in_use)
         self.builder: CheckpointBuilder | None = None
         self.others: set[int] = set()
         """Threads that were there before the builder had its own."""
         self._shared, self._dest, self._source, self._folder_mode = shared, dest, source, folder_mode
+        self._beside = beside
         self._temporary = ""
         self._sink: local.LocalSink | None = None
         self._reader: LocalReader | None = None
@@ -48,7 +53,7 @@ class Draft:
             # One thread while somebody writes: the second core is theirs.
             self.builder = CheckpointBuilder(
                 self._sink, profile=settings.profile, jobs=1, memory_bytes=self._shared.memory_bytes,
-                lineage=self.parentage.open(self._temporary),
+                lineage=self.parentage.open(self._temporary), beside=self._beside,
             )  # fmt: skip
         return self.builder
 

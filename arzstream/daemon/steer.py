@@ -21,6 +21,7 @@ from arzstream.daemon.states import DONE, Problem, Reason, State, backoff, probl
 from arzstream.daemon.track import Track
 from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
+from arzstream.formats.checkpoint import Past
 
 __all__ = ["Steering"]
 
@@ -48,6 +49,7 @@ class Steering:
         self._recognisers = ThreadPoolExecutor(1, thread_name_prefix="arz-recognise")
         self._recognising: dict[bytes, tuple[str, Future[str]]] = {}
         self._recognised: dict[bytes, str] = {}
+        self._pasts: dict[bytes, tuple[tuple[int, int], Past]] = {}
         self._free_when_blocked: dict[bytes, int] = {}
         self._coming: dict[tuple[bytes, bytes], tuple[Numbers, Numbers]] = {}
         """By folder and name: the first step whose archive is about to come, and the first that is on its way."""
@@ -60,6 +62,7 @@ class Steering:
     def count(self, tracks: Mapping[bytes, Track]) -> None:
         """Take stock of what is running; once per round, before the decisions."""
         self._coming = {}
+        self._pasts = {path: past for path, past in self._pasts.items() if path in tracks}
         for track in tracks.values():
             if track.coming:
                 name, numbers = family(track.path)
@@ -91,8 +94,8 @@ class Steering:
             return
         if entry.state in (State.BLOCKED, State.GONE):
             self._move(track, State.SEEN)
-        if track.queued and self._must_wait(track, now[0]):
-            return
+        if track.queued and (self.finishing >= FINISHING or self._must_wait(track, now[0])):
+            return  # it is looked at again before its turn
         try:
             if entry.state is State.SEEN and not self._may_begin(track):
                 return
@@ -106,7 +109,8 @@ class Steering:
         track.open_files()
         quiet_time = self._shared.settings.quiet_time
         quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
-        verdict = track.judge(monotonic, quiet)
+        self._foretell(track, monotonic)
+        verdict = track.judge(monotonic, quiet, self._past(track))
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
         track.queued = False
         if verdict.complete or (track.rests and verdict.quiet <= SHORT_QUIET and not track.restless):
@@ -115,6 +119,16 @@ class Steering:
             return
         self._move(track, State.SETTLING if track.rests else State.LANDING, verdict.waiting_for)
         self._code_early(track, monotonic)
+
+    def _past(self, track: Track) -> Past:
+        """What earlier archives of its run tell; looked up again when there are others."""
+        if track.lone_file:
+            return Past()
+        state = (self.published, len(self._memory.archives))
+        known = self._pasts.get(track.path)
+        if known is None or known[0] != state:
+            known = self._pasts[track.path] = (state, self._lineages.past(track.path))
+        return known[1]
 
     def _code_early(self, track: Track, monotonic: float) -> None:
         files, frontiers = track.frontiers()
@@ -155,7 +169,15 @@ class Steering:
         except OSError:
             mode = 0o700
         choice = self._lineages.choice(track.path, track.layouts())
-        return Job(self._shared, track.path, Draft(self._shared, self._dest, self._source, mode, choice))
+        draft = Draft(self._shared, self._dest, self._source, mode, choice, track.company)
+        return Job(self._shared, track.path, draft)
+
+    def _foretell(self, track: Track, monotonic: float) -> None:
+        """Of names that are written last, guess that they are those of the checkpoint before."""
+        if track.job is None and track.company.told is None and not self._must_wait(track, monotonic):
+            wanted = track.company.unnamed()
+            if wanted:
+                track.company.told = self._lineages.told(track.path, wanted)
 
     def _must_wait(self, track: Track, monotonic: float) -> bool:
         """Is the checkpoint before it in its run about to be archived? Then it is coded against that."""
@@ -192,8 +214,12 @@ class Steering:
         track.close()
         self._recognising.pop(track.path, None)
         if entry.archive:  # an earlier content is published; what came after it was never complete
+            archive = self._memory.archives.get(entry.archive)
+            if archive is not None:
+                entry.bytes_in, entry.bytes_out, entry.parent = archive.bytes_in, archive.bytes_out, archive.parent
             self._move(track, State.SEEN)
-            self._move(track, State.PUBLISHED, "the source vanished while it was written again")
+            deleted = track.verdict is not None and track.verdict.rule == "archived"
+            self._move(track, State.PUBLISHED, "" if deleted else "the source vanished while it was written again")
         else:
             self._move(track, State.GONE, "the source vanished before it was complete")
         return True

@@ -7,10 +7,11 @@ import dataclasses
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from arzstream.archive.sources import kept_target
 from arzstream.daemon import log
+from arzstream.daemon.company import Company, lacks_names
 from arzstream.daemon.handover import Finish
 from arzstream.daemon.journal import Entry
 from arzstream.daemon.scan import Identity, Item, Kind, fingerprint
@@ -21,13 +22,15 @@ from arzstream.daemon.work import Job
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.formats import checkpoint
 from arzstream.formats.base import Layout, Parser
-from arzstream.formats.checkpoint import FileFacts, Verdict
+from arzstream.formats.checkpoint import FileFacts, Past, Verdict
 from arzstream.formats.detect import parser_for
 
 __all__ = ["Track"]
 
 SMALL_BYTES = 8 << 20
 """Files that rules may want to read whole (indexes, states) are at most this long."""
+BESIDE_BYTES = 4096
+"""And what lies beside a checkpoint, and names it."""
 OPAQUE_BYTES = 64 << 20
 """Bytes after which files without known tensors are coded early."""
 ASK_AFTER = 0.1
@@ -40,21 +43,22 @@ QUIET_WORDS = "without a change"
 class _Watched:
     """A file and what its structure says so far."""
 
-    def __init__(self, file: SourceFile, path: bytes, link: Identity | None = None) -> None:
+    def __init__(self, file: SourceFile, inside: bytes, company: Company, link: Identity | None = None) -> None:
         self.file = file
         self.link = link
         """Of the link, if the file is what a link leads to."""
-        self.parser: Parser = parser_for(path)
+        self.parser: Parser = parser_for(inside, beside=company)
         self.layout: Layout | None = None
         self.frontier = 0
-        self._seen: tuple[int, bool, Identity | None] = (-1, False, None)
+        self._seen: tuple[int, bool, Identity | None, Hashable] = (-1, False, None, None)
 
-    def look(self, *, whole: bool) -> None:
-        """Find the frontier; parse again if anything changed. ``whole``: nobody writes to it any more."""
+    def look(self, *, whole: bool, news: Hashable) -> None:
+        """Find the frontier; parse again if anything changed, or ``news`` did, which is what lies beside. ``whole``:
+        nobody writes to it any more."""
         status = self.file.status()
         self.frontier = status.st_size if whole else self.file.frontier()
         final = whole and self.frontier == status.st_size
-        seen = (self.frontier, final, Identity.of(status))
+        seen = (self.frontier, final, Identity.of(status), news)
         if seen == self._seen:
             return
         self.layout = self.parser.update(self._read, self.frontier, False)
@@ -76,6 +80,7 @@ class Track:
         self.settle = Settle()
         self.watched: dict[bytes, _Watched] = {}
         """Regular files, and links that are followed, by path relative to the source."""
+        self.company = Company()
         self.job: Job | None = None
         self.verdict: Verdict | None = None
         self.due = 0.0
@@ -96,6 +101,8 @@ class Track:
         self.deleted = False
         """It looked complete, and now it is being deleted."""
         self._keep_open = keep_open
+        self._memo: dict[tuple[str, bytes], tuple[object, object]] = {}
+        """What rules found out about files, so that they need not read them again."""
 
     # ------------------------------------------------------------------------------------ what is there
 
@@ -164,7 +171,7 @@ class Track:
                 self._retired.append(watched.file)
                 continue
             watched.file.path = place
-            fresh = _Watched(watched.file, place, files[place])
+            fresh = _Watched(watched.file, self.inside(place), self.company, files[place])
             self.watched[place] = fresh
             self.settle.renamed(path, place)
             self.settle.closed(place, files[place])  # nobody renames what is not done
@@ -200,8 +207,8 @@ class Track:
                 self.settle.closed(known, now)
 
     def hopeless(self, monotonic: float, patience: float) -> bool:
-        """Does it wait for something other than quiet, and has nothing happened for ``patience`` seconds?"""
-        if self.verdict is None or self.rests:
+        """Does it wait for what may never come, and has nothing happened for ``patience`` seconds?"""
+        if self.verdict is None or self.rests or self.verdict.doubt:
             return False
         return all(self.settle.quiet(path, monotonic) >= patience for path in self.watched)
 
@@ -220,20 +227,26 @@ class Track:
             if not target and file.identity[:2] != item.identity[:2]:
                 file.close()
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
-            self.watched[path] = _Watched(file, path, item.identity)
+            self.watched[path] = _Watched(file, self.inside(path), self.company, item.identity)
 
-    def judge(self, monotonic: float, quiet: Mapping[str, float] | None) -> Verdict:
-        """Look at every file's frontier and structure, and say whether the checkpoint is complete."""
+    def judge(self, monotonic: float, quiet: Mapping[str, float] | None, past: Past) -> Verdict:
+        """Look at every file's frontier and structure, and say whether the checkpoint is complete, given its past."""
         facts: dict[bytes, FileFacts] = {}
+        self.company.files = {self.inside(path): watched.file for path, watched in self.watched.items()}
+        news = self.company.news()
         for path, watched in self.watched.items():
             calm = self.settle.quiet(path, monotonic)
             if watched.file.target:
                 calm = min(calm, self.settle.quiet(path + TARGET, monotonic))
             closed = self._closed(path, watched, calm)
-            watched.look(whole=closed or calm >= checkpoint.GIVE_UP)
-            facts[self.inside(path)] = FileFacts(watched.file.size, watched.layout, closed, calm)
+            watched.look(whole=closed or calm >= checkpoint.GIVE_UP, news=news)
+            status = watched.file.status()
+            facts[self.inside(path)] = FileFacts(status.st_size, watched.layout, closed, calm, status.st_mtime_ns)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
-        verdict = checkpoint.assess(facts, self._read_small, name, quiet or checkpoint.QUIET)
+        verdict = checkpoint.assess(
+            facts, self._read_small, name, quiet or checkpoint.QUIET,
+            past=past, beside=self._read_beside, read=self._read, memo=self._memo,
+        )  # fmt: skip
         if checkpoint.is_temporary(self.path):
             verdict = dataclasses.replace(verdict, complete=False, waiting_for="its writer to rename it")
         still = verdict.quiet - min((fact.quiet_seconds for fact in facts.values()), default=0.0)
@@ -252,14 +265,30 @@ class Track:
         self.settle.closed(key, now)
         return self.settle.is_closed(key)
 
-    def _read_small(self, inside: bytes) -> bytes | None:
+    def _watched(self, inside: bytes) -> _Watched | None:
         path = os.path.join(self.path, inside) if self.path and not self.lone_file else (self.path or inside)
-        watched = self.watched.get(path)
-        if watched is None:
+        return self.watched.get(path)
+
+    def _read_small(self, inside: bytes) -> bytes | None:
+        watched = self._watched(inside)
+        size = 0 if watched is None else watched.file.size
+        return self._read(inside, 0, size) if size <= SMALL_BYTES else None
+
+    def _read(self, inside: bytes, offset: int, length: int) -> bytes | None:
+        watched = self._watched(inside)
+        with contextlib.suppress(ArzError):
+            return None if watched is None else watched.file.read_at(offset, length)
+        return None
+
+    def _read_beside(self, name: bytes) -> tuple[bytes, int] | None:
+        """A small file in the folder around it, if that is watched, and when it was written (ns)."""
+        if not self.path:
             return None
         with contextlib.suppress(ArzError):
-            size = watched.file.size
-            return watched.file.read_at(0, size) if size <= SMALL_BYTES else None
+            file = SourceFile(self.root, os.path.join(os.path.dirname(self.path), name), keep=False)
+            status = file.status()
+            if status.st_size <= BESIDE_BYTES:
+                return file.read_at(0, status.st_size), status.st_mtime_ns
         return None
 
     def frontiers(self) -> tuple[dict[bytes, SourceFile], dict[bytes, int]]:
@@ -277,7 +306,8 @@ class Track:
         written = [watched for watched in self.watched.values() if watched.frontier]
         if any(watched.layout is not None and watched.layout.storages for watched in written):
             return True
-        return sum(watched.frontier for watched in written) >= OPAQUE_BYTES
+        opaque = [watched for watched in written if not lacks_names(watched.layout)]
+        return sum(watched.frontier for watched in opaque) >= OPAQUE_BYTES
 
     @property
     def coming(self) -> bool:

@@ -60,7 +60,8 @@ class Job:
         self._thread: threading.Thread | None = None
         self._finish: Finish | None = None
         self._samples: list[tuple[float, int]] = []
-        self._lowered: set[int] = set()
+        self._lowered: frozenset[int] = frozenset()
+        """Threads with the lowest priority; replaced and never changed, since another thread goes through it."""
 
     # ------------------------------------------------------------------------------------ for the supervisor
 
@@ -155,7 +156,7 @@ class Job:
         if self._shared.settings.priority != "normal":
             lower_this_thread(idle=self._shared.settings.priority == "idle")
             if self._shared.settings.priority == "low":
-                self._lowered.add(threading.get_native_id())
+                self._lowered |= {threading.get_native_id()}
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._news or self._interrupted)

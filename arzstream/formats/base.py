@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from arzstream.codec.dtypes import DTYPES
+from arzstream.codec.parts import Part, whole_name
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
@@ -45,13 +46,20 @@ class View:
     """A tensor inside a storage.
 
     ``start`` is the element of the storage at which it begins; ``strides`` are in elements, one per dimension, none
-    negative; ``None`` means row-major without gaps.
+    negative; ``None`` means row-major without gaps. ``part`` says of which larger tensor it is a block, and ``name``
+    then says where the block lies (:func:`arzstream.codec.parts.part_name`).
     """
 
     name: str
     shape: tuple[int, ...]
     start: int = 0
     strides: tuple[int, ...] | None = None
+    part: Part | None = None
+
+    @property
+    def whole(self) -> str:
+        """The name of the tensor that this is, or is a part of."""
+        return self.name if self.part is None else whole_name(self.name, self.part.offset, self.shape)
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,8 @@ def view_problem(view: View, elements: int, limits: Limits = DEFAULT_LIMITS) -> 
         return "its strides do not match its shape"
     if view.start < 0 or min(view.shape, default=0) < 0 or min(view.strides or (), default=0) < 0:
         return "a dimension, stride or offset is negative"
+    if view.part is not None and not _is_inside(view.part, view.shape):
+        return "it does not lie inside the tensor that it is a part of"
     try:
         count = element_count(view.shape)
     except Malformed as error:
@@ -216,6 +226,16 @@ def view_problem(view: View, elements: int, limits: Limits = DEFAULT_LIMITS) -> 
         return "it lies outside its storage"
     # A stride of 0 repeats elements, so a few bytes could claim any number of them.
     return "" if count <= max(elements, MAX_REPEATED) else "it repeats its storage too often"
+
+
+def _is_inside(part: Part, shape: tuple[int, ...]) -> bool:
+    if not len(shape) == len(part.shape) == len(part.offset) or min(part.offset, default=0) < 0:
+        return False
+    try:
+        element_count(part.shape)
+    except Malformed:
+        return False
+    return all(o + n <= whole for o, n, whole in zip(part.offset, shape, part.shape, strict=True))
 
 
 def problem_of(layout: Layout, size: int | None = None) -> str:

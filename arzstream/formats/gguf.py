@@ -1,8 +1,8 @@
 """GGUF files, the format of llama.cpp, complete or still being written.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. Quantised tensors
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. Quantised tensors
 are bytes, shape (rows, bytes of a row): a row is a whole number of blocks, whose layout is the type's own. Tensors of
-other types have their shape, outermost dimension first.
+other types have their shape, outermost dimension first. Numbers of big-endian files are kept as bytes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ BLOCKS = {
 }  # fmt: skip
 """Elements and bytes of a block, by type."""
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_SIZES = {kind: struct.calcsize(form) for kind, form in _SCALARS.items()}
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SIZES = {kind: struct.calcsize("<" + form) for kind, form in _SCALARS.items()}
 _STRING, _ARRAY, _U32 = 8, 9, 4
 _ITEMSIZE = {"F32": 4, "F16": 2, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F64": 8, "BF16": 2}
 
@@ -126,6 +126,7 @@ class _Cursor:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
+        self.order = "<"
 
     def skip(self, length: int) -> int:
         """The place before ``length`` more bytes."""
@@ -136,14 +137,14 @@ class _Cursor:
         return start
 
     def number(self, form: str, size: int) -> int:
-        value: int = struct.unpack_from(form, self.data, self.skip(size))[0]
+        value: int = struct.unpack_from(self.order + form, self.data, self.skip(size))[0]
         return value
 
     def u32(self) -> int:
-        return self.number("<I", 4)
+        return self.number("I", 4)
 
     def u64(self) -> int:
-        return self.number("<Q", 8)
+        return self.number("Q", 8)
 
     def string(self) -> bytes:
         length = self.u64()
@@ -153,7 +154,7 @@ class _Cursor:
     def strings(self, count: int) -> None:
         """Pass over ``count`` strings."""
         data, at, end = self.data, self.at, len(self.data)
-        unpack = struct.Struct("<Q").unpack_from
+        unpack = struct.Struct(self.order + "Q").unpack_from
         for _ in range(count):
             if end - at < 8:
                 raise _TooShort
@@ -179,8 +180,10 @@ def _parse(header: bytes, limits: Limits) -> tuple[Layout, int]:
     version = struct.unpack_from("<I", header, magic + 4)[0]
     if header[:4] != MAGIC:
         raise Malformed("it does not start with GGUF")
+    if version & 0xFFFF == 0:
+        version, cursor.order = struct.unpack_from(">I", header, magic + 4)[0], ">"
     if version not in (2, 3):
-        raise Malformed("it is big-endian" if version & 0xFFFF == 0 else f"its version is {version}")
+        raise Malformed(f"its version is {version}")
     n_tensors, n_values = cursor.u64(), cursor.u64()
     if n_tensors > limits.units:
         raise Malformed(f"it has more than {limits.units} tensors")
@@ -196,6 +199,9 @@ def _parse(header: bytes, limits: Limits) -> tuple[Layout, int]:
         storage = _storage(tensor, base, notes, limits)
         if storage is None:
             continue
+        if cursor.order == ">":
+            notes.add("its numbers are big-endian; they are kept as bytes")
+            storage = Storage("U8", storage.offset, storage.nbytes)
         if storage.offset < position:
             raise Malformed(f"there is an overlap before tensor {shown(_text(tensor.name))}")
         position = storage.end
@@ -220,7 +226,7 @@ def _metadata(cursor: _Cursor, count: int) -> tuple[int, dict[str, str]]:
         start = cursor.at
         text = _value(cursor, kind)
         if key == b"general.alignment":
-            alignment = struct.unpack_from("<I", cursor.data, start)[0] if kind == _U32 else 0
+            alignment = struct.unpack_from(cursor.order + "I", cursor.data, start)[0] if kind == _U32 else 0
             if not 1 <= alignment <= 1 << 20:
                 raise Malformed("its alignment is out of range")
         if text is not None and len(kept) < MAX_SHOWN and len(key) <= MAX_VALUE:
@@ -231,7 +237,7 @@ def _metadata(cursor: _Cursor, count: int) -> tuple[int, dict[str, str]]:
 def _value(cursor: _Cursor, kind: int, depth: int = 0) -> str | None:
     """Pass over a value; its text, if it is a short one."""
     if kind in _SCALARS:
-        value = struct.unpack_from(_SCALARS[kind], cursor.data, cursor.skip(_SIZES[kind]))[0]
+        value = struct.unpack_from(cursor.order + _SCALARS[kind], cursor.data, cursor.skip(_SIZES[kind]))[0]
         return str(value)
     if kind == _STRING:
         text = cursor.string()

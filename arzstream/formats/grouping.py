@@ -21,13 +21,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["SHARD", "group", "is_model_file", "is_temporary"]
+__all__ = ["SHARD", "group", "is_model_file", "is_temporary", "settled_name"]
 
 SHARD = re.compile(rb"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.[A-Za-z0-9.]+)$")
 """The name of one shard of a set, as Hugging Face libraries write it."""
 
 _MODEL_SUFFIXES = (
-    b".safetensors .pt .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
+    b".safetensors .pt .pt2 .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
 )
 _MARKERS = {
     b"trainer_state.json",
@@ -59,6 +59,15 @@ def is_model_file(name: bytes) -> bool:
     if _TEMPORARY.search(name):
         return name.startswith(b".tmp") or any(suffix + b"." in name for suffix in _MODEL_SUFFIXES)
     return name.endswith(tuple(_MODEL_SUFFIXES))
+
+
+def settled_name(path: bytes) -> bytes:
+    """The path inside a checkpoint with the numbers of steps taken out, which each save of a run has its own of."""
+    *folders, name = path.split(b"/")
+    if _STEP_FILE.search(name) and not SHARD.match(name):
+        name = re.sub(rb"\d+", b"#", name)
+    parts = [re.sub(rb"\d+", b"#", part) if _STEP_FOLDER.match(part) else part for part in folders]
+    return b"/".join([*parts, name])
 
 
 def group(paths: Iterable[bytes]) -> dict[bytes, list[bytes]]:

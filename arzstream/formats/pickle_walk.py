@@ -9,15 +9,26 @@ reach. Opcodes are those of protocols 2 to 5 (PEP 307, 3154, 574 and the comment
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from arzstream.formats.base import Malformed
 
-__all__ = ["Call", "Dict", "Global", "Machine", "Persistent", "Unknown"]
+__all__ = ["Blob", "Call", "Dict", "Global", "Machine", "Persistent", "Unknown", "work_allowed"]
 
-MAX_OPCODES = 4_000_000
+MAX_WORK = 4_000_000
+"""What a pickle may cost: one for each opcode, and one for each 20 bytes or so of memory that it takes beyond 16. A
+tensor of a real checkpoint costs about 60, a parameter's state in Adam 170."""
+BYTES_OF_WORK, MOST_TIMES = 256, 8
+"""A large file may cost more: one for so many of its bytes, up to so many times as much in all."""
 MAX_LONG_BYTES = 64
+MAX_TEXT = 1024
+"""Texts and bytes beyond this are no names; they are not copied."""
+
+
+def work_allowed(nbytes: int) -> int:
+    """What following a pickle may cost in a file of so many bytes."""
+    return min(MAX_WORK + nbytes // BYTES_OF_WORK, MOST_TIMES * MAX_WORK)
 
 
 class Unknown:
@@ -27,6 +38,16 @@ class Unknown:
 
 
 UNKNOWN = Unknown()
+
+
+class Blob:
+    """Bytes, or text in UTF-8, that stay where they are: ``nbytes`` of the pickle from ``start`` on."""
+
+    __slots__ = ("nbytes", "start")
+
+    def __init__(self, start: int, nbytes: int) -> None:
+        self.start = start
+        self.nbytes = nbytes
 
 
 class Global:
@@ -49,78 +70,132 @@ class Persistent:
 
 
 class Dict:
-    """A dict as pairs in order of insertion; keys are any nodes."""
+    """A dict as keys and values in turn, in order of insertion; keys are any nodes."""
 
-    __slots__ = ("pairs", "state")
+    __slots__ = ("flat", "state")
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[Any, Any]] = []
+        self.flat: list[Any] = _NONE
         self.state: Any = None
 
+    def __len__(self) -> int:
+        return len(self.flat) // 2
 
-class Call:
+    @property
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        items = iter(self.flat)
+        return zip(items, items, strict=True)
+
+
+class Call(Dict):
     """What the pickle would make by calling ``function``, with what it would append, set and build into it."""
 
-    __slots__ = ("args", "function", "items", "pairs", "state")
+    __slots__ = ("args", "function", "items")
 
     def __init__(self, function: Any, args: Any) -> None:
         self.function = function
         self.args = args
-        self.items: list[Any] = []
-        self.pairs: list[tuple[Any, Any]] = []
+        self.items: list[Any] = _NONE
+        self.flat: list[Any] = _NONE
         self.state: Any = None
+
+
+_NONE: list[Any] = []
+"""In place of a list of its own where nothing was put in yet."""
 
 
 class Machine:
     """Follows one pickle. Nodes are ``None``, bool, int, float, str, bytes, list, tuple and the classes of this module.
 
-    After :meth:`run`, ``end`` is where the pickle stopped. ``persistent`` holds the ids met so far, also when
-    :meth:`run` raised.
+    After :meth:`run`, ``end`` is where the pickle stopped and ``work`` what it cost. ``persistent`` holds the ids met
+    so far, also when :meth:`run` raised.
     """
 
-    def __init__(self, data: bytes, max_opcodes: int = MAX_OPCODES) -> None:
+    def __init__(self, data: bytes, start: int = 0, max_work: int = MAX_WORK) -> None:
         self.end = 0
+        self.work = 0
         self.persistent: list[Any] = []
         self._data = data
-        self._at = 0
-        self._left = max_opcodes
+        self._at = start
+        self._max = self._left = max_work
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
+        self._sparse: dict[int, Any] = {}
 
     def run(self) -> Any:
         """The root node. Raises :class:`Malformed` for what is no pickle, cannot be followed, or is too long."""
-        data, codes, size = self._data, _OPCODES, len(self._data)
         try:
-            while self._at < size:
-                self._left -= 1
-                if self._left < 0:
-                    raise Malformed("its pickle is too long")
-                code = data[self._at]
-                self._at += 1
-                if code == _STOP:
-                    self.end = self._at
-                    return self._stack.pop()
-                codes[code](self)
+            return self._run()
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error):
             raise Malformed(f"its pickle cannot be followed at byte {self._at}") from None
+        finally:
+            self.work = self._max - max(self._left, 0)
+
+    def _run(self) -> Any:
+        """The commonest opcodes are written out here; it would take twice as long to call something for each."""
+        data, codes, costs, size = self._data, _OPCODES, _COSTS, len(self._data)
+        stack, marks, memo = self._stack, self._marks, self._memo
+        push, pop = stack.append, stack.pop
+        at, left = self._at, self._left
+        try:
+            while at < size:
+                code = data[at]
+                left -= costs[code]
+                if left < 0:
+                    raise Malformed("its pickle is too long")
+                at += 1
+                if code == _LONG_BINGET:
+                    index = int.from_bytes(data[at : at + 4], "little")
+                    at += 4
+                    push(memo[index] if index < len(memo) else self._sparse[index])
+                elif code == _BINGET:
+                    push(memo[data[at]] if data[at] < len(memo) else self._sparse[data[at]])
+                    at += 1
+                elif code == _LONG_BINPUT:
+                    self._put(int.from_bytes(data[at : at + 4], "little"))
+                    at += 4
+                elif code == _BINPUT:
+                    self._put(data[at])
+                    at += 1
+                elif code == _MEMOIZE:
+                    self._put(len(memo) + len(self._sparse))
+                elif code == _BININT1:
+                    push(data[at])
+                    at += 1
+                elif code == _MARK:
+                    marks.append(len(stack))
+                elif code == _TUPLE:
+                    mark = marks.pop()
+                    items = tuple(stack[mark:])
+                    del stack[mark:]
+                    push(items)
+                elif code == _NEWFALSE:
+                    push(False)
+                elif code == _STOP:
+                    self.end = at
+                    return pop()
+                else:
+                    self._at, self._left = at, left
+                    codes[code](self)
+                    at, left = self._at, self._left
+        finally:
+            self._at, self._left = at, left
         raise Malformed("its pickle is cut off")
 
     # Reading
 
     def _take(self, length: int) -> bytes:
-        start = self._at
-        if length > len(self._data) - start:
-            raise Malformed("its pickle is cut off")
-        self._at = start + length
+        start = self._skip(length)
         return self._data[start : self._at]
 
     def _uint(self, width: int) -> int:
         return int.from_bytes(self._take(width), "little")
 
     def _line(self) -> str:
-        stop = self._data.index(b"\n", self._at)
+        stop = self._data.index(b"\n", self._at, self._at + MAX_TEXT)
         text = self._data[self._at : stop].decode("utf-8")
+        self._left -= len(text) >> 3
         self._at = stop + 1
         return text
 
@@ -143,14 +218,42 @@ class Machine:
         raw = self._take(self._uint(width))
         self._stack.append(int.from_bytes(raw, "little", signed=True) if len(raw) <= MAX_LONG_BYTES else UNKNOWN)
 
+    def _skip(self, length: int) -> int:
+        """Step over ``length`` bytes; where they begin."""
+        start = self._at
+        if length > len(self._data) - start:
+            raise Malformed("its pickle is cut off")
+        self._at = start + length
+        return start
+
     def _text(self, width: int) -> None:
-        self._stack.append(self._take(self._uint(width)).decode("utf-8", "surrogatepass"))
+        length = self._uint(width)
+        start = self._skip(length)
+        if length > MAX_TEXT:
+            self._stack.append(Blob(start, length))
+            return
+        text = self._data[start : self._at].decode("utf-8", "surrogatepass")
+        self._left -= length >> (4 if text.isascii() else 2)
+        self._stack.append(text)
 
     def _bytes(self, width: int) -> None:
-        self._stack.append(self._take(self._uint(width)))
+        length = self._uint(width)
+        start = self._skip(length)
+        if length > MAX_TEXT:
+            self._stack.append(Blob(start, length))
+            return
+        self._left -= length >> 4
+        self._stack.append(self._data[start : self._at])
 
     def _put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
+        memo, value = self._memo, self._stack[-1]
+        if index == len(memo):  # writers count
+            memo.append(value)
+        elif index < len(memo):
+            memo[index] = value
+        else:
+            self._left -= 5
+            self._sparse[index] = value
 
     def _tuple(self, count: int) -> None:
         items = tuple(self._pop() for _ in range(count))[::-1]
@@ -181,13 +284,13 @@ class Machine:
         keywords, args, function = self._pop(), self._pop(), self._pop()
         made = Call(function, args)
         if isinstance(keywords, Dict):
-            made.pairs.extend(keywords.pairs)
+            made.flat = keywords.flat
         self._stack.append(made)
 
     def _build(self) -> None:
         state = self._pop()
         target = self._stack[-1]
-        if isinstance(target, (Call, Dict)):
+        if isinstance(target, Dict):
             target.state = state
 
     def _extend(self, items: list[Any]) -> None:
@@ -195,6 +298,7 @@ class Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, Call):
+            target.items = target.items or []
             target.items.extend(items)
 
     def _append(self) -> None:
@@ -203,17 +307,20 @@ class Machine:
 
     def _set_items(self, flat: list[Any]) -> None:
         target = self._stack[-1]
-        if isinstance(target, (Call, Dict)):
-            target.pairs.extend(zip(flat[::2], flat[1::2], strict=True))
+        if len(flat) % 2:
+            raise ValueError
+        if isinstance(target, Dict):
+            target.flat = target.flat or []
+            target.flat.extend(flat)
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
         self._set_items([key, value])
 
     def _make_dict(self) -> None:
-        made, flat = Dict(), self._pop_mark()
-        made.pairs.extend(zip(flat[::2], flat[1::2], strict=True))
-        self._stack.append(made)
+        flat = self._pop_mark()
+        self._stack.append(Dict())
+        self._set_items(flat)
 
     def _frame(self) -> None:
         self._take(8)  # frames only help readers that buffer; the opcodes go on inside
@@ -222,20 +329,18 @@ class Machine:
         pass
 
 
-_STOP = ord(".")
+_BINGET, _LONG_BINGET, _BINPUT, _LONG_BINPUT, _MEMOIZE = ord("h"), ord("j"), ord("q"), ord("r"), 0x94
+_BININT1, _MARK, _TUPLE, _NEWFALSE, _STOP = ord("K"), ord("("), ord("t"), 0x89, ord(".")
 
 _OPCODES: dict[int, Callable[[Machine], Any]] = {
     0x80: lambda m: m._take(1),  # PROTO
     0x95: Machine._frame,
-    ord("("): lambda m: m._marks.append(len(m._stack)),
     ord("0"): Machine._pop,
     ord("1"): Machine._pop_mark,
     ord("2"): lambda m: m._stack.append(m._stack[-1]),  # DUP
     # constants
     ord("N"): lambda m: m._stack.append(None),
     0x88: lambda m: m._stack.append(True),
-    0x89: lambda m: m._stack.append(False),
-    ord("K"): lambda m: m._stack.append(m._uint(1)),  # BININT1
     ord("M"): lambda m: m._stack.append(m._uint(2)),  # BININT2
     ord("J"): lambda m: m._stack.append(struct.unpack("<i", m._take(4))[0]),  # BININT
     ord("G"): lambda m: m._stack.append(struct.unpack(">d", m._take(8))[0]),  # BINFLOAT
@@ -258,7 +363,6 @@ _OPCODES: dict[int, Callable[[Machine], Any]] = {
     0x85: lambda m: m._tuple(1),
     0x86: lambda m: m._tuple(2),
     0x87: lambda m: m._tuple(3),
-    ord("t"): lambda m: m._stack.append(tuple(m._pop_mark())),
     ord("]"): lambda m: m._stack.append([]),
     ord("l"): lambda m: m._stack.append(m._pop_mark()),
     ord("a"): Machine._append,
@@ -270,12 +374,6 @@ _OPCODES: dict[int, Callable[[Machine], Any]] = {
     0x8F: lambda m: m._stack.append([]),  # EMPTY_SET: a list serves
     0x90: lambda m: m._extend(m._pop_mark()),  # ADDITEMS
     0x91: lambda m: m._stack.append(m._pop_mark()),  # FROZENSET
-    # memo
-    ord("q"): lambda m: m._put(m._uint(1)),
-    ord("r"): lambda m: m._put(m._uint(4)),
-    0x94: lambda m: m._put(len(m._memo)),  # MEMOIZE
-    ord("h"): lambda m: m._stack.append(m._memo[m._uint(1)]),
-    ord("j"): lambda m: m._stack.append(m._memo[m._uint(4)]),
     # what would import, call or build
     ord("c"): Machine._global,
     0x93: Machine._stack_global,
@@ -288,3 +386,14 @@ _OPCODES: dict[int, Callable[[Machine], Any]] = {
     0x92: Machine._new_object_ex,
     ord("b"): Machine._build,
 }
+
+_COSTS = [1] * 256
+"""Of each opcode, for :data:`MAX_WORK`: what else is allocated is charged where it is known."""
+for _codes, _cost in (
+    (b"(MJG\x85\x86", 3),
+    (b"]lat}d\x87\x8f\x91\x95", 4),
+    (b"QbsXUTCBR\x81\x8c\x8d\x8e\x96\x8a\x8b", 5),
+    (b"c\x92\x93", 10),
+):
+    for _code in _codes:
+        _COSTS[_code] = _cost

@@ -9,64 +9,30 @@ its arguments are looked through all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arzstream.codec.dtypes import DTYPES
 from arzstream.formats.base import Malformed, Notes, shown
-from arzstream.formats.pickle_walk import Call, Dict, Global, Machine, Persistent
+from arzstream.formats.pickle_walk import MAX_WORK, Blob, Call, Dict, Global, Machine
+from arzstream.formats.torch_facts import (
+    ArrayFact,
+    StorageFact,
+    TensorFact,
+    array_fact,
+    numbers,
+    numpy_dtype,
+    storage_fact,
+    storage_id,
+    tensor_fact,
+)
 
-__all__ = ["Contents", "StorageFact", "TensorFact", "read_contents"]
+__all__ = ["ArrayFact", "Contents", "StorageFact", "TensorFact", "read_contents"]
 
-MAX_STEPS = 4_000_000
-TENSOR_STEPS = 10  # what it costs to note a tensor, in steps
+WORK_OF_STEP = 4  # a step of the walk over nodes costs what so much work does that made them
+TENSOR_STEPS = 8  # what it costs to note a tensor, in steps
 MAX_DEPTH = 100
-MAX_DIMENSIONS = 64
 MAX_NAME = 1024
-
-_STORAGE_TYPES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-    "ComplexFloatStorage": "C64",
-    "ComplexDoubleStorage": "C128",
-    # quantised numbers are the integers that hold them
-    "QInt8Storage": "I8",
-    "QInt32Storage": "I32",
-    "QUInt8Storage": "U8",
-    "QUInt4x2Storage": "U8",
-    "QUInt2x4Storage": "U8",
-}
-_UNTYPED = "UntypedStorage"
-
-_TORCH_DTYPES = {kind.torch: kind.name for kind in DTYPES.values()} | {
-    "double": "F64",
-    "float": "F32",
-    "half": "F16",
-    "long": "I64",
-    "int": "I32",
-    "short": "I16",
-    "qint8": "I8",
-    "qint32": "I32",
-    "quint8": "U8",
-    "bits8": "U8",
-    "bits16": "U16",
-    "bits1x8": "U8",
-    "bits2x4": "U8",
-    "bits4x2": "U8",
-    "float4_e2m1fn_x2": "U8",
-    **{f"uint{bits}": "U8" for bits in range(1, 8)},
-    **{f"int{bits}": "I8" for bits in range(1, 8)},
-}
-_HALVES = {"complex32": "F16"}  # no dtype of ours: a view of its halves, with a last dimension of 2
 
 _SPARSE_PARTS = {
     "torch.sparse_coo": ("indices", "values"),
@@ -75,75 +41,61 @@ _SPARSE_PARTS = {
     "torch.sparse_bsr": ("crow_indices", "col_indices", "values"),
     "torch.sparse_bsc": ("ccol_indices", "row_indices", "values"),
 }
-_CONTAINERS = (list, tuple, Dict, Call)
+_CONTAINERS = (list, tuple, Dict)
 _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
-
-
-@dataclass(frozen=True)
-class StorageFact:
-    """What a persistent id says of a storage: ``count`` elements of ``dtype``, or bytes if that is ``None``."""
-
-    dtype: str | None
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * (DTYPES[self.dtype].itemsize if self.dtype else 1)
-
-
-@dataclass(frozen=True)
-class TensorFact:
-    """A tensor as the pickle describes it. Nothing is checked against the storage yet; numbers may be anything."""
-
-    name: str
-    key: str
-    dtype: str | None
-    start: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
 
 
 @dataclass
 class Contents:
-    """Storages by key, tensors in order of appearance, and in ``notes`` what could not be named."""
+    """Storages by key, tensors and arrays in order of appearance, and in ``notes`` what could not be named. ``end`` is
+    where the pickle ends, or 0 if it could not be followed; ``root`` what it holds."""
 
     storages: dict[str, StorageFact] = field(default_factory=dict)
     tensors: list[TensorFact] = field(default_factory=list)
+    arrays: list[ArrayFact] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
+    end: int = 0
+    root: Any = None
+    work: int = 0
+    """What it cost."""
 
 
-def read_contents(data: bytes, *, must_end: bool = True) -> Contents:
-    """Follow the pickle. Never raises: what cannot be followed is in ``notes``, and what was found before it counts."""
+def read_contents(data: bytes, start: int = 0, *, must_end: bool = True, work: int = MAX_WORK) -> Contents:
+    """Follow the pickle that begins at ``start``, for ``work`` at most (and as much for the names). Never raises: what
+    cannot be followed is in ``notes``, and what was found before it counts."""
     contents = Contents()
-    machine = Machine(data)
+    machine = Machine(data, start, work)
     root: Any = None
     try:
-        root = machine.run()
+        root = contents.root = machine.run()
+        contents.end = machine.end
         if must_end and machine.end != len(data):
             contents.notes.add("bytes follow its pickle")
     except Malformed as error:
         contents.notes.add(str(error))
     for pid in machine.persistent:
         _note_storage(contents, pid)
+    names = _Names(contents, work // WORK_OF_STEP)
     try:
-        names = _Names(contents)
         names.walk(root)
     except Malformed as error:
         contents.notes.add(str(error))
+    contents.work = max(machine.work, names.steps * WORK_OF_STEP)
     return contents
 
 
 def _note_storage(contents: Contents, pid: Any) -> None:
     """('storage', type, key, location, number of elements), as torch/serialization.py writes it."""
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], Global)):
+    pid = storage_id(pid)
+    if pid is None:
         return
-    key, count, kind = pid[2], pid[4], pid[1].name
-    if not isinstance(key, str) or type(count) is not int or count < 0 or len(key) > MAX_NAME:
+    kind, key, count, _ = pid
+    if count < 0 or len(key) > MAX_NAME:
         return
-    if kind != _UNTYPED and kind not in _STORAGE_TYPES:
+    fact = storage_fact(kind, count)
+    if fact is None:
         contents.notes.add(f"storage {shown(key)} has the unknown type {shown(kind)}")
         return
-    fact = StorageFact(_STORAGE_TYPES.get(kind), count)
     known = contents.storages.setdefault(key, fact)
     if known != fact:  # two types for the same bytes: neither is believed
         contents.storages[key] = StorageFact(None, max(known.nbytes, fact.nbytes))
@@ -176,10 +128,15 @@ class _Place:
 class _Names:
     """Walks the nodes in order without recursion. Shared nodes are named on every path to them, within a budget."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, steps: int) -> None:
         self._contents = contents
         self._taken: dict[str, int] = {}
-        self._budget = MAX_STEPS
+        self._most = self._left = steps
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return self._most - max(self._left, 0)
 
     def walk(self, root: Any) -> None:
         place = _Place(root, "", None, 0)
@@ -199,8 +156,8 @@ class _Names:
 
     def _charge(self, steps: int) -> None:
         """Account for looking at ``steps`` nodes: paths to shared nodes can be exponentially many."""
-        self._budget -= steps + 1
-        if self._budget < 0:
+        self._left -= steps + 1
+        if self._left < 0:
             raise Malformed("its pickle has too many paths to name all tensors")
 
     def _children(self, place: _Place) -> Iterator[_Place]:
@@ -208,7 +165,7 @@ class _Names:
         if isinstance(node, Call):
             yield from self._of_call(place, node)
         elif isinstance(node, Dict):
-            yield from self._of_pairs(place, node.pairs)
+            yield from self._of_pairs(place, len(node), node.pairs)
             yield from self._of_state(place, node.state)
         elif isinstance(node, (list, tuple)):
             yield from self._of_items(place, node)
@@ -220,15 +177,18 @@ class _Names:
         args = call.args if isinstance(call.args, tuple) else ()
         meaning = _MEANINGS.get(function)
         self._charge(0)
-        if meaning is not None and (module == "torch" or module.startswith("torch.")):
+        if meaning is not None and module.partition(".")[0] == "torch":
             yield from meaning(self, place, args)
+        elif function in ("_reconstruct", "_frombuffer") and module.partition(".")[0] == "numpy":
+            yield from self._array(place, call, args)
+            return
         elif function in ("OrderedDict", "defaultdict", "dict"):
             for arg in args:
-                yield from self._of_pairs(place, self._constructor_pairs(arg))
+                yield from self._of_pairs(place, *self._constructor_pairs(arg))
         else:
             yield from self._of_items(place, args)
         yield from self._of_items(place, call.items)
-        yield from self._of_pairs(place, call.pairs)
+        yield from self._of_pairs(place, len(call), call.pairs)
         yield from self._of_state(place, call.state)
 
     def _of_items(self, place: _Place, items: Any) -> Iterator[_Place]:
@@ -238,21 +198,24 @@ class _Names:
             if isinstance(node, _CONTAINERS):
                 yield place.below(node, str(i))
 
-    def _of_pairs(self, place: _Place, pairs: list[tuple[Any, Any]]) -> Iterator[_Place]:
-        if not pairs:
+    def _of_pairs(self, place: _Place, count: int, pairs: Iterable[tuple[Any, Any]]) -> Iterator[_Place]:
+        if not count:
             return
-        self._charge(len(pairs))
+        self._charge(count)
         last: dict[Any, Any] = {}
-        for key, node in pairs:  # of two values for one key the later counts
-            last[key if isinstance(key, (str, int)) else _part(key)] = node
-        for key, node in last.items():
+        for name, node in pairs:  # of two values for one key the later counts
+            key = name if isinstance(name, (str, int)) else _part(name)
             if isinstance(node, _CONTAINERS):
-                yield place.below(node, _part(key))
+                last[key] = node
+            elif last:
+                last.pop(key, None)
+        for key, node in last.items():
+            yield place.below(node, _part(key))
 
     def _of_state(self, place: _Place, state: Any) -> Iterator[_Place]:
         """What BUILD gives an object: its attributes, (attributes, slots), or whatever its __setstate__ takes."""
         if isinstance(state, Dict):
-            self._charge(len(state.pairs))
+            self._charge(len(state))
             for key, node in state.pairs:
                 if isinstance(node, _CONTAINERS):
                     yield place.below(node, "" if key in _MODULE_PARTS else _part(key))
@@ -266,14 +229,13 @@ class _Names:
         elif isinstance(state, Call):
             yield place.below(state, "")
 
-    def _constructor_pairs(self, arg: Any) -> list[tuple[Any, Any]]:
+    def _constructor_pairs(self, arg: Any) -> tuple[int, Iterable[tuple[Any, Any]]]:
         """The pairs that a dict's constructor is given; Python 2 pickled OrderedDict with [[key, value], …]."""
         if isinstance(arg, Dict):
-            return arg.pairs
+            return len(arg), arg.pairs
         if not isinstance(arg, (list, tuple)):
-            return []
-        self._charge(len(arg))
-        return [(pair[0], pair[1]) for pair in arg if isinstance(pair, (list, tuple)) and len(pair) == 2]
+            return 0, ()
+        return len(arg), ((pair[0], pair[1]) for pair in arg if isinstance(pair, (list, tuple)) and len(pair) == 2)
 
     # Meanings of torch's callables. Arguments are those of torch/_utils.py and torch/_tensor.py.
 
@@ -291,6 +253,7 @@ class _Names:
     def _quantised(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
         """_rebuild_qtensor: storage, offset, size, stride, (scheme, scales, zero points, axis), …"""
         self._add(place, args, None, None)
+        # Where there are no tensors of scales there are two numbers.
         scheme = args[4] if len(args) > 4 and isinstance(args[4], tuple) else ()
         for part, node in zip(("scales", "zero_points"), scheme[1:3], strict=False):
             yield place.below(node, part)
@@ -308,6 +271,25 @@ class _Names:
             yield place.below(Call(args[0], args[2]), "")
             yield from self._of_state(place, args[3])
 
+    def _inner(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
+        """_rebuild_device_tensor_from_cpu_tensor, _rebuild_device_tensor_from_numpy: data, dtype, device, …"""
+        if args:
+            yield place.below(args[0], "")
+
+    def _without_elements(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
+        """_rebuild_meta_tensor_no_storage: dtype, size, stride, requires_grad"""
+        self._contents.notes.add(f"{shown(self._name(place))} is a meta tensor, which has no elements")
+        return iter(())
+
+    def _nothing(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
+        """_rebuild_wrapper_subclass: type, dtype, size, …; the tensors in it are attributes."""
+        return iter(())
+
+    def _nested(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
+        """_rebuild_nested_tensor: values, sizes, strides, offsets"""
+        for part, node in zip(("values", "sizes", "strides", "offsets"), args, strict=False):
+            yield place.below(node, part)
+
     def _sparse(self, place: _Place, args: tuple[Any, ...]) -> Iterator[_Place]:
         """_rebuild_sparse_tensor: layout, (indices…, values, size, …)"""
         if len(args) != 2 or not isinstance(args[1], tuple):
@@ -319,24 +301,57 @@ class _Names:
         for i, node in enumerate(args[1]):
             yield place.below(node, parts[i] if i < len(parts) else str(i))
 
+    def _array(self, place: _Place, call: Call, args: tuple[Any, ...]) -> Iterator[_Place]:
+        """NumPy's arrays. _reconstruct, built with (version, shape, dtype, in Fortran's order?, bytes or list);
+        _frombuffer: bytes, dtype, shape, "C" or "F"."""
+        self._charge(TENSOR_STEPS)
+        state = call.state if isinstance(call.state, tuple) else ()
+        if len(state) == 5:
+            shape, kind, fortran, data = state[1:]
+        elif len(args) == 4:
+            data, kind, shape, order = args
+            fortran = order == "F"
+        else:
+            return
+        if isinstance(data, list):  # of objects
+            yield from self._of_items(place, data)
+            return
+        name = self._name(place)
+        try:
+            array = array_fact(name, numpy_dtype(kind), numbers(shape), fortran is True, data)
+        except Malformed as error:
+            self._contents.notes.add(f"{shown(name)} is a NumPy array that is kept as part of the pickle: {error}")
+            return
+        if array is not None:
+            self._contents.arrays.append(replace(array, name=self._unique(name)))
+
     def _add(self, place: _Place, args: tuple[Any, ...], dtype: str | None, metadata: Any) -> None:
         """Note the tensor at ``place``; ``dtype`` is torch's name, or None for that of its storage."""
         self._charge(TENSOR_STEPS)
-        name = "a tensor"
+        name = self._name(place)
         try:
-            name = place.name()
-            fact = _tensor_fact(name, args, dtype, metadata)
+            fact = tensor_fact(place.name(), args, dtype, metadata)
         except Malformed as error:
             self._contents.notes.add(f"{shown(name)} is not named: {error}")
             return
+        self._contents.tensors.append(replace(fact, name=self._unique(fact.name)))
+
+    def _name(self, place: _Place) -> str:
+        try:
+            return place.name()
+        except Malformed:
+            return "a tensor"
+
+    def _unique(self, name: str) -> str:
+        """``name``, or that and a number if there is one of that name."""
         if name in self._taken:
             times = self._taken[name] + 1
             while f"{name}#{times}" in self._taken:
                 times += 1
             self._taken[name] = times
-            fact = replace(fact, name=f"{name}#{times}")
-        self._taken[fact.name] = 1
-        self._contents.tensors.append(fact)
+            name = f"{name}#{times}"
+        self._taken[name] = 1
+        return name
 
 
 _MEANINGS = {
@@ -349,36 +364,13 @@ _MEANINGS = {
     "_rebuild_from_type": _Names._from_type,
     "_rebuild_from_type_v2": _Names._from_type,
     "_rebuild_sparse_tensor": _Names._sparse,
+    "_rebuild_nested_tensor": _Names._nested,
+    "_rebuild_wrapper_subclass": _Names._nothing,
+    "_rebuild_meta_tensor_no_storage": _Names._without_elements,
+    "_rebuild_device_tensor_from_cpu_tensor": _Names._inner,
+    "_rebuild_device_tensor_from_numpy": _Names._inner,
+    "_rebuild_xla_tensor": _Names._inner,
 }
-
-
-def _tensor_fact(name: str, args: tuple[Any, ...], dtype: str | None, metadata: Any) -> TensorFact:
-    if len(args) < 4 or not isinstance(args[0], Persistent):
-        raise Malformed("its description is not torch's")
-    pid, start, shape, strides = args[0].pid, args[1], _numbers(args[2]), _numbers(args[3])
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[2], str)) or type(start) is not int:
-        raise Malformed("its description is not torch's")
-    if isinstance(metadata, Dict) and any(k in ("conj", "neg") and on is True for k, on in metadata.pairs[:16]):
-        raise Malformed("its storage holds the conjugate or the negative of its values")
-    if dtype in _HALVES:
-        dtype, start = _HALVES[dtype], 2 * start
-        shape, strides = (*shape, 2), (*(2 * stride for stride in strides), 1)
-    elif dtype is not None:
-        if dtype not in _TORCH_DTYPES:
-            raise Malformed(f"its dtype {shown(dtype)} is unknown")
-        dtype = _TORCH_DTYPES[dtype]
-    return TensorFact(name, pid[2], dtype, start, shape, strides)
-
-
-def _numbers(node: Any) -> tuple[int, ...]:
-    """A shape or strides, also as torch.Size((2, 3))."""
-    if isinstance(node, Call) and isinstance(node.args, tuple) and len(node.args) == 1:
-        node = node.args[0]
-    if not isinstance(node, (tuple, list)) or len(node) > MAX_DIMENSIONS:
-        raise Malformed("its shape is not one")
-    if not all(type(number) is int for number in node):
-        raise Malformed("its shape is not one")
-    return tuple(node)
 
 
 def _part(key: Any) -> str:
@@ -393,4 +385,6 @@ def _part(key: Any) -> str:
         return "(" + ", ".join("…" if isinstance(k, tuple) else _part(k)[:128] for k in key[:8]) + ")"
     if isinstance(key, Global):
         return key.name
+    if isinstance(key, Blob):
+        return "?" * (MAX_NAME + 1)  # too long a name
     return "?"

@@ -5,29 +5,28 @@ While the file grows, ``data.pkl``, which is the first record, is followed as so
 after it are walked from the front: their sizes come from the pickle. The directory at the end has the last word.
 
 Everything else in the file is literal bytes. TorchScript archives have the same shape and are read in the same way;
-their ``constants`` are a second pair of pickle and storages.
+their ``constants`` are a second pair of pickle and storages. Those of ``torch.export`` have no data.pkl and are left to
+``torch_export``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 
-from arzstream.codec.dtypes import DTYPES
 from arzstream.formats.base import (
     Layout,
     Malformed,
     Notes,
     ReadAt,
     Storage,
-    View,
-    contiguous_strides,
     opaque,
     problem_of,
     shown,
-    view_problem,
 )
-from arzstream.formats.torch_pickle import Contents, TensorFact, read_contents
+from arzstream.formats.pickle_walk import work_allowed
+from arzstream.formats.torch_export import export_storages
+from arzstream.formats.torch_pickle import Contents, read_contents
+from arzstream.formats.torch_storages import Facts, array_storages, distinct, storage_of
 from arzstream.formats.zip_records import (
     DESCRIPTOR,
     END,
@@ -39,9 +38,9 @@ from arzstream.formats.zip_records import (
 )
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["FORMAT", "TorchZipParser"]
+__all__ = ["EXPORT", "FORMAT", "TorchZipParser"]
 
-FORMAT = "torch-zip"
+FORMAT, EXPORT = "torch-zip", "torch-export"
 _PAIRS = ((b"data.pkl", b"data/", ""), (b"constants.pkl", b"constants/", "constants."))
 _SEARCH_BLOCK = 256 << 10
 _SMALL_RECORD = 1 << 20
@@ -68,6 +67,11 @@ class TorchZipParser:
         self._front.advance(read, frontier)
         return self._ended(read, frontier) or self._front.layout()
 
+    @property
+    def walked(self) -> int:
+        """Where the records end that were found from the front, in a file that is still growing."""
+        return self._front.at
+
     def _ended(self, read: ReadAt, frontier: int) -> Layout | None:
         """The whole file's layout if bytes [0, frontier) already are a whole file."""
         tail = read(frontier - _END_SIZE, _END_SIZE) if frontier >= _END_SIZE else b""
@@ -91,7 +95,7 @@ class _Front:
         self._open: tuple[Record, bool] | None = None  # the last record, while its descriptor is not there
         self._searched = 0  # no descriptor begins before this, in the record being searched
         self._root = b""
-        self._facts: _Facts | None = None
+        self._facts: Facts | None = None
         self._big_endian = False
         self._stuck = False  # only the directory at the end can tell more
         self._trusted = 0
@@ -112,6 +116,10 @@ class _Front:
         except Malformed:
             self._stuck = True
 
+    @property
+    def at(self) -> int:
+        return self._at
+
     def layout(self) -> Layout:
         if self._facts is None:
             return Layout(FORMAT)
@@ -119,8 +127,9 @@ class _Front:
         if known != self._known:  # making it takes a while when there are many storages
             notes = Notes()
             records = [*self._records, self._open[0]] if self._open else self._records
-            storages = _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes)
-            layout = Layout(FORMAT, tuple(storages), None, False, str(notes))
+            storages = array_storages(self._records[0].start, self._facts, notes)
+            storages += _storages(records, self._root + b"/data/", self._facts, self._big_endian, notes)
+            layout = Layout(FORMAT, tuple(distinct(storages)), None, False, str(notes))
             self._known, self._layout = known, Layout(FORMAT) if problem_of(layout) else layout
         return self._layout
 
@@ -163,7 +172,7 @@ class _Front:
     def _read_pickle(self, read: ReadAt, record: Record) -> None:
         data = read(record.start, record.size)
         self._root = record.name.partition(b"/")[0]
-        self._facts = _Facts(read_contents(data))
+        self._facts = Facts(read_contents(data))
         self._trusted = record.end
         self._digest = _digest(read(0, self._trusted))
 
@@ -198,54 +207,72 @@ class _Front:
         return None
 
 
-class _Facts:
-    """The contents of a pickle, with its tensors by storage."""
-
-    def __init__(self, contents: Contents) -> None:
-        self.contents = contents
-        self.tensors: dict[str, list[TensorFact]] = defaultdict(list)
-        for tensor in contents.tensors:
-            self.tensors[tensor.key].append(tensor)
-
-
 def _whole_layout(read: ReadAt, size: int, limits: Limits) -> Layout:
     """The layout of a complete file, by its directory. Raises :class:`Malformed`."""
     if size >= 2 and read(0, 2) != b"PK":
         raise Malformed("it is no zip file")
     records = read_directory(read, size, limits)
-    by_name = {record.name: record for record in records}
-    root = records[0].name.partition(b"/")[0] if records else b""
     notes = Notes()
-    order = by_name.get(root + b"/byteorder")
-    big_endian = order is not None and read(order.start, min(order.size, 16)) == b"big"
-    storages: list[Storage] = []
-    for pickle_name, folder, prefix in _PAIRS:
-        record = by_name.get(root + b"/" + pickle_name)
-        if record is None and not prefix:
-            raise Malformed("it has no data.pkl")
-        if record is not None:
-            facts = _Facts(_read_pickle(read, record, limits))
-            storages += _storages(records, root + b"/" + folder, facts, big_endian, notes, prefix)
-            _note_missing(by_name, root + b"/" + folder, facts, notes)
+    saved = _Saved(limits, size, notes)
+    kind, storages = FORMAT, saved.among(read, records)
+    if storages is None:
+        kind, storages = EXPORT, export_storages(read, records, saved.within, limits, notes)
+    if storages is None:
+        raise Malformed("it has no data.pkl")
     storages.sort(key=lambda storage: (storage.offset, storage.nbytes))
-    layout = Layout(FORMAT, tuple(storages), size, True, str(notes))
+    layout = Layout(kind, tuple(distinct(storages)), size, True, str(notes))
     problem = problem_of(layout, size)
     if problem:
         raise Malformed(problem)
     return layout
 
 
-def _read_pickle(read: ReadAt, record: Record, limits: Limits) -> Contents:
-    if record.method:
-        raise Malformed("its records are compressed")
-    if record.size > limits.metadata_bytes:
-        contents = Contents()
-        contents.notes.add(f"its pickle is longer than {limits.metadata_bytes} bytes")
+class _Saved:
+    """What ``torch.save`` and TorchScript write, in a file of ``size`` bytes, or in files inside it: together their
+    pickles may cost what one of them may."""
+
+    def __init__(self, limits: Limits, size: int, notes: Notes) -> None:
+        self._limits, self._notes = limits, notes
+        self._work = work_allowed(size)
+
+    def within(self, read: ReadAt, size: int) -> list[Storage]:
+        """The storages of a file inside the file. Raises :class:`Malformed`."""
+        found = self.among(read, read_directory(read, size, self._limits))
+        if found is None:
+            raise Malformed("it has no data.pkl")
+        return found
+
+    def among(self, read: ReadAt, records: list[Record]) -> list[Storage] | None:
+        """The storages of a file with these records; None if it has no data.pkl. Raises :class:`Malformed`."""
+        by_name = {record.name: record for record in records}
+        root = records[0].name.partition(b"/")[0] if records else b""
+        if root + b"/data.pkl" not in by_name:
+            return None
+        order = by_name.get(root + b"/byteorder")
+        big_endian = order is not None and read(order.start, min(order.size, 16)) == b"big"
+        storages: list[Storage] = []
+        for pickle_name, folder, prefix in _PAIRS:
+            record = by_name.get(root + b"/" + pickle_name)
+            if record is not None:
+                facts = Facts(self._contents(read, record))
+                storages += array_storages(record.start, facts, self._notes, prefix)
+                storages += _storages(records, root + b"/" + folder, facts, big_endian, self._notes, prefix)
+                _note_missing(by_name, root + b"/" + folder, facts, self._notes)
+        return storages
+
+    def _contents(self, read: ReadAt, record: Record) -> Contents:
+        if record.method:
+            raise Malformed("its records are compressed")
+        if record.size > self._limits.metadata_bytes:
+            contents = Contents()
+            contents.notes.add(f"its pickle is longer than {self._limits.metadata_bytes} bytes")
+            return contents
+        contents = read_contents(read(record.start, record.size), work=self._work)
+        self._work -= contents.work
         return contents
-    return read_contents(read(record.start, record.size))
 
 
-def _note_missing(by_name: dict[bytes, Record], folder: bytes, facts: _Facts, notes: Notes) -> None:
+def _note_missing(by_name: dict[bytes, Record], folder: bytes, facts: Facts, notes: Notes) -> None:
     for key in facts.contents.storages:
         if folder + key.encode("utf-8", "replace") not in by_name:
             notes.add(f"storage {shown(key)} is missing")
@@ -259,71 +286,18 @@ def _key(name: bytes, folder: bytes) -> str:
 
 
 def _storages(
-    records: list[Record], folder: bytes, facts: _Facts, big_endian: bool, notes: Notes, prefix: str = ""
+    records: list[Record], folder: bytes, facts: Facts, big_endian: bool, notes: Notes, prefix: str = ""
 ) -> list[Storage]:
     """The storages among ``records``, with the views that ``facts`` knows."""
     notes.extend(facts.contents.notes)
-    if big_endian:
-        notes.add("its numbers are big-endian; they are kept as bytes")
     found = []
     for record in records:
         key = _key(record.name, folder)
-        if not key:
-            continue
-        if record.method:
+        if key and record.method:
             notes.add("its records are compressed")
-        elif big_endian:
-            found.append(Storage("U8", record.start, record.size))
-        else:
-            found.append(_storage(record, key, facts, notes, prefix))
+        elif key:
+            found.append(storage_of(key, record.start, record.size, facts, notes, prefix, big_endian=big_endian))
     return found
-
-
-def _storage(record: Record, key: str, facts: _Facts, notes: Notes, prefix: str) -> Storage:
-    fact = facts.contents.storages.get(key)
-    tensors = facts.tensors.get(key, [])
-    if fact is None or fact.nbytes != record.size:
-        if fact is not None:
-            notes.add(f"storage {shown(key)} does not have the size its pickle says")
-        return Storage("U8", record.start, record.size)
-    dtype = fact.dtype or _common_dtype(tensors)
-    itemsize = DTYPES[dtype].itemsize
-    if record.size % itemsize:
-        dtype, itemsize = "U8", 1
-    views = []
-    for tensor in tensors:
-        view = View(prefix + tensor.name, tensor.shape, tensor.start, _strides(tensor))
-        problem = view_problem(view, record.size // itemsize)
-        if (tensor.dtype or fact.dtype) != dtype:
-            problem = f"its storage holds {dtype}"
-        if problem:
-            notes.add(f"{shown(tensor.name)} is not named: {problem}")
-        else:
-            views.append(view)
-    return Storage(dtype, record.start, record.size, tuple(views))
-
-
-def _common_dtype(tensors: list[TensorFact]) -> str:
-    """The dtype that most tensors on a storage without a type give it; of equals the first."""
-    votes: dict[str, int] = {}
-    for tensor in tensors:
-        if tensor.dtype:
-            votes[tensor.dtype] = votes.get(tensor.dtype, 0) + 1
-    return max(votes, key=lambda dtype: votes[dtype]) if votes else "U8"
-
-
-def _strides(tensor: TensorFact) -> tuple[int, ...] | None:
-    """None if the elements lie in row-major order without gaps; strides of dimensions of one element do not matter."""
-    shape, strides = tensor.shape, tensor.strides
-    if 0 in shape:
-        return None
-    if len(strides) == len(shape):
-        plain = contiguous_strides(shape)
-        if all(d == 1 or have == want for d, have, want in zip(shape, strides, plain, strict=True)):
-            return None
-        # Strides of single-element dimensions are arbitrary, negative ones too; they would only trip readers.
-        return tuple(0 if d == 1 else have for d, have in zip(shape, strides, strict=True))
-    return strides
 
 
 def _digest(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from arzstream.formats.base import Malformed, ReadAt
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["LocalHeader", "Record", "descriptor_size", "read_directory", "read_local_header"]
+__all__ = ["LocalHeader", "Record", "descriptor_size", "directory_end", "read_directory", "read_local_header"]
 
 LOCAL = b"PK\x03\x04"
 CENTRAL = b"PK\x01\x02"
@@ -75,7 +75,9 @@ def read_local_header(read: ReadAt, at: int, frontier: int) -> LocalHeader | Non
         return None
     name, extra = rest[:name_length], rest[name_length:]
     has_descriptor = bool(flags & HAS_DESCRIPTOR)
-    known = None if has_descriptor and not stored else _wide(extra, size, stored)[1]
+    known: int | None = _wide(extra, size, stored)[1]
+    if has_descriptor and not known:  # with a zip64 extra field of zeros where NumPy writes to a pipe
+        known = None
     return LocalHeader(name, start, known, method, has_descriptor)
 
 
@@ -115,6 +117,27 @@ def read_directory(read: ReadAt, size: int, limits: Limits = DEFAULT_LIMITS) -> 
         names.add(name)
         records.append(record)
     return records
+
+
+def directory_end(read: ReadAt, at: int, frontier: int, limits: Limits = DEFAULT_LIMITS) -> int | None:
+    """Where the zip file ends whose directory begins at ``at``; None if there is none, or not all of it yet."""
+    first = at
+    while at + _END.size <= frontier and at - first <= limits.metadata_bytes:
+        head = read(at, _CENTRAL.size)
+        if head[:4] == CENTRAL and len(head) == _CENTRAL.size:
+            at += _CENTRAL.size + sum(struct.unpack_from("<3H", head, 28))
+        elif head[:4] == END64 and len(head) >= 12:
+            at += 12 + struct.unpack_from("<Q", head, 4)[0]
+        elif head[:4] == LOCATOR64:
+            at += _LOCATOR64.size
+        else:
+            end = (
+                at + _END.size + struct.unpack_from("<H", head, 20)[0]
+                if head[:4] == END and at > first
+                else frontier + 1
+            )
+            return end if end <= frontier else None
+    return None
 
 
 def _find_directory(read: ReadAt, size: int) -> tuple[int, int, int]:

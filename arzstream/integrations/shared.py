@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from arzstream.archive.forecast import Forecast
 from arzstream.archive.reader import Archive
 from arzstream.archive.tensors import prepare, span_bytes
 from arzstream.errors import StorageError
@@ -134,6 +135,7 @@ class _Batch:
         self._job, self.index, self._fd = job, index, -1
         self._futures: list[Future[None]] = []
         self._error: BaseException | None = None
+        self._forecast = Forecast(job.archive.decoder)
         if index < len(job.batches):
             self._starts, self._size = _layout(job.archive, job.batches[index])
             self._fd = self._shared()
@@ -159,6 +161,7 @@ class _Batch:
         decoder, catalog = self._job.archive.decoder, self._job.archive.catalog
         for name, owner in self._job.batches[self.index].items():
             if owner == self._job.rank:
+                self._forecast.tensor(catalog.tensors[name])
                 loaded = prepare(decoder, catalog.tensors[name], self._part(memory, name))
                 self._futures += [decoder.pool.submit(task) for task in loaded.tasks]
 
@@ -201,6 +204,7 @@ class _Batch:
         self._close()
 
     def _close(self) -> None:
+        self._forecast.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

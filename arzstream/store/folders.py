@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
-from arzstream.store.ranges import is_url
+from arzstream.store.address import is_url, redacted
+from arzstream.store.backends import connect
+from arzstream.store.patience import patiently
 
-__all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "same_place"]
+__all__ = ["archives_in", "beside", "folder_of", "is_archive_name", "objects_below", "same_place"]
 
 SUFFIX = ".arz"
 MOST = 10_000
@@ -37,7 +40,7 @@ def same_place(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def archives_in(folder: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+def archives_in(folder: str, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """The archives in ``folder`` itself, by name; none if it cannot be listed. Parents lie there, or elsewhere."""
     if is_url(folder) and not folder.startswith("file://"):
         return _behind(folder, storage_options)
@@ -49,12 +52,40 @@ def archives_in(folder: str, storage_options: dict[str, Any] | None = None) -> l
     return [os.path.join(path, name) for name in names[:MOST]]
 
 
-def _behind(folder: str, storage_options: dict[str, Any] | None) -> list[str]:
-    import fsspec.core
-
+def objects_below(folder: str, storage_options: Mapping[str, Any] | None = None) -> list[tuple[str, int]]:
+    """The objects below the URL ``folder``, by their names from there on, with their lengths; nothing if there are
+    none, or if the store cannot list. Raises StorageError."""
+    store, key = connect(folder, storage_options)
     try:
-        files, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
-        found = sorted(posixpath.basename(str(name).rstrip("/")) for name in files.ls(path, detail=False))
+        found = patiently(
+            lambda: list(store.names(key, deep=True)), redacted(folder), "list it", options=storage_options
+        )  # fmt: skip
+    except NotImplementedError:
+        return []
+    finally:
+        store.close(key)
+    # Some programs make empty objects with a slash at their end to show folders.
+    return sorted((name, version.size) for name, version in found if name and not name.endswith("/"))
+
+
+def _behind(folder: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    try:
+        store, key = connect(folder, storage_options)
+        try:
+            found = sorted(name for name, _ in store.names(key))
+        except NotImplementedError:
+            found = _listed(folder, storage_options)
+        finally:
+            store.close(key)
     except Exception:  # noqa: BLE001  (many stores cannot list; whatever the reason, nothing is found there)
         return []
     return [beside(folder, name) for name in found if is_archive_name(name)][:MOST]
+
+
+def _listed(folder: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """As fsspec lists it: of a web server, the links on the page that it may have for a folder."""
+    import fsspec.core
+
+    files, path = fsspec.core.url_to_fs(folder, **(storage_options or {}))
+    files.invalidate_cache()
+    return sorted(posixpath.basename(str(name).rstrip("/")) for name in files.ls(path, detail=False))

@@ -7,16 +7,18 @@ never passed on, because a store that ignores ranges and a file that was truncat
 from __future__ import annotations
 
 import os
-import re
 import stat
 import threading
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
-from arzstream.errors import StorageError, UnsupportedError
+from arzstream.errors import StorageError
+from arzstream.store.address import is_remote, is_url
+from arzstream.store.remote import RemoteReader
+from arzstream.store.window import Announced
 
-__all__ = ["FsspecReader", "LocalReader", "RangeReader", "is_url", "open_reader"]
+__all__ = ["DistantReader", "LocalReader", "RangeReader", "RemoteReader", "is_url", "open_reader"]
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NON_BLOCK = getattr(os, "O_NONBLOCK", 0)
 _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -43,6 +45,15 @@ class RangeReader(Protocol):
         """The size and the last ``length`` bytes (all of them if there are fewer)."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class DistantReader(RangeReader, Protocol):
+    """A reader that is worth telling what will be read, and whose answers may be damaged on the way."""
+
+    def announce(self) -> Announced: ...
+
+    def forget(self, offset: int, length: int) -> bool: ...
 
 
 class LocalReader:
@@ -151,102 +162,10 @@ class LocalReader:
         return len(data)
 
 
-class FsspecReader:
-    """A file behind any fsspec URL. Every answer's length is checked; the size is asked for once.
-
-    A server without ranges answers with the whole file; that is noticed by the length and refused.
-    """
-
-    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
-        import fsspec.core
-
-        self.name = _without_credentials(url)
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **(storage_options or {}))
-            info = self._fs.info(self._path)
-        except ImportError as error:
-            raise UnsupportedError(f"{self.name}: {_one_line(error)}") from error
-        except Exception as error:
-            raise self._storage_error(error, "open it") from error
-        if info.get("type") == "directory":
-            raise StorageError(f"{self.name}: is a folder; name a file")
-        if info.get("size") is None:
-            raise StorageError(f"{self.name}: the store does not say how long it is; copy it to a local disk first")
-        self._size = int(info["size"])
-        self.identity = {
-            k: str(info[k]) for k in ("ETag", "etag", "generation", "LastModified", "mtime") if info.get(k)
-        }
-        """What the store says to tell one version of the object from the next; empty if it says nothing."""
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        if offset + length > self._size:
-            raise StorageError(
-                f"{self.name}: ends at byte {self._size}, {length} bytes at {offset} were asked for; was it truncated?"
-            )
-        try:
-            data = self._fs.cat_file(self._path, start=offset, end=offset + length)
-        except Exception as error:
-            raise self._storage_error(error, f"read at byte {offset}") from error
-        if len(data) != length:
-            why = "the store ignores ranges" if len(data) == self._size else "it may have changed"
-            raise StorageError(
-                f"{self.name}: asked for {length} bytes at {offset}, got {len(data)}; {why}, copy it to a local disk"
-            )
-        return bytes(data)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
-        view[:] = self.read_at(offset, len(view))
-
-    def tail(self, length: int) -> tuple[int, bytes]:
-        start = max(0, self._size - length)
-        return self._size, self.read_at(start, self._size - start)
-
-    def close(self) -> None:
-        """Nothing to close: fsspec keeps one session per file system."""
-
-    def __enter__(self) -> FsspecReader:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def _storage_error(self, error: Exception, doing: str) -> StorageError:
-        if isinstance(error, OSError) and error.strerror:
-            return StorageError.from_os_error(error, doing, self.name)
-        if isinstance(error, FileNotFoundError):
-            return StorageError(f"{self.name}: cannot {doing}: no such file; check the address", errno=error.errno)
-        return StorageError(f"{self.name}: cannot {doing}: {_one_line(error)}")
-
-
-def is_url(path: str | bytes | os.PathLike[str]) -> bool:
-    """True for ``scheme://…`` and fsspec chains; Windows drive letters are paths."""
-    return isinstance(path, str) and _URL.match(path) is not None
-
-
 def open_reader(
-    path: str | bytes | os.PathLike[str], storage_options: dict[str, Any] | None = None
-) -> LocalReader | FsspecReader:
+    path: str | bytes | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> LocalReader | RemoteReader:
     """A reader for a local path or an fsspec URL (``file://`` counts as local)."""
-    if not is_url(path):
+    if not isinstance(path, str) or not is_url(path):
         return LocalReader(path)
-    assert isinstance(path, str)
-    if path.startswith("file://"):
-        return LocalReader(path[len("file://") :])
-    return FsspecReader(path, storage_options)
-
-
-def _without_credentials(url: str) -> str:
-    """``scheme://user:secret@host/…?signature`` without the parts that may be secret."""
-    return re.sub(r"://[^/@]*@", "://", url).split("?", 1)[0]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return RemoteReader(path, storage_options) if is_remote(path) else LocalReader(path[len("file://") :])

@@ -397,3 +397,34 @@ def test_tied_frozen_and_unchanged_tensors_cost_bytes(tmp_path: Path) -> None:
     listed = codecs(tmp_path / "2.arz")
     assert listed["frozen.weight"] == "unchanged" and listed["head.weight"] == listed["moved"] == "dup"
     assert arzstream.verify(tmp_path / "2.arz", deep=True, against=tmp_path / "2").tensors
+
+
+def test_what_other_optimisers_keep_is_coded_given_its_squares(tmp_path: Path) -> None:
+    """Centred RMSprop with momentum: means of gradients, and steps, beside means of squares."""
+    torch.manual_seed(1)
+    p = torch.nn.Parameter(torch.randn(320, 256))
+    optimizer = torch.optim.RMSprop([p], momentum=0.9, centered=True)
+    scale = torch.exp(2 * torch.randn(320, 256))
+    for _ in range(6):
+        p.grad = torch.randn(p.shape) * scale
+        optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    arzstream.pack(tmp_path / "a.pt", tmp_path / "a.arz")
+    state = "optimizer.state.0"
+    assert refs(tmp_path / "a.arz", f"{state}.grad_avg") == [f"{state}.square_avg"]
+    assert codecs(tmp_path / "a.arz")[f"{state}.grad_avg"] == "optim_ctx"
+    arzstream.unpack(tmp_path / "a.arz", tmp_path / "back")
+    assert (tmp_path / "back" / "a.pt").read_bytes() == (tmp_path / "a.pt").read_bytes()
+
+
+def test_of_two_squares_the_one_that_tells_more_is_used(tmp_path: Path) -> None:
+    """AMSGrad keeps the largest mean of squares beside the mean."""
+    torch.manual_seed(1)
+    p = torch.nn.Parameter(torch.randn(320, 256))
+    optimizer = torch.optim.Adam([p], amsgrad=True)
+    for _ in range(3):
+        p.grad = torch.randn(p.shape)
+        optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    arzstream.pack(tmp_path / "a.pt", tmp_path / "a.arz")
+    assert refs(tmp_path / "a.arz", "optimizer.state.0.exp_avg") == ["optimizer.state.0.exp_avg_sq"]

@@ -231,3 +231,14 @@ def test_subnormal_fp16_in_fp32_costs_what_it_costs_alone() -> None:
     payload = check(halves.astype("<f4").tobytes(), ChunkContext(DTYPES["F32"], 256, 256), EFFORTS["balanced"])
     assert header(payload)["dropped"] >= 13
     assert len(payload) <= 0.38 * 4 * len(halves)  # 11 of 32 bits are there, and 7 of them stay raw
+
+
+def test_a_few_bytes_of_text_among_floats_do_not_spoil_the_rest() -> None:
+    weights = (np.random.default_rng(0).standard_normal(1 << 17) * 0.02).astype("<f4")
+    sizes = []
+    for first in (weights[:1].tobytes(), b"head"):
+        data = first + weights[1:].tobytes()
+        payload = encode_ctx(memoryview(data), ChunkContext(DTYPES["F32"], len(weights), 1), EFFORTS["balanced"])
+        assert payload is not None
+        sizes.append(len(payload))
+    assert sizes[1] < 1.001 * sizes[0]

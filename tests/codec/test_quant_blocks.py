@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from arzstream.codec import nibbles, quant_blocks
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.block_layouts import LAYOUTS, find_period
+from arzstream.codec.block_layouts import LAYOUTS, OTHERS, find_period
 from arzstream.codec.dtypes import DTYPES
 from arzstream.codec.quant_blocks import QuantBlocks, decode_records, encode_blocks, encode_records
 from arzstream.errors import CorruptError
@@ -85,7 +86,7 @@ def test_every_layout(period: int, contexts: bool) -> None:
     data[:, -2:] >>= 4
     payload = same_on_all(data.reshape(-1), 30 * period, period, contexts)
     assert sum(part.length for part in LAYOUTS[period]) == period
-    assert payload is not None or period > 66
+    assert payload is not None or period > 55
 
 
 @given(st.binary(min_size=1, max_size=800), st.sampled_from([None, *LAYOUTS]), st.integers(1, 20), st.booleans())
@@ -143,6 +144,31 @@ def test_the_period_is_found(quantise, period: int) -> None:  # type: ignore[no-
     data = np.ascontiguousarray(quantise(values)).reshape(-1)
     assert find_period(data, len(data) // 64) == period
     assert find_period(data, 7) is None
+
+
+@pytest.mark.parametrize("kind, length", [("TQ1_0", 54), ("TQ2_0", 66), ("MXFP4", 17), ("Q5_0", 22), ("Q5_1", 24)])
+def test_blocks_that_the_gguf_package_makes_are_split(kind: str, length: int) -> None:
+    values = matrix(128, 256 * 17)
+    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]).reshape(-1)
+    assert find_period(data, len(data) // 128) == length
+    payload = same_on_all(data, len(data) // 128, length, contexts=False)
+    assert payload is not None and len(parts(payload)) > 1
+    planes = encode_records(data, len(data) // 128, None, contexts=False)
+    assert planes is None or len(payload) < 0.995 * len(planes)
+
+
+def test_of_two_types_with_blocks_of_a_length_the_right_one_is_chosen() -> None:
+    rows, blocks = 64, 40
+    iq2_xxs = RNG.integers(0, 256, (rows * blocks, 66)).astype(np.uint8)
+    iq2_xxs[:, 1] = 5 + RNG.integers(0, 3, rows * blocks)  # d
+    iq2_xxs[:, 9::8] = 16 * RNG.integers(6, 9, (rows * blocks, 8)) + (iq2_xxs[:, 9::8] & 15)  # scales above signs
+    tq2_0 = RNG.choice(np.array([0x15, 0x2A, 0x55, 0x59], np.uint8), (rows * blocks, 66))
+    tq2_0[:, 64] = RNG.integers(0, 256, rows * blocks)
+    tq2_0[:, 65] = 5
+    for data, layout in ((iq2_xxs, LAYOUTS[66]), (tq2_0, OTHERS[66])):
+        payload = same_on_all(data.reshape(-1), 66 * blocks, 66)
+        assert payload is not None
+        assert [part.length for part in parts(payload)] == [part.length for part in layout]
 
 
 def test_bytes_without_a_period_have_none() -> None:

@@ -128,8 +128,25 @@ def test_a_unit_that_breaks_a_rule_is_refused(key: str, value: Any, error: type[
 
 
 def test_a_part_lies_inside_its_tensor() -> None:
-    unit = Unit("F32", (4, 3), (2, 3), (Member("t", (4, 3)),), part=Part((8, 6), (4, 3)))
+    unit = Unit("F32", (4, 3), (2, 3), (Member("t", (4, 3), part=Part((8, 6), (4, 3))),))
     assert Unit.from_map(unit.to_map()) == unit
+
+
+def test_of_several_members_each_may_be_a_part() -> None:
+    members = (Member("a[4:6]", (2,), 0, None, Part((6,), (4,))), Member("b", (2,), 2))
+    unit = Unit("F32", (1, 4), (1, 4), members)
+    assert unit.to_map()["part"] == [[[6], [4]], None]
+    assert Unit.from_map(unit.to_map()) == unit
+    for bad in ([None, None], [[[6], [4]]], [[[6], [5]], None], [[6], [4]], [[[6], [4]], None, None]):
+        with pytest.raises(CorruptError):
+            Unit.from_map({**unit.to_map(), "part": bad})
+
+
+def test_a_part_goes_by_the_name_of_the_whole_and_where_it_lies() -> None:
+    part = Part((6, 8), (4, 0))
+    assert Member("w[4:6,0:3]", (2, 3), part=part).whole == "w"
+    assert Member("w[4:6,0:4]", (2, 3), part=part).whole == "w[4:6,0:4]"
+    assert Member("w[4:6,0:3]", (2, 3)).whole == "w[4:6,0:3]"
 
 
 @pytest.mark.parametrize("kind", ["unit", "file", "commit", "parent"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,39 +9,11 @@ import safetensors.torch
 import torch
 
 from arzstream.formats.base import Layout
-from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, Verdict, assess
+from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, assess
 from arzstream.formats.detect import parser_for
 from arzstream.formats.grouping import group
 
-WEIGHTS = safetensors.torch.save({"w": torch.ones(3)})
-
-
-class Checkpoint:
-    """A made-up checkpoint folder. ``age``: seconds since a file's last change."""
-
-    def __init__(self, **files: bytes) -> None:
-        self.content: dict[bytes, bytes] = {}
-        self.age: dict[bytes, float] = {}
-        self.open: set[bytes] = set()
-
-    def put(self, path: str, content: bytes = WEIGHTS, age: float = 1.0) -> Checkpoint:
-        self.content[path.encode()] = content
-        self.age[path.encode()] = age
-        return self
-
-    def json(self, path: str, value: Any, age: float = 1.0) -> Checkpoint:
-        return self.put(path, json.dumps(value).encode(), age)
-
-    def assess(self, name: str = "", later: float = 0.0) -> Verdict:
-        entries = {}
-        for path, content in self.content.items():
-
-            def read(offset: int, length: int, content: bytes = content) -> bytes:
-                return content[offset : offset + length]
-
-            layout = parser_for(path).update(read, len(content), False)
-            entries[path] = FileFacts(len(content), layout, path not in self.open, self.age[path] + later)
-        return assess(entries, self.content.get, name.encode())
+from .made_up import WEIGHTS, Checkpoint
 
 
 def test_a_single_file_is_complete_when_its_structure_is_and_it_was_closed() -> None:
@@ -144,7 +115,9 @@ def test_a_distributed_checkpoint_waits_for_its_metadata() -> None:
     assert (verdict.complete, verdict.strength) == (True, "strong")
     over = checkpoint.put("a/.metadata", b"x", age=100).assess()  # the old one, while the new parts are written
     assert (over.complete, over.strength) == (False, "weak")
-    assert checkpoint.assess(later=QUIET["weak"]).complete  # or a copy that began with it
+    assert over.waiting_for == "a/.metadata to be written again" and over.doubt
+    assert not checkpoint.assess(later=GIVE_UP - 2).complete
+    assert checkpoint.assess(later=GIVE_UP).complete  # or a copy that began with it
 
 
 def test_a_folder_without_a_marker_needs_quiet() -> None:

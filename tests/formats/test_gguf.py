@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import arzstream
+from arzstream.codec.block_layouts import LAYOUTS, OTHERS
 from arzstream.codec.dtypes import DTYPES
 from arzstream.formats.base import Layout
 from arzstream.formats.gguf import BLOCKS, PLAIN, GgufParser
@@ -179,13 +180,38 @@ def test_names_that_cannot_be_are_left_out(whole: Whole) -> None:
         (made([], values=[text("k") + struct.pack("<II", 77, 0)]), "a value in its header has the unknown type 77"),
         (made([], values=[text("general.alignment") + struct.pack("<II", 4, 0)]), "its alignment is out of range"),
         (made([], version=1), "its version is 1"),
-        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "it is big-endian"),
+        (b"GGUF" + struct.pack(">IQQ", 1, 0, 0), "its version is 1"),
         (made([])[:20], "it ends in its header"),
     ],
 )
 def test_what_is_wrong_is_said(data: bytes, why: str, whole: Whole) -> None:
     layout = whole(data, NAME)
     assert layout.format == "opaque" and layout.note == f"not a valid GGUF file: {why}"
+
+
+def test_big_endian_files_are_read_and_their_numbers_are_bytes(whole: Whole, tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    model(writer)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    data = path.read_bytes()
+    layout = whole(data, NAME)
+    expected = {(int(t.data_offset), int(t.n_bytes)) for t in gguf.GGUFReader(path).tensors}
+    assert {(s.offset, s.nbytes) for s in layout.storages} == expected
+    assert {s.dtype for s in layout.storages} == {"U8"} and "big-endian" in layout.note
+    assert layout.metadata["general.name"] == "a model"
+
+
+def test_the_blocks_of_every_type_are_those_of_ggml_and_have_a_layout() -> None:
+    sizes = {int(kind): size for kind, size in gguf.constants.GGML_QUANT_SIZES.items()}
+    assert {kind: sizes[kind] for kind in BLOCKS} == BLOCKS
+    # Q8_1 exists only while llama.cpp calculates.
+    assert sizes.keys() - BLOCKS.keys() - PLAIN.keys() == {gguf.GGMLQuantizationType.Q8_1}
+    for _, nbytes in BLOCKS.values():
+        for layout in (LAYOUTS[nbytes], OTHERS.get(nbytes, LAYOUTS[nbytes])):
+            assert sum(part.length for part in layout) == nbytes
 
 
 def test_a_folder_with_such_a_file_comes_back(data: bytes, tmp_path: Path) -> None:

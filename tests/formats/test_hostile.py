@@ -9,9 +9,13 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
+import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -48,14 +52,96 @@ def gguf_sample() -> bytes:
     return head + bytes(-len(head) % 32) + bytes(range(72)) + bytes(24) + struct.pack("<8f", *range(8))
 
 
+def export_sample() -> bytes:
+    """As torch.export.save writes it, but small: a weight in a record, a pickled one, a constant, sample inputs."""
+
+    def saved(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+
+    def entry(path: str, *sizes: int, pickled: bool = False) -> dict[str, Any]:
+        numbers = [{"as_int": n} for n in sizes]
+        meta = {"dtype": 7, "sizes": numbers, "strides": [*numbers[1:], {"as_int": 1}]}
+        meta |= {"storage_offset": {"as_int": 0}, "layout": 7}
+        return {"path_name": path, "use_pickle": pickled, "tensor_meta": meta}
+
+    records = {
+        "data/weights/weight_0": bytes(24),
+        "data/weights/weight_1": saved(torch.ones(3)),
+        "data/weights/model_weights_config.json": json.dumps(
+            {
+                "config": {
+                    "w": entry("weight_0", 3, 2),
+                    "tied": entry("weight_0", 3, 2),
+                    "p": entry("weight_1", 3, pickled=True),
+                }
+            }
+        ).encode(),
+        "data/constants/tensor_0": bytes(8),
+        "data/constants/model_constants_config.json": json.dumps({"config": {"c": entry("tensor_0", 2)}}).encode(),
+        "data/sample_inputs/model.pt": saved(((torch.ones(2),), {})),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in records.items():
+            file.writestr(f"m/{name}", content)
+    return buffer.getvalue()
+
+
+def onnx_sample() -> bytes:
+    """Initialisers in two forms, dense and sparse, an attribute, a graph in a node; opsets come last."""
+    helper, tensor = onnx.helper, onnx.numpy_helper.from_array
+    inner = helper.make_graph([], "inner", [], [], initializer=[tensor(np.ones(4, np.float16), "h")])
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=tensor(np.arange(300, dtype=np.float32))),
+        helper.make_node("If", ["x"], ["y"], "choice", then_branch=inner, doc_string="text " * 250),
+    ]
+    sparse = helper.make_sparse_tensor(tensor(np.ones(2, np.float32), "s"), tensor(np.arange(2, dtype=np.int64)), [9])
+    graph = helper.make_graph(
+        nodes, "g", [], [],
+        initializer=[
+            tensor(np.ones((3, 2), np.float32), "layers.0.w"),
+            helper.make_tensor("typed", onnx.TensorProto.FLOAT, [3], [1.0, 2.0, 3.0]),
+            helper.make_tensor("numbers", onnx.TensorProto.INT32, [3], [1, 2, 300]),
+        ],
+        sparse_initializer=[sparse],
+    )  # fmt: skip
+    return bytes(helper.make_model(graph, producer_name="test").SerializeToString())
+
+
+def flax_sample() -> bytes:
+    def array(values: np.ndarray) -> msgpack.ExtType:
+        return msgpack.ExtType(1, msgpack.packb((values.shape, values.dtype.name, values.tobytes())))
+
+    tree = {"params": {"Dense_0": {"kernel": array(np.ones((2, 3), np.float32)), "bias": array(np.ones(3))}}}
+    return bytes(msgpack.packb({**tree, "step": 70000, "rate": 0.5, "names": ["a", "b"], "none": None}))
+
+
+def numpy_samples() -> dict[str, bytes]:
+    one, many = io.BytesIO(), io.BytesIO()
+    np.save(one, np.asfortranarray(np.ones((3, 2), np.float32)))
+    np.savez(many, w=np.ones((3, 2), np.float16), **{"layers.0.b": np.ones(5), "mask": np.ones(3, bool)})
+    return {"a.npy": one.getvalue(), "model.npz": many.getvalue()}
+
+
 def samples() -> dict[str, bytes]:
     weights = {"layers.0.w": torch.ones(3, 2, dtype=torch.bfloat16), "norm": torch.ones(5), "e": torch.empty(0)}
     buffer = io.BytesIO()
     torch.save({"state": {0: {"exp_avg": torch.ones(4), "step": torch.tensor(1.0)}}, "n": [1, "x"]}, buffer)
+    old = io.BytesIO()
+    torch.save(
+        {"w": torch.ones(3, 2), "n": [torch.ones(2, dtype=torch.int8)]}, old, _use_new_zipfile_serialization=False
+    )
     return {
         "model.safetensors": safetensors.torch.save(weights, {"format": "pt"}),
         "optimizer.pt": buffer.getvalue(),
+        "pytorch_model.pth": old.getvalue(),
+        "model.pt2": export_sample(),
         "model.gguf": gguf_sample(),
+        "model.onnx": onnx_sample(),
+        "flax_model.msgpack": flax_sample(),
+        **numpy_samples(),
     }
 
 
@@ -196,6 +282,20 @@ check(b'PK\\3\\4' + bytes(100) + end, 'a.pt')
 end64 = struct.pack('<4sQ2H2I4Q', b'PK\\6\\6', 44, 0, 0, 0, 0, 1 << 60, 1 << 60, 1 << 61, 4)
 locator = struct.pack('<4sIQI', b'PK\\6\\7', 0, 104, 1)
 check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
+def array(text): return b'\\x93NUMPY\\1\\0' + struct.pack('<H', len(text)) + text
+check(array(b"{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904, 99999999999)}"), 'a.npy')
+check(array(b"{'descr': '|V999999999', 'fortran_order': False, 'shape': (99999999999999999999,)}"), 'a.npy')
+check(array(b'(' * 60000), 'a.npy')
+check(array(b"{'a':" * 12000), 'a.npy')
+check(b'\\x93NUMPY\\2\\0' + struct.pack('<I', 0xFFFFFFFF) + b'{', 'a.npy', 1 << 40)
+check(bytes([0xDF, 255, 255, 255, 255]) + (b'\\xa1k' + bytes([0xDF, 255, 255, 255, 255])) * 100000, 'a.msgpack')
+check(bytes([0xDF, 255, 255, 255, 255]) + b'\\xa1k\\x01' * 1500000, 'a.msgpack')
+check(b'\\x81\\xa1k' + bytes([0xC9, 255, 255, 255, 255, 1]) + b'\\x93\\xdd' + b'\\xff' * 99, 'a.msgpack', 1 << 40)
+varint = b'\\xff' * 9 + b'\\1'
+check(b'\\x08\\x08\\x3a' + varint, 'a.onnx', 1 << 60)
+graph, nested = b'\\x3a' + b'\\x80' * 4 + b'\\x40', b'\\x0a\\xff\\xff\\xff\\x7f\\x2a\\xff\\xff\\xff\\x7e'
+check(b'\\x08\\x08' + graph + nested * 20, 'a.onnx', 1 << 40)
+check(b'\\x08\\x08' * 1500000, 'a.onnx')
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -203,6 +303,57 @@ check(b'PK\\3\\4' + bytes(100) + end64 + locator + end, 'a.pt')
     assert lines[:2] == ["safetensors 1", "opaque 0"]
     assert lines[2:14] == ["gguf 0", "opaque 0"] * 6
     assert lines[14:16] == ["safetensors 0", "opaque 0"]
+    assert all(line == "opaque 0" for line in lines[15::2])
+
+
+def test_damaged_descriptions_of_exported_tensors_never_raise() -> None:
+    data = SAMPLES["model.pt2"]
+    assert {v.name for s in check(data, "model.pt2").storages for v in s.views} == {
+        "w", "tied", "p", "c", "sample_inputs.0.0",
+    }  # fmt: skip
+    for good, bad in (
+        (b'"weight_0"', b'"weight_1"'),
+        (b'"weight_1"', b'"weight_0"'),
+        (b'"as_int": 3', b'"as_int":-3'),
+        (b'"as_int": 2', b'"as_int":[]'),
+        (b'"as_int": 2', b'"as_num": 2'),
+        (b'"dtype": 7', b'"dtype":99'),
+        (b'"dtype": 7', b'"dtype": 8'),
+        (b'"dtype": 7', b'"dtype":[]'),
+        (b'"layout": 7', b'"layout": 1'),
+        (b'{"config": {', b'["config", {'),
+        (b'{"config": {', b"[[[[[[[[[[[["),
+        (b"data.pkl", b"data.pkk"),
+        (b'"as_int": 0', b'"as_int": 9'),
+    ):
+        assert len(good) == len(bad)
+        layout = check(data.replace(good, bad), "model.pt2")
+        assert layout.note, bad
+        assert layout.format == "torch-export" or bad == b"data.pkk", bad
+
+
+def test_pickles_inside_an_exported_program_cost_together_what_one_may() -> None:
+    """A hundred files of torch.save, each with a pickle that leads to one tensor on 2^60 paths."""
+    good = io.BytesIO()
+    torch.save([torch.ones(1)], good)
+    with zipfile.ZipFile(good) as file:
+        records = {info.filename: file.read(info) for info in file.infolist()}
+    pickled = records["archive/data.pkl"]
+    body = pickled[: pickled.rindex(b"a")]
+    for i in range(60):
+        body += b"q" + bytes([100 + i]) + b"0](h" + bytes([100 + i]) + b"h" + bytes([100 + i]) + b"e"
+    records["archive/data.pkl"] = body + b"."
+    inner, outer = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as file:
+        for name, content in records.items():
+            file.writestr(name, content)
+    with zipfile.ZipFile(outer, "w") as file:
+        for i in range(100):
+            file.writestr(f"m/{i}/serialized_state_dict.pt", inner.getvalue())
+    begin = time.process_time()
+    layout = TorchZipParser().update(lambda o, n: outer.getvalue()[o : o + n], len(outer.getvalue()), True)
+    assert time.process_time() - begin < 10
+    assert layout.format == "torch-export" and "too" in layout.note
 
 
 def test_many_false_ends_and_descriptors_take_no_time() -> None:

@@ -101,7 +101,8 @@ class Schedule:
 class Trainer:
     """AdamW on random windows of a text: fp32 master weights, saved as bf16.
 
-    ``text`` is a one-dimensional tensor of tokens below ``config.vocabulary``, the corpus's bytes by default.
+    ``text`` is a one-dimensional tensor of tokens below ``config.vocabulary``, the corpus's bytes by default. The model
+    begins with the same weights on every ``device``.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class Trainer:
         schedule: Schedule | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         text: Tensor | None = None,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(seed)
         schedule = schedule or Schedule()
-        self.config, self.batch, self.step = config, batch, 0
-        self.model, self.text = GPT(config), corpus() if text is None else text
+        self.config, self.batch, self.device, self.step = config, batch, device, 0
+        self.model, self.text = GPT(config).to(device), corpus() if text is None else text
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=schedule.peak, betas=betas, weight_decay=0.1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule.factor)
         self._rng = torch.Generator().manual_seed(seed)
@@ -134,9 +136,10 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = rate
 
     def windows(self) -> Tensor:
-        """A batch of windows (batch, context + 1), int64."""
+        """A batch of windows (batch, context + 1), int64, on the device."""
         starts = torch.randint(len(self.text) - self.config.context - 1, (self.batch,), generator=self._rng)
-        return torch.stack([self.text[s : s + self.config.context + 1] for s in starts.tolist()]).long()
+        batch = torch.stack([self.text[s : s + self.config.context + 1] for s in starts.tolist()])
+        return batch.long().to(self.device)
 
     def train(self, steps: int) -> float:
         """Run ``steps`` steps; the mean loss of the last five, in nats per token."""

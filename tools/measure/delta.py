@@ -11,11 +11,9 @@ speed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 
 from tools.measure.checks import Checks
 from tools.measure.delta_archives import Archived, chain, enlarged
-from tools.measure.delta_peers import PEERS, Peer, byte_tensors, installed, ordered, xor_zstd
+from tools.measure.delta_peers import PEERS, Peer, byte_tensors, installed, ordered, silence, xor_zstd
 from tools.measure.training_runs import Run, add_options, chosen, ensure
 
 PROFILES, PAIRS = ("balanced", "max"), ("10", "50", "slow")
@@ -98,13 +96,6 @@ def changes(new: Path, parent: Path) -> Changes:
     return Changes(share, entropy(np.array([changed, weights - changed])), share * bits)
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without what other programs say."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
 def measure(pair: Pair, peers: Sequence[Peer], profiles: Sequence[str], check: Checks) -> None:
     raw = sum(data.nbytes for *_, data in byte_tensors(pair.new))
     weights = sum(data.nbytes // size for *_, size, data in byte_tensors(pair.new))
@@ -119,7 +110,7 @@ def measure(pair: Pair, peers: Sequence[Peer], profiles: Sequence[str], check: C
     row("XOR, byte planes, zstd -3", xor)
     stored = {}
     for peer in peers:
-        with tempfile.TemporaryDirectory() as scratch, _silence():
+        with tempfile.TemporaryDirectory() as scratch, silence():
             stored[peer.title] = peer.stored(pair.new, pair.parent, Path(scratch))
         row(peer.title, stored[peer.title])
     row("map of changes, order 0", change.map_bits * weights / 8)
@@ -204,7 +195,7 @@ def main() -> int:
     profiles = args.profile or PROFILES
     with tempfile.TemporaryDirectory() as temporary:
         for name, recipe in chosen(args).items():
-            run = ensure(recipe, (args.folder or Path(temporary)) / name)
+            run = ensure(recipe, (args.folder or Path(temporary)) / name, args.device)
             describe(name, run, recipe.describe())
             found = pairs(run, recipe.steps)
             for key in args.pair or found:

@@ -7,7 +7,9 @@ Where settings were in doubt it tries them and returns the smallest.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-__all__ = ["PEERS", "Peer", "byte_tensors", "installed", "ordered", "xor_planes", "xor_zstd"]
+__all__ = ["PEERS", "Peer", "byte_tensors", "installed", "ordered", "silence", "xor_planes", "xor_zstd"]
 
 U8 = NDArray[np.uint8]
 ZIPNN_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -203,3 +205,10 @@ def installed(peers: Iterable[Peer]) -> tuple[list[Peer], list[str]]:
         except ImportError:
             missing.append(peer.title)
     return found, missing
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without what other programs say."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

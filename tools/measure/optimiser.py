@@ -5,7 +5,8 @@ packs each against the one before it. ``--folder`` keeps the checkpoints, and on
 For the last one it prints, by kind of tensor, what is left by XOR with the one before, byte planes and zstd -3; by
 arzstream without a parent; and with it, everything included. Then what bf16 weights and their master weights take
 together, beside the master weights alone; how fast ``optim_ctx`` is; and what is read of the archives when only the
-weights are. ``--depth N`` adds what it takes to pack and unpack the last of a chain, link by link.
+weights are. ``--peers`` adds what every other program that is installed takes for the same tensors in safetensors,
+``--depth N`` what it takes to pack and unpack the last of a chain, link by link.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from arzstream.formats.training import part_of
 from arzstream.store.ranges import LocalReader
 from tools.demo.gpt import Config, Trainer
 from tools.demo.saving import save
-from tools.measure.delta_peers import xor_planes
+from tools.measure.delta_peers import PEERS, installed, silence, xor_planes, xor_zstd
 
 KINDS = {Role.OTHER: "bf16 weights", Role.MASTER: "master", Role.MOMENT: "m", Role.SQUARE: "v"}
 STATE = ("master", "m", "v")
@@ -115,6 +116,32 @@ def pairs(folder: Path, scratch: Path) -> None:
     weights = sum(t.nbytes for n, t in found.items() if part_of(n).role == Role.OTHER)
     print(f"\nmaster weights alone {sizes[0]:,} bytes, with their bf16 weights {sizes[1]:,}:")
     print(f"  {(sizes[1] - sizes[0]) / weights:+.2%} of the weights' {weights:,} bytes")
+
+
+def others(steps: list[Path], scratch: Path) -> None:
+    """The last two checkpoints as safetensors files of all their tensors: what programs take for the newer one."""
+    files = [scratch / f"{step.name}.safetensors" for step in steps[-3:]]
+    for step, file in zip(steps[-3:], files, strict=True):
+        save_file({name: tensor.contiguous() for name, tensor in tensors_of(step).items()}, file)
+    *_, old, new = files
+    size, (found, missing) = new.stat().st_size, installed(PEERS)
+    if missing:
+        print(f"not installed, so not measured: {', '.join(missing)} (tools/bench/install installs them)")
+    print(f"\nall tensors in safetensors, {size:,} bytes, given the one before:")
+
+    def row(title: str, stored: int) -> None:
+        print(f"  {title:32}{stored:14,}{stored / size:9.2%}", flush=True)
+
+    row("XOR, byte planes, zstd -3", xor_zstd(new, old))
+    for peer in found:
+        with tempfile.TemporaryDirectory() as folder, silence():
+            stored = peer.stored(new, old, Path(folder))
+        row(peer.title, stored)
+    for profile in ("balanced", "max"):
+        archives = [scratch / f"{file.stem}-{profile}.arz" for file in files]
+        for number, (file, archive) in enumerate(zip(files, archives, strict=True)):
+            made = arzstream.pack(file, archive, parent=archives[number - 1] if number else None, profile=profile)
+        row(f"arzstream {profile}", made.bytes_out)
 
 
 @dataclasses.dataclass
@@ -256,6 +283,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=6e-4, help="learning rate")
+    parser.add_argument("--peers", action="store_true", help="also what other programs take")
     parser.add_argument(
         "--depth", type=int, default=0, metavar="N",
         help="also pack and unpack a chain of N archives behind one, and print what each costs",
@@ -282,6 +310,8 @@ def main() -> None:
         print("\nread of the archives, when only the bf16 weights of the last one are:")
         for name, size, read in reads(archives):
             print(f"  {name:16}{read:14,} of {size:14,} bytes")
+        if args.peers:
+            others(steps, scratch)
         if args.depth:
             chain(saved, scratch)
 

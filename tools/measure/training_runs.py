@@ -1,7 +1,7 @@
 """Training runs whose checkpoints are measured: what each one is, how it is trained, where its checkpoints lie.
 
 All are the demo's GPT on Python source with AdamW. A run is trained once, on one thread, so that each time gives the
-same bits, and kept with ``run.json``, which says what it was.
+same bits, or with ``--device cuda``, where it gives about the same; and kept with ``run.json``, which says what it was.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """``--run``, and one option for each field of :class:`Recipe`, which replaces it in every run that is chosen."""
     parser.add_argument("--run", action="append", choices=RECIPES, help="may be given several times (all)")
     parser.add_argument("--folder", type=Path, help="where the runs are, or are kept (a temporary folder)")
+    parser.add_argument("--device", default="cpu", help="what the runs are trained on, cuda for example (cpu)")
     for field in dataclasses.fields(Recipe):
         kind = float if "float" in str(field.type) else int
         parser.add_argument(
@@ -96,21 +97,21 @@ def chosen(args: argparse.Namespace) -> dict[str, Recipe]:
     return {name: dataclasses.replace(RECIPES[name], **changed) for name in args.run or RECIPES}
 
 
-def ensure(recipe: Recipe, folder: Path) -> Run:
+def ensure(recipe: Recipe, folder: Path, device: str = "cpu") -> Run:
     """The run in ``folder``, trained now if that is empty. SystemExit if it holds another one."""
     notes = folder / "run.json"
     if not notes.exists():
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise SystemExit(f"{folder}: holds no run; name an empty folder")
-        notes.write_text(json.dumps(_train(recipe, folder), indent=2) + "\n")
+        notes.write_text(json.dumps(_train(recipe, folder, device), indent=2) + "\n")
     run = Run(folder, json.loads(notes.read_text()))
     if run.notes["recipe"] != dataclasses.asdict(recipe):
         raise SystemExit(f"{folder}: holds a run that was trained otherwise; name another folder")
     return run
 
 
-def _train(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def _train(recipe: Recipe, folder: Path, device: str) -> dict[str, Any]:
     """Write the checkpoints; the notes."""
     torch.set_num_threads(1)
     config = Config(recipe.layers, recipe.width, max(1, recipe.width // 64), vocabulary=recipe.vocabulary)
@@ -120,6 +121,7 @@ def _train(recipe: Recipe, folder: Path) -> dict[str, Any]:
         schedule=Schedule(recipe.rate, recipe.warmup, recipe.schedule_steps),
         betas=(0.9, recipe.beta2),
         text=None if recipe.vocabulary == 256 else subwords(recipe.vocabulary),
+        device=device,
     )
     run, rates = Run(folder, {}), []
     print(f"training {recipe.describe()}", flush=True)
@@ -131,7 +133,10 @@ def _train(recipe: Recipe, folder: Path) -> dict[str, Any]:
             rates.append([trainer.step, trainer.rate, loss])
     slow = _slow(trainer, run)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    return {"recipe": dataclasses.asdict(recipe), "parameters": parameters, "rates": rates, "slow_rate": slow}
+    return {
+        "recipe": dataclasses.asdict(recipe), "device": device, "parameters": parameters, "rates": rates,
+        "slow_rate": slow,
+    }  # fmt: skip
 
 
 def _slow(trainer: Trainer, run: Run) -> float:
@@ -149,7 +154,7 @@ def _slow(trainer: Trainer, run: Run) -> float:
 
 
 def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: value.bfloat16() for name, value in trainer.model.state_dict().items()}
+    return {name: value.bfloat16().cpu() for name, value in trainer.model.state_dict().items()}
 
 
 def _words(trainer: Trainer) -> torch.Tensor:

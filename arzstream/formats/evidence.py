@@ -1,0 +1,155 @@
+"""What the rules of completeness judge by: the files of one checkpoint, what lies beside it, and what came before."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from arzstream.formats.base import Layout
+from arzstream.formats.grouping import is_model_file, is_temporary
+
+__all__ = ["FileFacts", "Finding", "Folder", "Past", "Rule", "Strength", "holds_state", "join", "place_of", "text"]
+
+Strength = Literal["strong", "good", "weak"]
+
+_STATE = re.compile(rb".*\.pkl|trainer_state\.json|.*\.metadata|metadata\.json|.*\.index\.json|commit_success\.txt")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a file.
+
+    ``closed``: it was seen closed or renamed since its last change; ``quiet_seconds``: how long ago that change was;
+    ``changed``: its modification time in nanoseconds, which orders files that one machine wrote to the tick.
+    """
+
+    size: int
+    layout: Layout | None
+    closed: bool
+    quiet_seconds: float
+    changed: int = 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier archives tell.
+
+    ``names``: paths that the checkpoints before this one in its run had in common (see ``checkpoint.common``);
+    ``written``: (size, modification time in ns) of each file that the newest archive of this very checkpoint holds.
+    """
+
+    names: frozenset[bytes] = frozenset()
+    written: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule that applies says.
+
+    ``waiting_for`` is empty where it is satisfied. ``gives_up``: that is not waited for without end. ``doubt``: all
+    that is there is whole, and only other saves suggest that more will come; so it gives up, too.
+    """
+
+    strength: Strength
+    waiting_for: str = ""
+    gives_up: bool = False
+    doubt: bool = False
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of one checkpoint, by their paths relative to its folder; ``name`` is the folder's own name.
+
+    ``read`` gives bytes of a file of it (path, offset, length); ``beside`` content and modification time (ns) of a
+    small file in the folder around it. Both give None if they cannot. ``memo`` lives as long as the checkpoint is
+    followed.
+    """
+
+    files: Mapping[bytes, FileFacts]
+    read_small: Callable[[bytes], bytes | None]
+    name: bytes = b""
+    past: Past = Past()
+    beside: Callable[[bytes], tuple[bytes, int] | None] = lambda _: None
+    read: Callable[[bytes, int, int], bytes | None] = lambda *_: None
+    memo: dict[tuple[str, bytes], tuple[object, Any]] = field(default_factory=dict)
+
+    def json(self, path: bytes) -> Any:
+        """The parsed file, or None if it is missing or does not parse."""
+
+        def parse() -> Any:
+            raw = self.read_small(path)
+            try:
+                return None if raw is None else json.loads(raw)
+            except (ValueError, RecursionError):
+                return None
+
+        return self.once("json", path, parse)
+
+    def once(self, what: str, path: bytes, work: Callable[[], Any]) -> Any:
+        """``work()``, done again only if the file ``path`` has changed; None if there is no such file."""
+        facts = self.files.get(path)
+        if facts is None:
+            return None
+        state = (facts.size, facts.changed, facts.quiet_seconds > 1)
+        known = self.memo.get((what, path))
+        if known is None or known[0] != state:
+            known = self.memo[what, path] = (state, work())
+        return known[1]
+
+    def matching(self, pattern: str) -> list[bytes]:
+        """Paths whose last part matches ``pattern`` wholly."""
+        wanted = re.compile(pattern.encode())
+        return [path for path in self.files if wanted.fullmatch(path.rpartition(b"/")[2])]
+
+    def by_place(self, pattern: str) -> dict[bytes, list[bytes]]:
+        """:meth:`matching`, by the folder inside the checkpoint."""
+        places: dict[bytes, list[bytes]] = {}
+        for path in self.matching(pattern):
+            places.setdefault(place_of(path), []).append(path)
+        return places
+
+    def newest(self, paths: list[bytes]) -> int:
+        """The latest modification time among ``paths`` (ns), 0 if there are none."""
+        return max((self.files[path].changed for path in paths), default=0)
+
+    def is_stale(self, marker: bytes, files: list[bytes]) -> bool:
+        """Was one of ``files`` written after ``marker``, which speaks for them?"""
+        return self.newest(files) > self.files[marker].changed
+
+    def speaks(self, marker: bytes, files: list[bytes], strength: Strength) -> Finding:
+        """``strength``, if ``marker`` is newer than ``files``; else it was left by an earlier save, or a copy began
+        with it: the new one is waited for, though not without end."""
+        if self.is_stale(marker, files):
+            return Finding("weak", f"{text(marker)} to be written again", gives_up=True, doubt=True)
+        return Finding(strength)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``judge`` gives None where the rule does not apply."""
+
+    name: str
+    judge: Callable[[Folder], Finding | None]
+
+
+def holds_state(path: bytes) -> bool:
+    """Is it one of the files that every save of a run writes: tensors, random states, markers?"""
+    name = path.rpartition(b"/")[2]
+    return not is_temporary(path) and (is_model_file(name) or _STATE.fullmatch(name) is not None)
+
+
+def place_of(path: bytes) -> bytes:
+    """The folder that a file lies in, relative to the checkpoint."""
+    return path.rpartition(b"/")[0]
+
+
+def join(place: bytes, name: bytes | str) -> bytes:
+    raw = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
+    return place + b"/" + raw if place else raw
+
+
+def text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,117 @@
+"""How DeepSpeed saves: files of every rank in a folder, and beside it ``latest``, before the last barrier."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from arzstream.formats.base import Malformed
+from arzstream.formats.evidence import Finding, Folder, join, place_of, text
+from arzstream.formats.pickle_walk import Dict, Machine
+from arzstream.formats.zip_records import read_directory
+
+__all__ = ["deepspeed"]
+
+_MODEL = re.compile(rb"(?:zero_pp_rank_(?P<dp>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
+_OPTIMIZER = re.compile(rb"(?P<bf16>bf16_)?zero_pp_rank_(?P<dp>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
+LATEST = b"latest"
+MOST_PICKLE = 8 << 20
+"""Bytes of a pickle that is searched for the number of ranks."""
+
+
+def deepspeed(folder: Folder) -> Finding | None:
+    """DeepSpeed: the first rank writes ``latest`` when it is done, before the barrier at the end, so the files of all
+    ranks must be there: as many as the model's states say (``dp_world_size``, ``mp_world_size``), which are read
+    without unpickling, or at least without gaps."""
+    places = folder.by_place(r"(?:bf16_)?(?:zero_pp_rank_\d+_)?mp_rank_\d+_(?:model|optim)_states\.pt")
+    if not places:
+        return None
+    place = min(places)
+    files = places[place]
+    models = [match for path in files if (match := _MODEL.fullmatch(_name(path)))]
+    optimizers = [match for path in files if (match := _OPTIMIZER.fullmatch(_name(path)))]
+    if not models:
+        return Finding("weak", text(join(place, b"mp_rank_00_model_states.pt")), gives_up=True)
+    sizes = _world(folder, join(place, models[0].string))
+    expected = _expected(models, optimizers, sizes)
+    for name in expected:
+        if join(place, name) not in folder.files:
+            return Finding("good", text(join(place, name)), gives_up=sizes is None, doubt=sizes is None)
+    return _latest(folder, place, files, known=sizes is not None)
+
+
+def _expected(
+    models: list[re.Match[bytes]], optimizers: list[re.Match[bytes]], sizes: tuple[int, int, bool] | None
+) -> list[bytes]:
+    """Names of all files that there must be. ``sizes``: data and model parallel ranks, and whether ZeRO is used."""
+    data = {int(match["dp"]) for match in [*models, *optimizers] if match["dp"] is not None}
+    model = {int(match["mp"]) for match in [*models, *optimizers]}
+    dp, mp, zero = sizes or (max(data, default=-1) + 1, max(model) + 1, bool(optimizers))
+    if dp * mp > 1 << 16:
+        return []
+    names = []
+    third = models[0]["dp"] is not None  # the weights are partitioned, too
+    bf16 = b"bf16_" if optimizers and optimizers[0]["bf16"] else b""
+    for m in range(mp):
+        if not third:
+            names.append(b"mp_rank_%02d_model_states.pt" % m)
+        for d in range(dp):
+            if third:
+                names.append(b"zero_pp_rank_%d_mp_rank_%02d_model_states.pt" % (d, m))
+            if optimizers:
+                names.append(b"%szero_pp_rank_%d_mp_rank_%02d_optim_states.pt" % (bf16, d, m))
+            elif zero:
+                names.append(b"zero_pp_rank_%d_mp_rank_%02d_optim_states.pt" % (d, m))
+    return names
+
+
+def _world(folder: Folder, path: bytes) -> tuple[int, int, bool] | None:
+    """(data parallel ranks, model parallel ranks, ZeRO) as a model's states say; None if they do not, or not yet."""
+    facts = folder.files[path]
+    if facts.layout is None or not facts.layout.complete or facts.layout.format == "opaque":
+        return None
+    found: tuple[int, int, bool] | None = folder.once("ranks", path, lambda: _read_world(folder, path, facts.size))
+    return found
+
+
+def _read_world(folder: Folder, path: bytes, size: int) -> tuple[int, int, bool] | None:
+    def read(offset: int, length: int) -> bytes:
+        return folder.read(path, offset, length) or b""
+
+    try:
+        records = read_directory(read, size)
+        pickles = [
+            r for r in records or () if r.name.endswith(b"/data.pkl") and r.method == 0 and r.size <= MOST_PICKLE
+        ]
+        state = _plain(Machine(read(pickles[0].start, pickles[0].size)).run()) if pickles else {}
+    except Malformed:
+        return None
+    dp, mp = state.get("dp_world_size"), state.get("mp_world_size", 1)
+    if not isinstance(dp, int) or not isinstance(mp, int) or not (0 < dp < 1 << 20 and 0 < mp < 1 << 20):
+        return None
+    return dp, mp, "optimizer" in state and state["optimizer"] is None
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {key: item for key, item in value.pairs if isinstance(key, str)} if isinstance(value, Dict) else {}
+
+
+def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool) -> Finding:
+    """``latest`` lies in the folder around the tag's. If it names this tag, it speaks for the first rank's files; if
+    it names another and is newer than all of them, this tag was finished before."""
+    above, _, tag = place.rpartition(b"/")
+    if place:
+        path = join(above, LATEST)
+        raw = folder.read_small(path) if path in folder.files else None
+        latest = None if raw is None else (raw, folder.files[path].changed)
+    else:
+        tag, latest = folder.name, folder.beside(LATEST)
+    first = [path for path in files if re.search(rb"(?:^|/)(?:bf16_)?(?:zero_pp_rank_0_)?mp_rank_00_", path)]
+    spoken_for = first if latest is not None and latest[0].strip() == tag else files
+    if latest is None or not latest[0].strip() or latest[1] < folder.newest(spoken_for):
+        return Finding("weak", f"{text(LATEST)} to name {text(tag)}", gives_up=True, doubt=True)
+    return Finding("good" if known else "weak")
+
+
+def _name(path: bytes) -> bytes:
+    return path[len(place_of(path)) + 1 if b"/" in path else 0 :]

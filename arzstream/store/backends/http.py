@@ -1,0 +1,84 @@
+"""Web servers, read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from arzstream.store.backends import web
+from arzstream.store.backends.loop import LoopStore
+from arzstream.store.objects import BadAnswer, ObjectChangedError, Properties, Version
+
+__all__ = ["HttpStore"]
+
+
+class HttpStore(LoopStore):
+    """Files of a web server. A version is told by a strong ``ETag``; by ``Last-Modified`` where there is none."""
+
+    properties = Properties(pinned=True, suffix=True)
+
+    def head(self, key: str) -> Version:
+        return self.run(self._head, key)
+
+    def tail(self, key: str, length: int) -> tuple[Version, bytes]:
+        return self.run(self._tail, key, length)
+
+    def get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
+        self.run(self._get_into, key, start, out, version)
+
+    async def _head(self, key: str) -> Version:
+        session, url = await self._fs.set_session(), self._fs.encode_url(key)
+        asked = {"Accept-Encoding": "identity"}
+        async with session.head(
+            url, headers=asked, allow_redirects=True, timeout=web.timeout(self._patience, 0), **self._request()
+        ) as response:
+            if response.status in (403, 405, 501):  # signed for GET, or no HEAD here: one byte says it, too
+                out = bytearray(1)
+                size, headers = await web.get_into(
+                    session, url, memoryview(out), 0, self._patience, self._headers(), **self._request()
+                )
+                return Version(size, _tag(headers))
+            web.raise_for(response)
+            if response.content_length is None:
+                raise BadAnswer("it does not say how long the file is")
+            return Version(response.content_length, _tag(response.headers))
+
+    async def _tail(self, key: str, length: int) -> tuple[Version, bytes]:
+        session, url = await self._fs.set_session(), self._fs.encode_url(key)
+        found = await web.get_tail(session, url, length, self._patience, self._headers(), **self._request())
+        if found is not None:
+            size, headers, data = found
+            version = Version(size, _tag(headers))
+            # A whole file instead of its end may be an error message that came with the wrong status.
+            if "Content-Range" not in headers and await self._head(key) != version:
+                raise BadAnswer("it answers with something else than the file")
+            return version, data
+        version = await self._head(key)
+        out = bytearray(min(length, version.size))
+        if out:
+            await self._get_into(key, version.size - len(out), memoryview(out), version)
+        return version, bytes(out)
+
+    async def _get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
+        session, url = await self._fs.set_session(), self._fs.encode_url(key)
+        headers = self._headers()
+        if version.tag.startswith('"'):  # a weak one never matches
+            headers["If-Match"] = version.tag
+        try:
+            size, answer = await web.get_into(session, url, out, start, self._patience, headers, **self._request())
+        except web.StatusError as error:
+            if error.status in (412, 416):
+                raise ObjectChangedError("it was replaced") from error
+            raise
+        if Version(size, _tag(answer)) != version:
+            raise ObjectChangedError("it was replaced")
+
+    def _headers(self) -> dict[str, str]:
+        return dict(self._fs.kwargs.get("headers") or {})
+
+    def _request(self) -> dict[str, Any]:
+        return {name: value for name, value in self._fs.kwargs.items() if name not in ("headers", "timeout")}
+
+
+def _tag(headers: Mapping[str, str]) -> str:
+    return headers.get("ETag") or headers.get("Last-Modified") or ""

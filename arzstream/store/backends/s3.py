@@ -1,0 +1,191 @@
+"""S3 and what speaks like it, with the client of s3fs: its endpoints, profiles, session tokens and provider chains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from arzstream.store.backends.loop import LoopStore
+from arzstream.store.objects import BadAnswer, ObjectChangedError, Properties, Upload, Version, answered
+from arzstream.store.patience import Patience, status_of
+
+__all__ = ["S3Store"]
+
+CONNECTIONS = 32
+COPY_BYTES = 1 << 30
+"""A part that is copied: at most 5 GiB, and the store answers only when it is done."""
+BLOCK_BYTES = 1 << 20
+
+
+class S3Store(LoopStore):
+    """Objects in S3. Versions are told by their ETags."""
+
+    properties = Properties(
+        pinned=True, suffix=True, writable=True, repeatable=True, unordered_parts=True, exclusive=True
+    )
+
+    @classmethod
+    def options(cls, options: Mapping[str, Any], patience: Patience) -> dict[str, Any]:
+        """s3fs's, with as many connections as we use, and without botocore's retries below ours."""
+        ours = {
+            "max_pool_connections": CONNECTIONS, "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "connect_timeout": patience.stall, "read_timeout": patience.stall,
+        }  # fmt: skip
+        config = {**ours, **(options.get("config_kwargs") or {})}
+        return {"use_listings_cache": False, **options, "config_kwargs": config}
+
+    def head(self, key: str) -> Version:
+        found = self._call("head_object", key)
+        return Version(int(found["ContentLength"]), str(found.get("ETag", "")))
+
+    def tail(self, key: str, length: int) -> tuple[Version, bytes]:
+        try:
+            return self.run(self._tail, key, length)
+        except BadAnswer:  # some do not know suffixes, and an empty object has no last bytes
+            return super().tail(key, length)
+        except Exception as error:
+            if status_of(error) == 416:
+                return super().tail(key, length)
+            raise
+
+    def get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
+        self.run(self._get_into, key, start, out, version)
+
+    def upload(self, key: str) -> Upload:
+        return _S3Upload(self, key)
+
+    def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
+        """A multipart copy of any length, completed with ``If-None-Match: *``."""
+        upload = _S3Upload(self, final)
+        try:
+            bucket, name, _ = self._fs.split_path(temporary)
+            for number, start in enumerate(range(0, version.size, COPY_BYTES)):
+                end = min(version.size, start + COPY_BYTES)
+                upload.copy(number, {"Bucket": bucket, "Key": name}, start, end, version.tag)
+            upload.finish(create=not replace)
+        except BaseException as error:
+            upload.abort()
+            if isinstance(error, Exception) and status_of(error) in (409, 412):
+                raise FileExistsError(final) from error
+            raise
+
+    def remove(self, key: str) -> None:
+        self._call("delete_object", key)
+        with contextlib.suppress(Exception):  # listing them may not be allowed
+            for upload in self._unfinished(key):
+                self._call("abort_multipart_upload", key, UploadId=upload)
+
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
+        bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
+        prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        more: dict[str, str] = {} if deep else {"Delimiter": "/"}
+        while True:
+            page = self.run(self._invoke, "list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+            for item in page.get("Contents", ()):
+                yield item["Key"][len(prefix) :], Version(int(item["Size"]), str(item.get("ETag", "")))
+            if not page.get("IsTruncated"):
+                return
+            more["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _unfinished(self, key: str) -> list[str]:
+        """Uploads to ``key`` that were begun: all, if the answer to the first request was lost."""
+        bucket, name, _ = self._fs.split_path(key)
+        found = self.run(self._invoke, "list_multipart_uploads", Bucket=bucket, Prefix=name)
+        return [item["UploadId"] for item in found.get("Uploads", ()) if item["Key"] == name]
+
+    def _call(self, method: str, key: str, **keywords: Any) -> Any:
+        bucket, name, version = self._fs.split_path(key)
+        if version is not None and method in ("head_object", "get_object"):
+            keywords["VersionId"] = version
+        return self.run(self._invoke, method, Bucket=bucket, Key=name, **keywords)
+
+    async def _invoke(self, method: str, **keywords: Any) -> Any:
+        client = await self._fs.set_session()
+        bound = getattr(client, method)
+        return await bound(**self._fs._get_s3_method_kwargs(bound, **keywords))
+
+    async def _get(self, key: str, **keywords: Any) -> Any:
+        bucket, name, version = self._fs.split_path(key)
+        if version is not None:
+            keywords["VersionId"] = version
+        return await self._invoke("get_object", Bucket=bucket, Key=name, **keywords)
+
+    async def _tail(self, key: str, length: int) -> tuple[Version, bytes]:
+        answer = await self._get(key, Range=f"bytes=-{length}")
+        async with answer["Body"] as body:
+            size = _checked(answer, -1, length)
+            out = bytearray(min(length, size))
+            await self._fill(body, memoryview(out))
+        return Version(size, str(answer.get("ETag", ""))), bytes(out)
+
+    async def _get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
+        pinned = {"IfMatch": version.tag} if version.tag else {}
+        try:
+            answer = await self._get(key, Range=f"bytes={start}-{start + len(out) - 1}", **pinned)
+        except Exception as error:
+            if status_of(error) in (412, 416):
+                raise ObjectChangedError("it was replaced") from error
+            raise
+        async with answer["Body"] as body:
+            size = _checked(answer, start, len(out))
+            if Version(size, str(answer.get("ETag", ""))) != version:
+                raise ObjectChangedError("it was replaced")
+            await self._fill(body, out)
+
+    async def _fill(self, body: Any, out: memoryview) -> None:
+        await asyncio.wait_for(_read_all(body, out), self._patience.within(len(out)))
+
+
+async def _read_all(body: Any, out: memoryview) -> None:
+    at = 0
+    while at < len(out):
+        block = await body.read(min(BLOCK_BYTES, len(out) - at))
+        if not block:
+            raise ConnectionError(f"the answer ends after {at} of {len(out)} bytes")
+        out[at : at + len(block)] = block
+        at += len(block)
+
+
+def _checked(answer: Any, start: int, length: int) -> int:
+    headers = {"Content-Range": answer.get("ContentRange")}
+    size = answered(headers, answer["ResponseMetadata"]["HTTPStatusCode"], start, length)
+    assert size is not None
+    expected = length if start >= 0 else min(length, size)
+    if answer.get("ContentLength") not in (None, expected):
+        raise BadAnswer(f"asked for {expected} bytes, it answers with {answer['ContentLength']}")
+    return size
+
+
+class _S3Upload(Upload):
+    """A multipart upload."""
+
+    def __init__(self, store: S3Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._id = store._call("create_multipart_upload", key)["UploadId"]
+        self._parts: dict[int, str] = {}
+
+    def part(self, number: int, data: memoryview, last: bool) -> None:
+        answer = self._store._call(
+            "upload_part", self._key, UploadId=self._id, PartNumber=number + 1, Body=bytes(data)
+        )  # fmt: skip
+        self._parts[number] = answer["ETag"]
+
+    def copy(self, number: int, source: Mapping[str, str], start: int, end: int, tag: str) -> None:
+        pinned = {"CopySourceIfMatch": tag} if tag else {}
+        answer = self._store._call(
+            "upload_part_copy", self._key, UploadId=self._id, PartNumber=number + 1, CopySource=dict(source),
+            CopySourceRange=f"bytes={start}-{end - 1}", **pinned,
+        )  # fmt: skip
+        self._parts[number] = answer["CopyPartResult"]["ETag"]
+
+    def finish(self, create: bool = False) -> None:
+        listed = [{"PartNumber": number + 1, "ETag": self._parts[number]} for number in sorted(self._parts)]
+        only_new = {"IfNoneMatch": "*"} if create else {}
+        self._store._call(
+            "complete_multipart_upload", self._key, UploadId=self._id, MultipartUpload={"Parts": listed}, **only_new
+        )
+
+    def abort(self) -> None:
+        self._store._call("abort_multipart_upload", self._key, UploadId=self._id)

@@ -1,0 +1,205 @@
+"""Writing a new object behind a URL: in parts as they come, under a temporary name, until it is given its own.
+
+The temporary object lies beside the final one, where listings for archives do not find it. It is complete before anyone
+looks at it, can be read back, and is given its name by the store itself in one step, which fails if that is taken.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from arzstream.errors import StorageError, UnsupportedError
+from arzstream.store.address import redacted
+from arzstream.store.backends import connect
+from arzstream.store.local import TEMPORARY_PREFIX
+from arzstream.store.objects import ObjectStore, Upload, Version
+from arzstream.store.patience import PATIENCE, Patience, patiently
+from arzstream.store.remote import RemoteReader
+
+__all__ = ["NewObject", "part_bytes", "stat_object", "store_for_writing"]
+
+PART_BYTES = 8 << 20
+PARTS_OF_A_SIZE = 1000
+IN_FLIGHT_BYTES = 32 << 20
+THREADS = 4
+TOKEN_BYTES = 6
+LONGEST_NAME = 255
+
+
+def part_bytes(number: int) -> int:
+    """How long part ``number`` of an upload is, unless it is the last: they grow, because stores take 10,000 parts of
+    an object, and objects of terabytes."""
+    return PART_BYTES << min(9, number // PARTS_OF_A_SIZE)
+
+
+def store_for_writing(
+    url: str, storage_options: Mapping[str, Any] | None = None, patience: Patience | None = None
+) -> tuple[ObjectStore, str]:
+    """The store of ``url`` and its key there. Raises UnsupportedError if it is one to read from only."""
+    store, key = connect(url, storage_options, patience or PATIENCE)
+    if not store.properties.writable:
+        raise UnsupportedError(f"{redacted(url)}: this kind of store can only be read; choose another destination")
+    return store, key
+
+
+class NewObject:
+    """An object that is being written: :meth:`write`, then :meth:`complete` and read it back, then :meth:`publish`.
+
+    At most about 32 MiB, and the part that grows, are held; parts are sent while more is written. ``abort`` leaves
+    nothing behind.
+    """
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None = None, *, patience: Patience | None = None
+    ) -> None:
+        """Begin to write. Raises StorageError or UnsupportedError."""
+        self.name = redacted(url)
+        self._url, self._options, self._patience = url, dict(storage_options or {}), patience or PATIENCE
+        self._store, self._final = store_for_writing(url, self._options, self._patience)
+        folder, _, name = self._final.rpartition("/")
+        token = secrets.token_hex(TOKEN_BYTES)
+        short = name[: LONGEST_NAME - len(TEMPORARY_PREFIX) - len(token) - 1]
+        self._temporary = f"{folder}/{TEMPORARY_PREFIX}{short}-{token}" if folder else f"{TEMPORARY_PREFIX}{name}"
+        self._upload: Upload | None = self._try(lambda: self._store.upload(self._temporary), "begin to write it")
+        self._threads = THREADS if self._store.properties.unordered_parts else 1
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="arz-upload")
+        self._sending: collections.deque[Future[None]] = collections.deque()
+        self._buffer, self._filled = bytearray(part_bytes(0)), 0
+        self._number = self._position = 0
+        self._reader: RemoteReader | None = None
+        self._given_up = False
+
+    # -- a sink
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self._position += len(view)
+        while len(view):
+            if self._filled == len(self._buffer):  # more is to come, so it is not the last part
+                self._send(last=False)
+            count = min(len(view), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + count] = view[:count]
+            self._filled += count
+            view = view[count:]
+
+    def tell(self) -> int:
+        return self._position
+
+    def sync(self) -> None:
+        """Nothing is durable before the object is."""
+
+    # -- the end
+
+    def complete(self) -> RemoteReader:
+        """Everything is written: make the temporary object, and open it."""
+        self._send(last=True)
+        while self._sending:
+            self._sending.popleft().result()
+        assert self._upload is not None
+        self._try(self._upload.finish, "finish writing it")
+        self._upload = None
+        place = self._url.split("?", 1)[0].removesuffix(self._final.rpartition("/")[2])
+        self._reader = RemoteReader(
+            place + self._temporary.rpartition("/")[2], self._options, patience=self._patience, keep=False
+        )
+        self._reader.name = self.name
+        if self._reader.size != self._position:
+            raise StorageError(f"{self.name}: the store has {self._reader.size} bytes of {self._position}; try again")
+        return self._reader
+
+    def publish(self, *, replace: bool = False) -> None:
+        """Give it its name, in one step. Raises StorageError with EEXIST if that is taken and not ``replace``."""
+        assert self._reader is not None
+        version = self._reader.version
+        try:
+            self._try(
+                lambda: self._store.commit(self._temporary, self._final, version, replace=replace), "publish it"
+            )  # fmt: skip
+        except (FileExistsError, StorageError) as error:
+            # An answer that was lost on its way looks like this, too: is it ours that lies there?
+            if not self._is_published(self._reader):
+                if isinstance(error, FileExistsError):
+                    raise StorageError(
+                        f"{self.name}: exists already; choose another name, or --force to replace it",
+                        errno=errno.EEXIST,
+                    ) from error
+                raise
+        self._close()
+        with contextlib.suppress(StorageError):  # it is published; what stays behind is swept some day
+            self._try(lambda: self._store.remove(self._temporary), "remove its temporary object")
+        self._store.close(self._final)
+
+    def abort(self) -> None:
+        """Remove whatever there is of it, as far as the store can be reached. Parts on their way are waited for, but
+        not sent again."""
+        self._given_up = True
+        self._close()
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            with contextlib.suppress(Exception):
+                self._try(upload.abort, "drop what was written")
+        with contextlib.suppress(Exception):
+            self._try(lambda: self._store.remove(self._temporary), "remove its temporary object")
+        with contextlib.suppress(Exception):
+            self._store.close(self._final)
+
+    def _close(self) -> None:
+        for future in self._sending:
+            future.cancel()
+        wait([future for future in self._sending if not future.cancelled()])
+        self._sending.clear()
+        self._pool.shutdown(wait=True)
+        if self._reader is not None:
+            self._reader.close()
+
+    def _is_published(self, written: RemoteReader) -> bool:
+        """Is the final object this one? Its end, which has a digest of everything before, says so."""
+        try:
+            found, tail = self._try(lambda: self._store.tail(self._final, len(written.end)), "look at it")
+        except (StorageError, FileExistsError):
+            return False
+        return bool(found.size == written.size and tail == written.end)
+
+    def _send(self, *, last: bool) -> None:
+        number, data = self._number, memoryview(self._buffer)[: self._filled]
+        self._number += 1
+        self._filled = 0
+        self._buffer = bytearray(part_bytes(self._number) if not last else 0)
+        most = max(1, min(self._threads, IN_FLIGHT_BYTES // max(1, len(data))))
+        while len(self._sending) >= most:
+            self._sending.popleft().result()
+        upload = self._upload
+        assert upload is not None
+
+        def send() -> None:
+            self._try(
+                lambda: upload.part(number, data, last), f"write part {number + 1}",
+                stopped=lambda: self._given_up or not self._store.properties.repeatable,
+            )  # fmt: skip
+
+        self._sending.append(self._pool.submit(send))
+
+    def _try(self, function: Any, doing: str, stopped: Callable[[], bool] = lambda: False) -> Any:
+        return patiently(
+            function, self.name, doing, patience=self._patience, options=self._options, stopped=stopped
+        )  # fmt: skip
+
+
+def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> Version | None:
+    """The object behind ``url`` as it is now; None if there is none, or none that may be known of (S3 says so to those
+    who may not list a bucket). Raises StorageError."""
+    store, key = connect(url, storage_options)
+    try:
+        return patiently(lambda: store.head(key), redacted(url), "look at it", options=storage_options)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES):
+            return None
+        raise
+    finally:
+        store.close(key)

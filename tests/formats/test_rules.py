@@ -1,0 +1,243 @@
+"""One rule per writer: what it waits for, what it does not believe, and when it gives up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arzstream.formats.base import Layout
+from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, Past, assess, common
+
+from .made_up import NOW, WEIGHTS, Checkpoint, saved
+
+
+def changed(age: float) -> int:
+    return NOW - int(age * 1e9)
+
+
+def doubted(checkpoint: Checkpoint, name: str, waiting_for: str) -> bool:
+    """It waits for that, as long as for a broken file, and then it is complete."""
+    verdict = checkpoint.assess(name)
+    assert verdict.waiting_for == waiting_for and verdict.doubt and not verdict.complete
+    assert not checkpoint.assess(name, later=GIVE_UP - 10).complete
+    return checkpoint.assess(name, later=GIVE_UP).complete
+
+
+# ------------------------------------------------------------------------------------ accelerate, Trainer
+
+
+def accelerated(ranks: int = 1) -> Checkpoint:
+    checkpoint = Checkpoint().put("model.safetensors", age=9).put("optimizer.bin", saved({}), 8)
+    for rank in range(ranks):
+        checkpoint.put(f"random_states_{rank}.pkl", b"x", 7)
+    return checkpoint
+
+
+def test_accelerate_waits_for_the_random_states_of_each_rank_and_for_quiet() -> None:
+    verdict = accelerated().assess()
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "accelerate", "weak")
+    assert doubted(accelerated(ranks=0), "", "random_states_0.pkl")
+    gap = accelerated(ranks=3)
+    del gap.content[b"random_states_1.pkl"]
+    assert doubted(gap, "", "random_states_1.pkl")
+
+
+def test_random_states_of_an_earlier_save_are_not_believed() -> None:
+    assert doubted(accelerated().put("model.safetensors", age=6), "", "random_states_0.pkl to be written again")
+
+
+def test_shards_of_fsdp_are_not_the_whole_of_what_accelerate_saves() -> None:
+    checkpoint = Checkpoint().put("pytorch_model_fsdp_0/__0_0.distcp", b"x").put("pytorch_model_fsdp_0/.metadata", b"x")
+    assert doubted(checkpoint, "", "random_states_0.pkl")
+
+
+def test_a_trainers_random_states_may_come_after_its_state_but_none_may_be_left_out() -> None:
+    checkpoint = Checkpoint().put("model.safetensors", age=9).json("trainer_state.json", {}, age=8)
+    for rank in (0, 2):
+        checkpoint.put(f"rng_state_{rank}.pth", b"x", age=6)
+    assert doubted(checkpoint, "checkpoint-10", "rng_state_1.pth")
+    assert checkpoint.put("rng_state_1.pth", b"x", age=6).assess("checkpoint-10").complete
+
+
+def test_the_wait_for_what_is_only_expected_goes_with_the_wait_that_was_set() -> None:
+    facts = dict.fromkeys((b"optimizer.bin", b"model.safetensors"), FileFacts(1, Layout("opaque"), True, 7.0))
+    assert not assess(facts, lambda _: None, b"checkpoint-1").complete
+    quiet = {"strong": 0.5, "good": 0.5, "weak": 0.5}
+    assert assess(facts, lambda _: None, b"checkpoint-1", quiet).complete
+
+
+# ------------------------------------------------------------------------------------ many ranks
+
+
+def test_metadata_of_a_distributed_checkpoint_names_the_files_that_must_be_there() -> None:
+    checkpoint = Checkpoint().put("__0_0.distcp", b"x", 2).put(".metadata", b"..__0_0.distcp..__1_0.distcp..", 1)
+    assert checkpoint.assess(later=1000).waiting_for == "__1_0.distcp"
+    assert checkpoint.put("__1_0.distcp", b"x", 2).assess().complete
+
+
+def test_a_part_with_things_of_any_kind_in_it_ends_where_its_metadata_says() -> None:
+    """Tensors and other objects, one file of torch.save after the other, which no structure around them counts."""
+    part = saved({"step": 1}) + saved(torch.ones(3)) + saved({"betas": (0.9, 0.999)})
+    checkpoint = Checkpoint().put("__0_0.distcp", part[:-30], 2)
+    assert checkpoint.assess(later=1000).waiting_for == ".metadata"
+    assert checkpoint.put("__0_0.distcp", part + b"x", 2).put(".metadata", b"x", 1).assess().complete
+
+
+def test_without_collectives_each_rank_has_metadata_of_its_own() -> None:
+    checkpoint = Checkpoint().put("__0_0.distcp", b"x", 2).put("__0.metadata", b"x", 1).put("__1_0.distcp", b"x", 2)
+    assert checkpoint.assess(later=1000).waiting_for == "__1.metadata"
+    assert checkpoint.put("__1.metadata", b"x", 1).assess().complete
+
+
+def test_lightning_in_shards_waits_for_its_meta() -> None:
+    checkpoint = Checkpoint().put("__0_0.distcp", b"x", 3).put(".metadata", b"x", 2)
+    assert checkpoint.assess("step-1").complete
+    assert doubted(checkpoint, "last.ckpt", "meta.pt")
+    verdict = checkpoint.put("meta.pt", saved({}), 1).assess("last.ckpt")
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "lightning", "strong")
+    assert doubted(checkpoint.put("meta.pt", saved({}), 9), "last.ckpt", "meta.pt to be written again")
+
+
+def test_megatron_waits_for_its_metadata_json() -> None:
+    checkpoint = Checkpoint().put("common.pt", saved({}), 4)
+    assert checkpoint.assess("iter_0000010", later=1000).waiting_for == "metadata.json"
+    checkpoint.put("__0_0.distcp", b"x", 3).put(".metadata", b"x", 2)
+    assert checkpoint.assess("any-name", later=1000).waiting_for == "metadata.json"
+    verdict = checkpoint.json("metadata.json", {"sharded_backend": "torch_dist"}).assess("iter_0000010")
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "megatron", "strong")
+    old = checkpoint.json("metadata.json", {"sharded_backend": "torch_dist"}, age=9)
+    assert doubted(old, "iter_0000010", "metadata.json to be written again")
+
+
+def test_megatrons_files_of_ranks_wait_for_the_tracker_and_leave_no_gap() -> None:
+    checkpoint = Checkpoint()
+    for rank in ("00_000", "00_001", "01_000"):
+        checkpoint.put(f"mp_rank_{rank}/model_optim_rng.pt", saved({}), 3)
+    assert doubted(checkpoint, "iter_0000010", "mp_rank_01_001")
+    checkpoint.put("mp_rank_01_001/model_optim_rng.pt", saved({}), 3)
+    assert doubted(checkpoint, "iter_0000010", "latest_checkpointed_iteration.txt to be written")
+    checkpoint.around[b"latest_checkpointed_iteration.txt"] = (b"9", changed(9))
+    assert doubted(checkpoint, "iter_0000010", "latest_checkpointed_iteration.txt to be written")
+    checkpoint.around[b"latest_checkpointed_iteration.txt"] = (b"10", changed(2))
+    assert checkpoint.assess("iter_0000010").complete
+
+
+def deepspeed(ranks: int, world: int | None, latest: bytes | None = b"global_step10") -> Checkpoint:
+    state = {"module": {}, "optimizer": None, **({} if world is None else {"dp_world_size": world, "mp_world_size": 1})}
+    checkpoint = Checkpoint().put("mp_rank_00_model_states.pt", saved(state), 7)
+    for rank in range(ranks):
+        checkpoint.put(f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", saved({}), 7)
+    if latest is not None:
+        checkpoint.around[b"latest"] = (latest, changed(6))
+    return checkpoint
+
+
+def test_deepspeed_waits_for_as_many_ranks_as_its_model_states_say() -> None:
+    verdict = deepspeed(2, 2).assess("global_step10")
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "deepspeed", "good")
+    few = deepspeed(2, 3).assess("global_step10", later=1000)
+    assert few.waiting_for == "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    assert deepspeed(0, 1).assess("global_step10", later=1000).waiting_for == (
+        "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    )
+
+
+def test_deepspeed_of_unknown_size_has_no_gaps_and_needs_quiet() -> None:
+    assert deepspeed(3, None).assess("global_step10").strength == "weak"
+    gap = deepspeed(3, None)
+    del gap.content[b"bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"]
+    assert doubted(gap, "global_step10", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt")
+
+
+def test_deepspeeds_latest_is_believed_if_it_is_newer_and_names_the_folder() -> None:
+    waiting = "latest to name global_step10"
+    for latest in (None, b"", b"global_step9"):
+        early = deepspeed(2, 2, latest)
+        early.around = {name: (content, changed(9)) for name, (content, _) in early.around.items()}
+        assert doubted(early, "global_step10", waiting)
+    assert deepspeed(2, 2, b"global_step11").assess("global_step10").complete  # finished, and another one after it
+    late = deepspeed(2, 2).put("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", saved({}), 5.5)
+    assert late.assess("global_step10").complete  # the second rank is written after the first one's word
+    again = deepspeed(2, 2).put("mp_rank_00_model_states.pt", late.content[b"mp_rank_00_model_states.pt"], 5.5)
+    assert doubted(again, "global_step10", waiting)
+
+
+def test_deepspeeds_ranks_are_read_without_unpickling() -> None:
+    """A pickle that would call something is walked like any other."""
+
+    class Canary:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return pytest.fail, ("it was executed",)
+
+    state = {"module": Canary(), "dp_world_size": 2, "mp_world_size": 1}
+    checkpoint = deepspeed(1, None).put("mp_rank_00_model_states.pt", saved(state), 7)
+    assert checkpoint.assess("global_step10").waiting_for == "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+
+
+# ------------------------------------------------------------------------------------ Orbax
+
+
+def test_orbax_is_complete_when_it_was_committed() -> None:
+    checkpoint = Checkpoint().put("default/d/abc", b"x", 3).json("_CHECKPOINT_METADATA", {"init_timestamp_nsecs": 1}, 2)
+    assert checkpoint.assess("10").waiting_for == "the commit of _CHECKPOINT_METADATA"
+    told = checkpoint.json("_CHECKPOINT_METADATA", {"commit_timestamp_nsecs": 2}, 2).assess("10")
+    assert (told.complete, told.rule, told.strength) == (True, "orbax", "strong")
+    assert checkpoint.put("commit_success.txt", b"x", 1).assess("10").complete
+    assert doubted(checkpoint.put("default/d/abc", b"y", 0.5), "10", "commit_success.txt to be written again")
+
+
+# ------------------------------------------------------------------------------------ what came before
+
+
+def test_what_the_checkpoints_before_had_is_waited_for() -> None:
+    checkpoint = Checkpoint().put("model.safetensors", age=QUIET["weak"] + 1)
+    assert checkpoint.assess("step_3").complete
+    saves = [[b"model.safetensors", b"optimizer.pt", b"log.txt"], [b"model.safetensors", b"optimizer.pt", b"extra.pt"]]
+    checkpoint.past = Past(common(saves))
+    assert checkpoint.past.names == {b"model.safetensors", b"optimizer.pt"}
+    assert doubted(checkpoint, "step_3", "optimizer.pt, as before")
+    assert checkpoint.put("optimizer.pt", saved({}), 6).assess("step_3").complete
+
+
+def test_names_that_count_steps_are_the_same_in_each_checkpoint() -> None:
+    saves = [[b"global_step10/mp_rank_00_model_states.pt", b"step_10.pt", b"model-00001-of-00002.safetensors"]]
+    names = {b"global_step#/mp_rank_00_model_states.pt", b"step_#.pt", b"model-00001-of-00002.safetensors"}
+    assert common(saves) == names
+    checkpoint = (
+        Checkpoint().put("global_step20/mp_rank_00_model_states.pt", WEIGHTS, 6).put("step_20.pt", saved({}), 6)
+    )
+    checkpoint.past = Past(frozenset(names - {b"model-00001-of-00002.safetensors"}))
+    assert "as before" not in checkpoint.assess("checkpoint-20").waiting_for
+
+
+def archived(checkpoint: Checkpoint) -> Checkpoint:
+    written = {p: (len(content), changed(checkpoint.age[p])) for p, content in checkpoint.content.items()}
+    checkpoint.past = Past(frozenset(), written)
+    return checkpoint
+
+
+def test_a_checkpoint_that_is_written_again_is_a_mixture_until_all_its_state_is_new() -> None:
+    checkpoint = archived(
+        Checkpoint().put("model.pt", saved({}), 100).put("optimizer.pt", saved({}), 99).json("config.json", {}, 98)
+    )
+    checkpoint.put("model.pt", saved({}), 6)
+    assert doubted(checkpoint, "last", "optimizer.pt to be written again")
+    assert checkpoint.put("optimizer.pt", saved({}), 5.5).assess("last").complete  # a configuration may stay
+
+
+def test_what_is_left_of_an_archived_checkpoint_is_no_new_one() -> None:
+    checkpoint = archived(Checkpoint().put("model.pt", saved({}), 100).put("optimizer.pt", saved({}), 99))
+    assert checkpoint.assess("step_1").complete
+    del checkpoint.content[b"model.pt"]
+    verdict = checkpoint.assess("step_1", later=10 * GIVE_UP)
+    assert not verdict.complete and "archived" in verdict.waiting_for
+    assert checkpoint.put("optimizer.pt", saved({}), 6).assess("step_1").complete
+
+
+def test_a_temporary_file_of_a_writer_that_crashed_is_not_waited_for() -> None:
+    checkpoint = Checkpoint().put("model.safetensors", age=6).put(".tmpAbC", WEIGHTS[:50], age=50)
+    assert checkpoint.assess("step_1").complete
+    checkpoint.open.add(b".tmpAbC")  # somebody still has it open
+    assert checkpoint.assess("step_1").waiting_for == ".tmpAbC to be renamed"
+    checkpoint.open.clear()
+    assert not checkpoint.put(".tmpAbC", WEIGHTS[:50], age=5.5).assess("step_1").complete  # it is the newest of all
