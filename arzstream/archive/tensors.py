@@ -213,7 +213,8 @@ class TensorSlice:
             return self._finish(load(self._decoder, self._place))
         if self._place.parts:
             spans = [_span(key, length) for key, length in zip(keys, self._place.shape, strict=True)]
-            box = gather(self._decoder, self._place, *zip(*(span for span, _ in spans), strict=True))
+            low, high = tuple(span[0] for span, _ in spans), tuple(span[1] for span, _ in spans)
+            box = gather(self._decoder, self._place, low, high)
             self._decoder.run(self._decoder.counted(box.tasks, box.nbytes))
             return self._finish(box)[tuple(inner for _, inner in spans)]
         rows, first = _span(keys[0], self._place.shape[0])
