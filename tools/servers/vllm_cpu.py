@@ -1,9 +1,10 @@
 """A real vLLM server on the CPU, out of an archive and out of the folder that was packed.
 
     tools/servers/install_vllm
-    .venv-vllm/bin/python -m tools.servers.vllm_cpu [--ranks 1 2] [--formats safetensors arz …] [--uri URL]
+    .venv-vllm/bin/python -m tools.servers.vllm_cpu [--ranks 1 2] [--formats safetensors arz …] [--bucket]
 
-Makes a random Llama of 134 million parameters in bf16 (or takes ``--model DIR``), packs it, starts
+Makes a random Llama of 134 million parameters in bf16 (or takes ``--model DIR``), packs it (with ``--bucket``: and puts
+the archive into a bucket of moto's S3 server, from which it is loaded), starts
 ``vllm.entrypoints.openai.api_server`` once for each format and number of ranks, and asks it for tokens, always the most
 probable ones. Prints, for each, the seconds until the server is ready, those that vLLM says the weights took, the
 largest sum of the memory of its processes (proportional set size, sampled), and whether the tokens are those of
@@ -15,6 +16,7 @@ vLLM's tokens in bf16 depend on how it splits its sums, so a server is compared 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -30,9 +32,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import psutil
 
 import arzstream
+from arzstream.testing.servers import Server, moto
 
 PROMPTS = [[11, 222, 3333, 4444, 5], list(range(100, 140)), [9, 9, 9, 31999, 1], [2000 + 7 * n for n in range(64)]]
 TOKENS = 32
@@ -94,7 +98,7 @@ def tensorized(model: Path, folder: Path) -> Path:
     return path
 
 
-def arguments_of(form: str, model: Path, uri: str, work: Path) -> list[str]:
+def arguments_of(form: str, model: Path, archive: dict[str, Any], work: Path) -> list[str]:
     """The server's arguments for a load format."""
     if form == "safetensors":
         return ["--model", str(model), "--load-format", "safetensors"]
@@ -102,7 +106,7 @@ def arguments_of(form: str, model: Path, uri: str, work: Path) -> list[str]:
         return ["--model", str(model), "--load-format", form]
     bare = work / "bare"
     folder = str(bare if bare.exists() else without_weights(model, bare))
-    extra = {"uri": uri} if form == "arz" else {"tensorizer_uri": str(tensorized(model, work))}
+    extra = archive if form == "arz" else {"tensorizer_uri": str(tensorized(model, work))}
     return ["--model", folder, "--load-format", form, "--model-loader-extra-config", json.dumps(extra)]
 
 
@@ -215,31 +219,37 @@ def _pss(process: psutil.Process) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder with a model (default: a random one is made)")
-    parser.add_argument("--uri", help="the archive of that model (default: it is packed)")
+    parser.add_argument("--bucket", action="store_true", help="load the archive from a bucket of moto's S3 server")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--formats", nargs="+", default=["safetensors", "arz", "runai_streamer", "tensorizer"])
     parser.add_argument("--work", type=Path, help="where to work, and keep the logs (default: a temporary folder)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        return run(options, options.work or Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        bucket = stack.enter_context(moto(work)) if options.bucket else None
+        return run(options, work, bucket)
 
 
-def run(options: argparse.Namespace, work: Path) -> int:
-    work.mkdir(parents=True, exist_ok=True)
+def run(options: argparse.Namespace, work: Path, bucket: Server | None) -> int:
     model = options.model or work / "model"
     if not model.exists():
         make_model(model)
-    uri = options.uri or str(work / "model.arz")
-    if options.uri is None and not os.path.exists(uri):
-        summary = arzstream.pack([model], uri)
+    path = work / "model.arz"
+    if not path.exists():
+        summary = arzstream.pack([model], path)
         print(f"packed {summary.bytes_in / 1e6:.1f} MB to {summary.bytes_out / 1e6:.1f} MB", flush=True)
+    archive: dict[str, Any] = {"uri": str(path)}
+    if bucket is not None:
+        archive = {"uri": f"{bucket.url}/model.arz", "storage_options": bucket.storage_options}
+        fsspec.filesystem("s3", **bucket.storage_options).put_file(str(path), archive["uri"].removeprefix("s3://"))
     different = False
     print("| ranks | format | ready | weights took | peak memory | tokens |\n|---|---|---|---|---|---|", flush=True)
     for ranks in options.ranks:
         wanted: list[list[int]] | None = None
         for form in options.formats:
             try:
-                done = serve(arguments_of(form, model, uri, work), ranks, work / f"{form}-{ranks}.log")
+                done = serve(arguments_of(form, model, archive, work), ranks, work / f"{form}-{ranks}.log")
             except (RuntimeError, ImportError, OSError) as error:
                 print(f"| {ranks} | {form} | does not run here: {_reason(error)} | | | |", flush=True)
                 different |= form in ("safetensors", "arz")
