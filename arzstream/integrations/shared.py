@@ -104,16 +104,23 @@ class _Job:
             for name in listed:
                 users.setdefault(name, []).append(rank)
         self.batches: list[dict[str, int]] = []
-        """Name → who decodes it. The largest first, each to whom of its users has the least to do."""
-        for batch in _batches(
-            {name: span_bytes(archive.catalog.tensors[name]) for name in archive.catalog.tensors if name in users}
-        ):
-            load = dict.fromkeys(range(self.ranks), 0)
-            owners: dict[str, int] = {}
-            for name in sorted(batch, key=lambda name: (-batch[name], name)):
-                owners[name] = min(users[name], key=lambda rank: (load[rank], rank))
-                load[owners[name]] += batch[name]
-            self.batches.append({name: owners[name] for name in batch})
+        """Name → who decodes it."""
+        sizes = {name: span_bytes(place) for name, place in archive.catalog.tensors.items() if name in users}
+        for number, batch in enumerate(_batches(sizes)):
+            self.batches.append(_owners(batch, users, number))
+
+
+def _owners(batch: dict[str, int], users: dict[str, list[int]], turn: int) -> dict[str, int]:
+    """Who of its users decodes each tensor of a batch: neighbours go to the same rank, so that what it reads lies
+    together. With each batch, the first share is another rank's."""
+    total, at = max(1, sum(batch.values())), 0
+    owners: dict[str, int] = {}
+    for name, nbytes in batch.items():
+        ranks = users[name]
+        share = (2 * at + nbytes) * len(ranks) // (2 * total)  # by where its middle lies
+        owners[name] = ranks[(min(share, len(ranks) - 1) + turn) % len(ranks)]
+        at += nbytes
+    return owners
 
 
 def _batches(sizes: dict[str, int]) -> list[dict[str, int]]:
