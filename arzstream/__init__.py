@@ -25,6 +25,7 @@ __all__ = [
     "recover",
     "safe_open",
     "torch",
+    "transformers",
     "unpack",
     "verify",
 ]
@@ -51,7 +52,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from arzstream import torch
+    from arzstream import torch, transformers
     from arzstream.archive.compat import safe_open
     from arzstream.archive.pack import pack
     from arzstream.archive.reader import Archive, open
@@ -75,8 +76,8 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for, so that importing the package costs nothing (PEP 562)."""
     import importlib
 
-    if name == "torch":
-        return importlib.import_module("arzstream.torch")
+    if name in ("torch", "transformers"):
+        return importlib.import_module(f"arzstream.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value

@@ -26,6 +26,7 @@ PUBLIC = [
     "recover",
     "safe_open",
     "torch",
+    "transformers",
     "unpack",
     "verify",
 ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import arzstream
 from arzstream.testing import process
 
 SHAPES = {
@@ -55,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_python_examples_run(repository: Path, folder: Path) -> None:
     names = {"model": Model()}
-    first, second = blocks(repository, "python")
+    first, second, _ = blocks(repository, "python")
     exec(compile(first, "README.md", "exec"), names)
     assert process.tree(folder / "restored") == process.tree(folder / "runs" / "exp7" / "step-2000")
     opening, saving, rest = second.partition("import arzstream.torch")
@@ -63,6 +64,22 @@ def test_the_python_examples_run(repository: Path, folder: Path) -> None:
     exec(compile(opening, "README.md", "exec"), names)
     (folder / "model.arz").unlink()
     exec(compile(saving + rest, "README.md", "exec"), names)
+
+
+def test_the_examples_of_servers_run(repository: Path, folder: Path) -> None:
+    import tokenizers
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder / "llama")
+    arzstream.pack([folder / "llama"], folder / "llama.arz")
+    names: dict[str, object] = {}
+    exec(compile(blocks(repository, "python")[2], "README.md", "exec"), names)
+    assert type(names["model"]).__name__ == "LlamaForCausalLM" and names["tokenizer"] is not None
 
 
 def test_the_commands_run(repository: Path, folder: Path) -> None:

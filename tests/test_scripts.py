@@ -41,7 +41,15 @@ def test_a_missing_python_is_one_line_that_says_what_to_do(scripts: Path, script
 
 
 @pytest.mark.parametrize(
-    "script", ["tools/start", "tools/test", "tools/bench/install", "tools/servers/install", ".ci/run"]
+    "script",
+    [
+        "tools/start",
+        "tools/test",
+        "tools/bench/install",
+        "tools/servers/install",
+        "tools/servers/install_vllm",
+        ".ci/run",
+    ],
 )
 def test_the_scripts_can_be_run(repository: Path, script: str) -> None:
     assert os.access(repository / script, os.X_OK)

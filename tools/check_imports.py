@@ -36,15 +36,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": ARCHIVE | {""},
     "integrations": ARCHIVE,
     "torch": ARCHIVE,
-    "testing": DAEMON | {"integrations", "torch", ""},
+    "transformers": ARCHIVE | {"integrations"},
+    "testing": DAEMON | {"integrations", "torch", "transformers", ""},
     "cli": DAEMON | {"bench", ""},
     "__main__": {"cli"},
-    "": DAEMON | {"integrations", "torch"},
+    "": DAEMON | {"integrations", "torch", "transformers"},
 }
 
 # `arzstream ls` must not wait for these: elsewhere they are imported inside the functions that need them.
-HEAVY = {"accelerate", "safetensors", "torch", "transformers"}
-MAY_BE_HEAVY = {"integrations", "testing", "torch"}
+HEAVY = {"accelerate", "diffusers", "safetensors", "torch", "transformers"}
+MAY_BE_HEAVY = {"integrations", "testing", "torch", "transformers"}
 
 # Reading a pickle runs the code in it. `pickletools` only lists opcodes and is fine.
 EXECUTES_DATA = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from arzstream.archive.again import once_more
+from arzstream.archive.meter import Meter
 from arzstream.archive.models import StoredModels
 from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into, turned
 from arzstream.codec import registry
@@ -21,7 +23,7 @@ from arzstream.container.directory import Directory, UnitEntry, check_chunk_head
 from arzstream.container.layout import HEADER_BYTES, Prologue
 from arzstream.container.records import Reference, ReferenceKind, Unit
 from arzstream.container.state import ChunkEntry
-from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError
+from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError, StorageError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.kernels.memory import Results, Scratch
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -73,7 +75,35 @@ class Decoder:
         self._pool: ThreadPoolExecutor | None = None
         self._itself = object()
         """This archive, in the keys of tiles."""
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self.meter: Meter | None = None
+        self._closed = False
+        self._reading = 0
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Raises StorageError after :meth:`close`, which waits for those that are inside."""
+        with self._lock:
+            self._check_open()
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading -= 1
+                self._lock.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self.reader.name}: was closed; open it again")
+
+    def counted(self, tasks: list[Task], nbytes: int) -> list[Task]:
+        """``tasks``, which decode ``nbytes`` together, so that the meter learns of each."""
+        if self.meter is None or not tasks:
+            return tasks
+        ends = [nbytes * (index + 1) // len(tasks) for index in range(len(tasks))]
+        shares = [end - start for start, end in itertools.pairwise([0, *ends])]
+        return [functools.partial(self.meter.run, task, share) for task, share in zip(tasks, shares, strict=True)]
 
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
         """Decode one chunk of a unit that is no duplicate into ``out``, checking the stored and the decoded bytes."""
@@ -83,7 +113,7 @@ class Decoder:
             if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not
                 raise LimitError(f"a frame of {place.stored} bytes; at most {2 * self._limits.chunk_bytes} are read")
             # A chunk that this one refers to may be decoded, here and in this thread, before this one is.
-            with self._nested.level() as level:
+            with self._open(), self._nested.level() as level:
                 frame = self.scratch.get(f"frame {level}", HEADER_BYTES + place.stored)
                 payload = frame[HEADER_BYTES:].toreadonly()
 
@@ -227,15 +257,20 @@ class Decoder:
     @property
     def pool(self) -> ThreadPoolExecutor:
         with self._lock:
+            self._check_open()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="arz-decode")
             return self._pool
 
     def close(self) -> None:
+        """Stop whatever is being decoded, in any thread: chunks that were begun are finished, no other is read."""
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._lock.wait_for(lambda: self._reading == self._nested.depth)
         self._tiles.forget(self._itself)
         self.results.close()
 

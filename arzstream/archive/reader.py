@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from arzstream.archive.catalog import Catalog
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import open_archived, piece_starts, read_range
 from arzstream.archive.follow import commits
+from arzstream.archive.meter import Bar, Meter, Progress
 from arzstream.archive.streaming import decoded_ahead
 from arzstream.archive.tensors import LazyState, Loaded, TensorSlice, load
 from arzstream.archive.volumes import Joined, join_volumes
@@ -37,18 +38,22 @@ def open(
     *,
     limits: Limits = DEFAULT_LIMITS,
     jobs: int | None = None,
+    progress: Progress | bool = False,
 ) -> Archive:
     """Open an archive at a local path or any fsspec URL, in at most two reads.
 
     A set is opened with its volumes, which lie beside it. ``parents`` is where to look for archives that this one was
     coded against, if they do not lie beside it: a folder, the URL of one, an archive, or several of these. A parent is
     opened when a tensor that needs it is decoded. ``jobs`` threads decode (default: one per core).
+    ``progress(done, total, "loading")`` is told the bytes of tensors as they are decoded, from the threads that do
+    that, never from two at once; True draws a bar on standard error. What it raises stops loading, and is raised where
+    the tensors are read; so does closing the archive, in another thread, with StorageError.
     Raises CorruptError, UnsupportedError, LimitError or StorageError.
     """
     reader = open_reader(path, storage_options)
     try:
         ancestry = Ancestry(parents, storage_options, limits)
-        archive = Archive(reader, limits=limits, jobs=jobs, ancestry=ancestry, place=os.fspath(path))
+        archive = Archive(reader, limits=limits, jobs=jobs, ancestry=ancestry, place=os.fspath(path), progress=progress)
         if archive.directory.volumes:
             archive.join(os.fspath(path), storage_options)
         return archive
@@ -68,7 +73,9 @@ class Archive:
         jobs: int | None = None,
         ancestry: Ancestry | None = None,
         place: str | None = None,
+        progress: Progress | bool = False,
     ) -> None:
+        self._progress: Progress | None = (Bar() if progress else None) if isinstance(progress, bool) else progress
         self._reader, self._limits, self._jobs = reader, limits, jobs
         self._ancestry = ancestry if ancestry is not None else Ancestry(limits=limits)
         self._place = place if place is not None else reader.name
@@ -83,6 +90,9 @@ class Archive:
             self._reader, directory, limits=self._limits, jobs=self._jobs, home=home,
             parents=self._ancestry.tensors_of(directory, self._place),
         )  # fmt: skip
+        if self._progress is not None:
+            total = sum(place.nbytes for place in self.catalog.tensors.values())
+            self._decoder.meter = Meter(self._progress, total)
 
     def join(self, place: str, storage_options: dict[str, Any] | None = None) -> None:
         """Take in the volumes of a set, which is at ``place``. Raises StorageError if one is missing."""
@@ -147,20 +157,35 @@ class Archive:
         return TensorSlice(self._decoder, self.catalog.find(name))
 
     def stream(
-        self, only: str | None = None, prefetch_bytes: int = 256 << 20, framework: str = "pt"
+        self, only: str | Collection[str] | None = None, prefetch_bytes: int = 256 << 20, framework: str = "pt"
     ) -> Iterator[tuple[str, Any]]:
-        """All tensors in layer order, or those matching the glob ``only``, decoded ahead within ``prefetch_bytes``."""
-        places = ((name, self.catalog.tensors[name]) for name in self._matching(only))
+        """All tensors in layer order, or those that match the glob ``only`` or are in it, decoded ahead within
+        ``prefetch_bytes``."""
+        names = self._matching(only)
+        self.expect(names)
+        places = ((name, self.catalog.tensors[name]) for name in names)
         # No frame of ours keeps a tensor that was handed out, so that one let go of makes room for the next.
         finish = _numpy if framework == "np" else _torch
         return map(finish, decoded_ahead(self._decoder, places, prefetch_bytes))
 
-    def state_dict(self, only: str | None = None) -> LazyState:
+    def state_dict(self, only: str | Collection[str] | None = None) -> LazyState:
         """A mapping from names to tensors that are decoded when indexed."""
         return LazyState(self._decoder, self.catalog, self._matching(only))
 
-    def _matching(self, only: str | None) -> list[str]:
-        return [n for n in self.catalog.tensors if only is None or fnmatch.fnmatchcase(n, only)]
+    def expect(self, names: Iterable[str]) -> None:
+        """Progress counts from nothing again, up to the bytes of these tensors."""
+        if self._decoder.meter is not None:
+            self._decoder.meter.begin(sum(self.catalog.find(name).nbytes for name in names))
+
+    def _matching(self, only: str | Collection[str] | None) -> list[str]:
+        if only is None:
+            return list(self.catalog.tensors)
+        if isinstance(only, str):
+            return [name for name in self.catalog.tensors if fnmatch.fnmatchcase(name, only)]
+        wanted = set(only)
+        if not wanted <= self.catalog.tensors.keys():
+            raise KeyError(f"{self.name} holds no tensor called {min(wanted - self.catalog.tensors.keys())!r}")
+        return [name for name in self.catalog.tensors if name in wanted]
 
     # -- files
 

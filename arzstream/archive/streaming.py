@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 from arzstream.archive.catalog import TensorPlace
 from arzstream.archive.decoding import Decoder, Task
 from arzstream.archive.forecast import Forecast
 from arzstream.archive.tensors import Loaded, prepare
+from arzstream.errors import StorageError
 
 __all__ = ["decoded_ahead"]
 
@@ -54,7 +55,10 @@ class _Batches:
         if any(waiting is ahead for waiting, _ in self._batch):
             self.flush()
         for future in ahead.futures:
-            future.result()
+            try:
+                future.result()
+            except CancelledError:
+                raise StorageError(f"{self._decoder.reader.name}: was closed; open it again") from None
         if ahead.loaded.error is not None:
             raise ahead.loaded.error
         return ahead.loaded
@@ -77,17 +81,21 @@ def decoded_ahead(
     waiting: collections.deque[tuple[str, _Ahead]] = collections.deque()
     held = 0
     with Forecast(decoder) as forecast:
-        for name, place in places:
-            while waiting and held + place.nbytes > prefetch_bytes:
-                held -= waiting[0][1].loaded.nbytes
+        try:
+            for name, place in places:
+                while waiting and held + place.nbytes > prefetch_bytes:
+                    held -= waiting[0][1].loaded.nbytes
+                    yield _taken(batches, waiting)
+                forecast.tensor(place)
+                ahead = _Ahead(prepare(decoder, place))
+                held += ahead.loaded.nbytes
+                batches.add(ahead)
+                waiting.append((name, ahead))
+            while waiting:
                 yield _taken(batches, waiting)
-            forecast.tensor(place)
-            ahead = _Ahead(prepare(decoder, place))
-            held += ahead.loaded.nbytes
-            batches.add(ahead)
-            waiting.append((name, ahead))
-        while waiting:
-            yield _taken(batches, waiting)
+        finally:  # nobody takes those that are left, so what is not begun need not be
+            for _, ahead in waiting:
+                ahead.loaded.error = ahead.loaded.error or GeneratorExit()
 
 
 def _taken(batches: _Batches, waiting: collections.deque[tuple[str, _Ahead]]) -> tuple[str, Loaded]:

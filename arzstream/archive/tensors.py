@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from arzstream.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LazyState", "Loaded", "TensorSlice", "gather", "load", "prepare"]
+__all__ = ["LazyState", "Loaded", "TensorSlice", "gather", "load", "prepare", "span_bytes"]
+
+Allocate = Callable[[int], np.ndarray]
 
 
 @dataclasses.dataclass
@@ -63,11 +65,29 @@ class Loaded:
         return flat.reshape(self.shape) if strides is None else flat.as_strided(self.shape, strides)
 
 
-def prepare(decoder: Decoder, place: TensorPlace) -> Loaded:
-    """Memory for a whole tensor, and what there is to do until it is filled."""
+def prepare(decoder: Decoder, place: TensorPlace, empty: Allocate | None = None) -> Loaded:
+    """Memory for a whole tensor, and what there is to do until it is filled. ``empty(nbytes)`` gives other memory than
+    the decoder's: uint8, one-dimensional, as long as :func:`span_bytes` says."""
+    loaded = _whole(decoder, place, empty)
+    loaded.tasks = decoder.counted(loaded.tasks, place.nbytes)
+    return loaded
+
+
+def span_bytes(place: TensorPlace) -> int:
+    """How much memory :func:`prepare` asks for: the tensor's, and that of neighbours in its rows if it has some."""
+    unit, (start, end) = place.entry.unit, (place.member.start, place.member.end)
     if place.parts:
-        return gather(decoder, place, (0,) * len(place.shape), place.shape)
-    return _elements(decoder, place, place.shape, place.member.start, place.member.end)
+        return math.prod(place.shape) * unit.type.itemsize
+    if start >= end:
+        return 0
+    rows, cols = _rectangle(unit.shape, start, end)
+    return (rows[1] - rows[0]) * (cols[1] - cols[0]) * unit.type.itemsize
+
+
+def _whole(decoder: Decoder, place: TensorPlace, empty: Allocate | None = None) -> Loaded:
+    if place.parts:
+        return gather(decoder, place, (0,) * len(place.shape), place.shape, empty)
+    return _elements(decoder, place, place.shape, place.member.start, place.member.end, empty=empty)
 
 
 def load(decoder: Decoder, place: TensorPlace) -> Loaded:
@@ -79,11 +99,13 @@ def load(decoder: Decoder, place: TensorPlace) -> Loaded:
     return loaded
 
 
-def gather(decoder: Decoder, place: TensorPlace, low: tuple[int, ...], high: tuple[int, ...]) -> Loaded:
+def gather(
+    decoder: Decoder, place: TensorPlace, low: tuple[int, ...], high: tuple[int, ...], empty: Allocate | None = None
+) -> Loaded:
     """From ``low`` up to ``high`` along each dimension of a tensor that lies in parts; the rows of the parts that are
     in it are decoded."""
     shape = tuple(h - l for l, h in zip(low, high, strict=True))
-    loaded = Loaded(place, shape, decoder.results.empty(math.prod(shape) * place.entry.unit.type.itemsize))
+    loaded = Loaded(place, shape, (empty or decoder.results.empty)(math.prod(shape) * place.entry.unit.type.itemsize))
     for part in place.parts if loaded.data.size else ():
         offset = part.part.offset
         first = tuple(map(max, low, offset))
@@ -114,7 +136,7 @@ def _block_of(
             block = _elements(decoder, part, shape, start + rows.start * inner, start + rows.stop * inner)
             index = (slice(None), *inside[1:])
         else:
-            block, index = prepare(decoder, part), inside
+            block, index = _whole(decoder, part), inside
         for task in block.tasks:
             task()
         whole.numpy()[there] = block.numpy()[index]
@@ -127,7 +149,13 @@ def _all_of(block: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _elements(
-    decoder: Decoder, place: TensorPlace, shape: tuple[int, ...], start: int, end: int, into: np.ndarray | None = None
+    decoder: Decoder,
+    place: TensorPlace,
+    shape: tuple[int, ...],
+    start: int,
+    end: int,
+    into: np.ndarray | None = None,
+    empty: Allocate | None = None,
 ) -> Loaded:
     """Elements [start, end) of the unit, as a tensor of ``shape``; in ``into``, if they can be decoded there."""
     unit = place.entry.unit
@@ -137,7 +165,7 @@ def _elements(
     itemsize = unit.type.itemsize
     height, width = rows[1] - rows[0], (cols[1] - cols[0]) * itemsize
     exact = height * width == (end - start) * itemsize
-    out = into if into is not None and exact else decoder.results.empty(height * width)
+    out = into if into is not None and exact else (empty or decoder.results.empty)(height * width)
     tasks = list(decoder.tasks(place.entry.number, rows, cols, out.reshape(height, width)))
     if exact:
         return Loaded(place, shape, out, tasks)
@@ -185,8 +213,9 @@ class TensorSlice:
             return self._finish(load(self._decoder, self._place))
         if self._place.parts:
             spans = [_span(key, length) for key, length in zip(keys, self._place.shape, strict=True)]
-            box = gather(self._decoder, self._place, *zip(*(span for span, _ in spans), strict=True))
-            self._decoder.run(box.tasks)
+            low, high = tuple(span[0] for span, _ in spans), tuple(span[1] for span, _ in spans)
+            box = gather(self._decoder, self._place, low, high)
+            self._decoder.run(self._decoder.counted(box.tasks, box.nbytes))
             return self._finish(box)[tuple(inner for _, inner in spans)]
         rows, first = _span(keys[0], self._place.shape[0])
         if self._is_tiled():
@@ -208,7 +237,7 @@ class TensorSlice:
         with Forecast(self._decoder) as forecast:
             forecast.elements(self._place, first, last)
             loaded = _elements(self._decoder, self._place, shape, first, last)
-            self._decoder.run(loaded.tasks)
+            self._decoder.run(self._decoder.counted(loaded.tasks, loaded.nbytes))
         return loaded
 
     def _block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Loaded:
@@ -219,7 +248,8 @@ class TensorSlice:
         out = self._decoder.results.empty(shape[0] * width)
         with Forecast(self._decoder) as forecast:
             forecast.rectangle(self._place.entry.number, rows, cols)
-            self._decoder.into(self._place.entry.number, rows, cols, out.reshape(shape[0], width))
+            tasks = list(self._decoder.tasks(self._place.entry.number, rows, cols, out.reshape(shape[0], width)))
+            self._decoder.run(self._decoder.counted(tasks, len(out)))
         return Loaded(self._place, shape, out)
 
     def _finish(self, loaded: Loaded) -> Any:

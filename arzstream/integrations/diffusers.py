@@ -1,0 +1,102 @@
+"""diffusers: models and pipelines out of an archive, each weight decoded as it is put into its module."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any
+
+from arzstream.archive.ancestry import SearchPath
+from arzstream.archive.meter import Progress
+from arzstream.archive.reader import Archive
+from arzstream.errors import UnsupportedError
+from arzstream.integrations.model import ModelFolder, opened
+from arzstream.integrations.optional import require
+
+__all__ = ["from_pretrained", "model_from"]
+
+Source = str | os.PathLike[str] | Archive
+
+
+def from_pretrained(
+    source: Source,
+    *,
+    pipeline_class: Any = None,
+    dtype: Any = None,
+    variant: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    parents: SearchPath = None,
+    jobs: int | None = None,
+    progress: Progress | bool = False,
+    **kwargs: Any,
+) -> Any:
+    """The ``DiffusionPipeline`` in an archive of its folder, whose ``model_index.json`` lists its parts.
+
+    ``dtype`` is what its models are cast to; by default what each was saved in. A part given as keyword
+    (``unet=…``, ``safety_checker=None``) replaces the archive's, which is then not read. Other arguments as in
+    :func:`arzstream.open` and ``DiffusionPipeline.from_pretrained``. Raises UnsupportedError if a part is missing.
+    """
+    from arzstream.integrations.transformers import from_pretrained as transformers_model
+
+    diffusers = require("diffusers")
+    with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
+        home = ModelFolder(archive, sign="model_index.json")
+        index = home.read_json("model_index.json")
+        for part, described in index.items():
+            if part.startswith("_") or part in kwargs or not isinstance(described, list) or described[0] is None:
+                continue
+            library, name = described
+            folder = posixpath.join(home.path, part)
+            chosen = getattr(require(library), name, None) if library in ("diffusers", "transformers") else None
+            if isinstance(chosen, type) and issubclass(chosen, diffusers.ModelMixin):
+                kwargs[part] = model_from(archive, folder, model_class=chosen, dtype=dtype, variant=variant)
+            elif isinstance(chosen, type) and issubclass(chosen, require("transformers").PreTrainedModel):
+                kwargs[part] = transformers_model(
+                    archive, model_class=chosen, subfolder=folder, variant=variant, dtype=dtype
+                )
+        pipeline = pipeline_class or diffusers.DiffusionPipeline
+        with home.companions() as files:
+            return pipeline.from_pretrained(files, **kwargs)
+
+
+def model_from(
+    source: Source,
+    subfolder: str = "",
+    *,
+    model_class: Any = None,
+    dtype: Any = None,
+    variant: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    parents: SearchPath = None,
+    jobs: int | None = None,
+    progress: Progress | bool = False,
+) -> Any:
+    """One diffusers model (a UNet, a transformer, a VAE), in eval mode. ``model_class``: by default what its
+    ``config.json`` says. Raises UnsupportedError if a weight is missing."""
+    diffusers, accelerate = require("diffusers"), require("accelerate")
+    with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
+        folder = ModelFolder(archive, subfolder, variant)
+        config = folder.read_json("config.json")
+        chosen = model_class or getattr(diffusers, str(config.get("_class_name")), None)
+        if chosen is None:
+            raise UnsupportedError(
+                f"{archive.name}: this diffusers has no {config.get('_class_name')}; install a newer one, or give "
+                "model_class="
+            )
+        weights = folder.weights()
+        with accelerate.init_empty_weights(include_buffers=False):
+            model = chosen.from_config(config)
+        _fill(model, weights, archive, dtype)
+        return model.eval()
+
+
+def _fill(model: Any, weights: Any, archive: Archive, dtype: Any) -> None:
+    modeling = require("accelerate.utils.modeling")
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in weights]
+    if missing:
+        raise UnsupportedError(f"{archive.name}: holds no weight for {missing[0]}; is it the archive of this model?")
+    called = {weights.names[name]: name for name in wanted}
+    for theirs, tensor in archive.stream(called):
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        modeling.set_module_tensor_to_device(model, called[theirs], "cpu", value=tensor, dtype=kind)

@@ -1,0 +1,129 @@
+"""Models whose weights stay in the archive, with the real accelerate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+import arzstream
+from arzstream.integrations.accelerate import WeightCache, offloaded_from_pretrained
+from arzstream.integrations.model import ModelFolder
+
+Packed = Callable[..., tuple[Path, Path]]
+IDS = torch.arange(3, 20)[None]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS)[0]
+
+
+@pytest.mark.parametrize(("kind", "how"), [("llama", {}), ("gpt2", {"form": "bin"}), ("bert", {"shards": True})])
+def test_the_forward_pass_is_that_of_the_loaded_model(packed_model: Packed, kind: str, how: dict[str, Any]) -> None:
+    folder, archive = packed_model(kind, **how)
+    model = offloaded_from_pretrained(archive, cache_bytes=1 << 16)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    loaded = getattr(transformers, type(model).__name__).from_pretrained(folder)
+    assert torch.equal(logits(model), logits(loaded))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.arz_archive.close()
+
+
+def test_generation_decodes_again_only_what_the_cache_had_no_room_for(packed_model: Packed) -> None:
+    folder, archive = packed_model("llama")
+    wanted = transformers.LlamaForCausalLM.from_pretrained(folder).generate(IDS, do_sample=False, max_new_tokens=5)
+    weights = len(safetensors.torch.load_file(folder / "model.safetensors"))
+    roomy = offloaded_from_pretrained(archive)
+    assert torch.equal(roomy.generate(IDS, do_sample=False, max_new_tokens=5), wanted)
+    assert roomy.arz_cache.decoded == weights
+    tight = offloaded_from_pretrained(archive, cache_bytes=0)
+    assert torch.equal(tight.generate(IDS, do_sample=False, max_new_tokens=5), wanted)
+    assert tight.arz_cache.decoded == 5 * weights
+
+
+def test_the_cache_never_holds_more_than_its_bytes_and_keeps_what_was_used_last(packed_model: Packed) -> None:
+    _, path = packed_model("llama")
+    with arzstream.open(path) as archive:
+        weights = ModelFolder(archive).weights()
+        names = [name for name in weights if "mlp" in name]
+        size = weights[names[0]].nbytes
+        cache = WeightCache(weights, 3 * size)
+        for name in names:
+            assert torch.equal(cache[name], weights[name][...])
+            assert sum(tensor.nbytes for tensor in cache._kept.values()) <= 3 * size
+        before = cache.decoded
+        cache[names[-1]], cache[names[-3]]
+        assert cache.decoded == before
+        cache[names[0]]
+        cache[names[-3]]
+        assert cache.decoded == before + 1
+        cache[names[-2]]
+        assert cache.decoded == before + 2
+        assert set(cache) == set(weights) and len(cache) == len(weights)
+
+
+def test_tied_weights_are_decoded_once_and_missing_ones_are_named(packed_model: Packed, tmp_path: Path) -> None:
+    folder, archive = packed_model("gpt2")
+    model = offloaded_from_pretrained(archive)
+    assert torch.equal(logits(model), logits(transformers.GPT2LMHeadModel.from_pretrained(folder)))
+    assert "lm_head.weight" not in model.arz_cache._kept
+    shutil.copytree(folder, tmp_path / "m")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if name.endswith("c_fc.weight"))
+    del tensors[gone]
+    safetensors.torch.save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz")
+    with pytest.raises(arzstream.UnsupportedError, match=gone):
+        offloaded_from_pretrained(tmp_path / "m.arz")
+
+
+@pytest.mark.alone
+def test_a_model_of_several_times_the_limit_runs_within_it(tmp_path: Path) -> None:
+    """Under a limit on anonymous memory, in a process of its own: 300 MB of weights in 170 MB."""
+    import subprocess
+    import sys
+
+    make = """
+import sys, torch, transformers
+torch.manual_seed(0)
+config = transformers.LlamaConfig(vocab_size=1024, hidden_size=1024, intermediate_size=4096, num_hidden_layers=9,
+    num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=False)
+transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1])
+"""
+    use = """
+import gc, resource, sys, torch, transformers
+from arzstream.integrations.accelerate import offloaded_from_pretrained
+transformers.LlamaForCausalLM, transformers.GenerationConfig, transformers.AutoConfig
+torch.set_num_threads(1)
+import accelerate.hooks, transformers.models.llama.modeling_llama
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) << 10
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+model = offloaded_from_pretrained(sys.argv[1], cache_bytes=64 << 20, jobs=1)
+with torch.no_grad():
+    for _ in range(2):
+        found = model(torch.arange(3, 20)[None]).logits
+print(peak() - before, model.num_parameters() * 2)
+torch.save(found, sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", make, tmp_path / "m"], check=True)
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
+    done = subprocess.run(
+        [sys.executable, "-c", use, tmp_path / "m.arz", tmp_path / "found.pt"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    used, size = map(int, done.stdout.split())
+    assert size > 290 << 20 and used < 170 << 20, (used >> 20, size >> 20)
+    wanted = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "found.pt"), wanted(torch.arange(3, 20)[None]).logits)

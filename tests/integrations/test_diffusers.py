@@ -1,0 +1,91 @@
+"""Real diffusers pipelines, out of archives and out of the folders that were packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tokenizers
+import torch
+import transformers
+
+import arzstream
+from arzstream.integrations.diffusers import from_pretrained, model_from
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion whose models are tiny, saved as such pipelines are."""
+    torch.manual_seed(0)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "cat": 3}, "<unk>"))
+    text = transformers.CLIPTextConfig(
+        vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    made: Any = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(block_out_channels=(32,), layers_per_block=1, norm_num_groups=8, sample_size=16),
+        text_encoder=transformers.CLIPTextModel(text),
+        tokenizer=transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=8
+        ),
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4,
+        ),
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("pipeline")
+    made.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "sd.arz"
+    arzstream.pack([folder], path, profile="fast")
+    return path
+
+
+def same(found: Any, wanted: Any) -> None:
+    ours, theirs = found.state_dict(), wanted.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].dtype == t.dtype and torch.equal(ours[name], t) for name, t in theirs.items())
+
+
+def image(pipeline: Any) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(
+        prompt="cat", height=16, width=16, num_inference_steps=2, output_type="pt", generator=torch.manual_seed(0)
+    )
+    return made.images
+
+
+def test_a_pipeline_is_what_diffusers_loads_from_the_folder(folder: Path, archive: Path) -> None:
+    ours, theirs = from_pretrained(archive), diffusers.DiffusionPipeline.from_pretrained(folder)
+    assert type(ours) is type(theirs)
+    for part in ("unet", "vae", "text_encoder"):
+        same(getattr(ours, part), getattr(theirs, part))
+        assert not getattr(ours, part).training
+    assert torch.equal(image(ours), image(theirs))
+
+
+def test_a_part_that_is_given_is_not_read_and_dtype_casts_the_models(archive: Path, decoded: list[str]) -> None:
+    unet = model_from(archive, "unet", dtype=torch.float16)
+    assert unet.dtype == torch.float16 and isinstance(unet, diffusers.UNet2DConditionModel)
+    decoded.clear()
+    pipeline = from_pretrained(archive, unet=unet, dtype=torch.float16)
+    assert pipeline.unet is unet and pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float16
+    assert not any("down_blocks.0.resnets.0.time_emb_proj" in name for name in decoded)
+
+
+def test_a_missing_part_is_named(folder: Path, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(arzstream.UnsupportedError, match=r"nothing/config\.json"):
+        model_from(archive, "nothing")
+    arzstream.pack([folder / "unet"], tmp_path / "unet.arz", profile="fast")
+    with pytest.raises(arzstream.UnsupportedError, match=r"model_index\.json"):
+        from_pretrained(tmp_path / "unet.arz")
+    same(model_from(tmp_path / "unet.arz"), model_from(archive, "unet"))
