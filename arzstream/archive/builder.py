@@ -27,6 +27,7 @@ from arzstream.archive.saving import MemorySource
 from arzstream.archive.sharing import plan_units
 from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
+from arzstream.codec.parts import split_name
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry
 from arzstream.container.writer import FrameWriter, Sink
@@ -310,18 +311,21 @@ def summary_of(writer: FrameWriter, order: Iterable[int], content: bytes, starte
     """What a sealed archive holds; ``started`` is when work on it began, by the monotonic clock."""
     state = writer.state
     codecs: dict[str, int] = {}
+    whole, in_parts = 0, set[str]()
     for number in order:
         names = [member for member in state.units[number].members if member.name is not None]
         if names:
             codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
             codecs[codec] = codecs.get(codec, 0) + len(names)
+            whole += sum(member.part is None for member in names)
+            in_parts.update(split_name(member.name or "")[0] for member in names if member.part is not None)
     files = state.live_files().values()
     return PackSummary(
         bytes_in=sum(record.size for record in files),
         bytes_out=writer.offset,
         seconds=time.monotonic() - started,
         files=sum(record.kind == Kind.REGULAR for record in files),
-        tensors=sum(codecs.values()),
+        tensors=whole + len(in_parts),
         codecs=dict(sorted(codecs.items())),
         content=content.hex(),
         parents=[[parent.hint, parent.digest.hex()] for parent in state.parents],

@@ -11,8 +11,8 @@ __all__ = ["PackSummary"]
 
 @dataclasses.dataclass(frozen=True)
 class PackSummary:
-    """``bytes_in`` of source files, ``bytes_out`` of the archive, wall ``seconds``, and how many tensors each codec
-    holds."""
+    """``bytes_in`` of source files, ``bytes_out`` of the archive, wall ``seconds``, and how many tensors, or parts of
+    tensors, each codec holds."""
 
     bytes_in: int
     bytes_out: int
