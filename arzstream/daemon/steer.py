@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -10,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.census import Census
+from arzstream.daemon.destination import Destination, DestinationError
 from arzstream.daemon.draft import Draft
-from arzstream.daemon.handover import Changed, Failed, Published, Shared
+from arzstream.daemon.handover import Changed, Elsewhere, Failed, Published, Shared
 from arzstream.daemon.journal import Archive
 from arzstream.daemon.lineages import Lineages
 from arzstream.daemon.memory import Memory
@@ -42,7 +44,7 @@ FREED_BYTES = 1 << 20
 class Steering:
     """Takes decisions for tracks; knows what they share. Used by the supervisor's thread only."""
 
-    def __init__(self, source: str, dest: str, census: Census, shared: Shared, memory: Memory) -> None:
+    def __init__(self, source: str, dest: Destination, census: Census, shared: Shared, memory: Memory) -> None:
         self._source, self._dest = source, dest
         self._census, self._shared, self._memory = census, shared, memory
         self._lineages = Lineages(dest, shared, memory)
@@ -103,7 +105,7 @@ class Steering:
         except SourceChangedError:
             return  # the next look at the folder shows what it is now
         except ArzError as error:
-            self.block(track, problem_of(error, in_source=True))
+            self.block(track, problem_of(error, in_source=not isinstance(error, DestinationError)))
 
     def _look(self, track: Track, monotonic: float) -> None:
         track.open_files()
@@ -209,7 +211,8 @@ class Steering:
             return True
         if entry.state is not State.BLOCKED and track.rests and track.survives_deletion:
             # It was complete, only not yet old enough to be believed: that it was deleted settles the matter.
-            self._begin_finish(track, time.monotonic())
+            with contextlib.suppress(DestinationError):  # it is tried again at the next look
+                self._begin_finish(track, time.monotonic())
             return False
         track.close()
         self._recognising.pop(track.path, None)
@@ -259,7 +262,7 @@ class Steering:
         """The first of ``names`` that holds just ``items``, or nothing."""
         for name in names:
             try:
-                if publish.holds(os.path.join(self._dest, name), items, path, source=self._source, by_hash=by_hash):
+                if publish.holds(self._dest.place_of(name), items, path, source=self._source, by_hash=by_hash):
                     return name
             except ArzError:
                 continue
@@ -297,6 +300,10 @@ class Steering:
             else:
                 track.job = None
                 job.discard()
+        elif isinstance(outcome, Elsewhere):
+            track.frozen = False
+            self._move(track, State.VERIFYING)
+            self._adopt(track, outcome.name, track.fingerprint)
         elif isinstance(outcome, Failed):
             track.frozen = False
             track.job = None
@@ -340,21 +347,14 @@ class Steering:
         entry.attempts += 1
         self._move(track, State.BLOCKED, problem.advice, reason=problem)
         entry.retry = time.time() + backoff(entry.attempts)
-        self._free_when_blocked[track.path] = self._free() if problem.reason is Reason.DISK_FULL else -1
+        self._free_when_blocked[track.path] = self._dest.free() if problem.reason is Reason.DISK_FULL else -1
         self._memory.changed(entry)
 
     def _may_retry(self, track: Track, wall: float) -> bool:
         if wall >= track.entry.retry:
             return True
         free = self._free_when_blocked.get(track.path, -1)
-        return free >= 0 and self._free() > free + FREED_BYTES
-
-    def _free(self) -> int:
-        try:
-            status = os.statvfs(self._dest)
-        except (OSError, AttributeError):
-            return -1
-        return status.f_bavail * status.f_frsize
+        return free >= 0 and self._dest.free() > free + FREED_BYTES
 
     # ------------------------------------------------------------------------------------ telling
 

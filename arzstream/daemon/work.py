@@ -20,8 +20,9 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
 from arzstream.daemon import log
 from arzstream.daemon.draft import Draft
-from arzstream.daemon.handover import Changed, Failed, Finish, Outcome, Published, Shared
+from arzstream.daemon.handover import Changed, Elsewhere, Failed, Finish, Outcome, Published, Shared
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
+from arzstream.daemon.publish import TakenError
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, SourceChangedError
@@ -290,7 +291,7 @@ class Job:
         self._draft.prove()
         self._check_going()
         summary = builder.seal()
-        builder.verify_written(self._draft.reader)
+        self._draft.complete()
         if self._draft.parentage.take_twin(bytes.fromhex(summary.content)):
             self._start_over()
             raise _Again
@@ -343,7 +344,12 @@ class Job:
             self.outcome = Changed("changed while it was verified", usable=False)
             return
         parent = self.parent if summary.parents else ""
-        name = self._draft.publish(self.path, local.permissions_at_most(f.status() for f in order.files.values()))
+        mode = local.permissions_at_most(file.status() for file in order.files.values())
+        try:
+            name = self._draft.publish(self.path, mode, bytes.fromhex(summary.content))
+        except TakenError as taken:
+            self.outcome = Elsewhere(taken.name)
+            return
         visible = time.time()
         last = max((i.mtime_ns for i in identities.values()), default=0) / 1e9
         self.bytes_out = summary.bytes_out
