@@ -24,7 +24,7 @@ __all__ = ["command"]
 @click.option("--profile", metavar="NAME", help="fast, balanced or max. [balanced]")
 @click.option("--memory", type=int, metavar="MB", help="Bound of the data in flight, in MiB. [512]")
 @click.option("--priority", metavar="NAME", help="low (while a writer works), idle (always) or normal. [low]")
-@click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source. [5]")
+@click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source, or the bucket. [5]")
 @click.option("--quiet-time", type=float, metavar="S", help="Seconds without a change that make a checkpoint complete.")
 @click.option("--grace", type=float, metavar="S", help="Seconds to complete what is nearly done when stopped. [10]")
 @click.option("--parent", metavar="ARCHIVE", help="A base model, for what has nothing before it in its run.")
@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Archive checkpoints from SOURCE in DEST while they are being written.
 
-    Each checkpoint becomes DEST/<its path>.arz; DEST is a folder, or the URL of one in a bucket. SOURCE is only read.
+    Each checkpoint becomes DEST/<its path>.arz. SOURCE is only read. Both are folders, or URLs of folders in buckets.
     One log line on standard error for each change of state; arzstream status DEST shows the whole. SOURCE is
     ./checkpoints and DEST ./archive unless named here or in the settings.
 
@@ -57,7 +57,7 @@ def command(
 
     \b
     arzstream watch runs/exp7 /archive/exp7
-    arzstream watch runs/exp7 s3://models/exp7 --once
+    arzstream watch s3://runs/exp7 s3://models/exp7
     arzstream watch runs/exp7 /archive/exp7 --keep-last 5 --keep-every 1000
     """
     from arzstream.daemon import log
@@ -91,8 +91,6 @@ def _checked(settings: Settings) -> Settings:
     from arzstream.errors import StorageError, UnsupportedError
     from arzstream.store.address import is_remote, is_url, redacted
 
-    if is_url(settings.source):
-        raise UnsupportedError(f"{redacted(settings.source)}: this version watches local folders only; name a folder")
     if is_remote(settings.dest):
         if Rules.of(settings).any:
             raise UnsupportedError(

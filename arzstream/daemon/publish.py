@@ -13,9 +13,9 @@ from arzstream.container.directory import open_directory
 from arzstream.container.records import FileRecord
 from arzstream.container.records import Kind as RecordKind
 from arzstream.container.scan import Replay
+from arzstream.daemon.census import Census
 from arzstream.daemon.destination import Destination, Growing
 from arzstream.daemon.scan import Item, Kind
-from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, CorruptError, StorageError
 from arzstream.store.ranges import RangeReader, open_reader
 
@@ -50,7 +50,7 @@ def existing(dest: Destination, path: bytes, source: str, *, now: bool = False) 
     return [os.path.join(folder, match) for _, match in sorted(found, reverse=True)]
 
 
-def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, source: str, by_hash: bool) -> bool:
+def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, census: Census, by_hash: bool) -> bool:
     """Is ``archive`` an archive of exactly these members: the same paths, sizes and times, and, ``by_hash``, content?
 
     ``by_hash`` reads the sources and compares SHA-256 instead of times. An archive that cannot be opened is not one.
@@ -71,13 +71,13 @@ def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, sou
             files[inside] = path
     if files.keys() != records.keys():
         return False
-    return all(_same(records[inside], source, path, members[path], by_hash) for inside, path in files.items())
+    return all(_same(records[inside], census, path, members[path], by_hash) for inside, path in files.items())
 
 
-def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: bool) -> bool:
+def _same(record: FileRecord, census: Census, path: bytes, item: Item, by_hash: bool) -> bool:
     if item.kind is Kind.LINK:  # followed when it was archived; what it points to has times of its own
         try:
-            status = os.stat(os.path.join(os.fsencode(source), path))
+            status = os.stat(os.path.join(census.root, path))
         except OSError:
             return False
     else:
@@ -86,12 +86,13 @@ def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: boo
         return False
     if not by_hash:
         return record.mtime == status.st_mtime_ns
-    target = os.path.realpath(os.path.join(os.fsencode(source), path)) if item.kind is Kind.LINK else b""
-    file = SourceFile(os.fsencode(source), path, keep=True, target=target)
+    target = os.path.realpath(os.path.join(census.root, path)) if item.kind is Kind.LINK else b""
+    file = census.open_file(path, keep=True, target=target)
     try:
         digest = hashlib.sha256()
-        for offset in range(0, record.size, READ_BYTES):
-            digest.update(file.read_at(offset, min(READ_BYTES, record.size - offset)))
+        with file.announced(0, record.size):
+            for offset in range(0, record.size, READ_BYTES):
+                digest.update(file.read_at(offset, min(READ_BYTES, record.size - offset)))
         return digest.digest() == record.sha256
     finally:
         file.close()

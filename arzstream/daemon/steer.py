@@ -35,6 +35,8 @@ Numbers = tuple[float, ...]
 NEVER: Numbers = (float("inf"),)
 PATIENCE = 15.0
 """Seconds for which a checkpoint waits for one before it that seems complete, and is not begun."""
+DISTANT_QUIET = {"strong": 0.1, "good": 5.0, "weak": 60.0}
+"""Seconds without a change that make a checkpoint in a store complete: nothing shows that an object is on its way."""
 SHORT_QUIET = 0.5
 """Seconds of quiet that are not waited for before the last work begins."""
 BLOAT_BYTES = 64 << 20
@@ -110,7 +112,9 @@ class Steering:
     def _look(self, track: Track, monotonic: float) -> None:
         track.open_files()
         quiet_time = self._shared.settings.quiet_time
-        quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
+        quiet = DISTANT_QUIET if self._census.distant else None
+        if quiet_time is not None:
+            quiet = dict.fromkeys(("strong", "good", "weak"), quiet_time)
         self._foretell(track, monotonic)
         verdict = track.judge(monotonic, quiet, self._past(track))
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
@@ -240,7 +244,7 @@ class Steering:
             if not names:
                 self._recognised[path] = fingerprint
                 return True
-            by_hash = bool(track.entry.identity)
+            by_hash = bool(track.entry.identity) or self._census.distant  # which has no times to go by
             future = self._recognisers.submit(self._recognise, names, dict(track.items), path, by_hash)
             future.add_done_callback(lambda _: self._shared.wake())
             self._recognising[path] = (fingerprint, future)
@@ -262,7 +266,7 @@ class Steering:
         """The first of ``names`` that holds just ``items``, or nothing."""
         for name in names:
             try:
-                if publish.holds(self._dest.place_of(name), items, path, source=self._source, by_hash=by_hash):
+                if publish.holds(self._dest.place_of(name), items, path, census=self._census, by_hash=by_hash):
                     return name
             except ArzError:
                 continue

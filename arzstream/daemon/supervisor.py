@@ -13,7 +13,9 @@ from typing import Any
 
 from arzstream.daemon import log
 from arzstream.daemon.bucket import Bucket, destination_at
+from arzstream.daemon.census import Census
 from arzstream.daemon.config import Settings, SettingsError
+from arzstream.daemon.distant import DistantCensus
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import FOLDER, Entry, Journal
 from arzstream.daemon.keeper import Keeper
@@ -29,6 +31,7 @@ from arzstream.daemon.watch import Hint, Hints
 from arzstream.errors import ArzError, StorageError
 from arzstream.formats.checkpoint import QUIET
 from arzstream.store import local
+from arzstream.store.address import is_remote, redacted
 from arzstream.store.lock import FileLock
 
 __all__ = ["Supervisor"]
@@ -50,8 +53,10 @@ class Supervisor:
         """``once``: end when nothing is left to do. ``reload`` gives fresh settings on SIGHUP."""
         self.settings = settings
         self._dest = destination_at(settings.dest)
-        self.source, self.dest = os.path.abspath(settings.source), self._dest.shown
-        if not self._dest.remote and os.path.realpath(self.source) == os.path.realpath(self.dest):
+        self.dest = self._dest.shown
+        self._distant = is_remote(settings.source)
+        self.source = redacted(settings.source).rstrip("/") if self._distant else os.path.abspath(settings.source)
+        if self.source == self.dest or os.path.realpath(self.source) == os.path.realpath(self.dest):
             raise SettingsError(f"{settings.source}: source and destination are the same folder; choose another one")
         self._once, self._reload = once, reload
         self._hints = Hints(self.source)
@@ -71,7 +76,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Work until told to stop (or, with ``once``, until nothing is left); returns the exit code."""
-        if not os.path.isdir(self.source):
+        if not self._distant and not os.path.isdir(self.source):
             raise StorageError(f"{self.source}: there is no such folder; create it, or name the one to watch")
         local.make_folders(os.path.join(self._dest.home, FOLDER))
         lock = FileLock(os.path.join(self._dest.home, FOLDER, "lock"))
@@ -136,14 +141,16 @@ class Supervisor:
             log.event("swept", removed=name)
         self._memory = Memory(journal)
         self._entries = self._memory.entries
-        self._roster = Roster(self.source, self.dest, self._memory, self._clock)
+        census = DistantCensus(self.settings.source, self.dest) if self._distant else Census(self.source, self.dest)
+        self._roster = Roster(census, self.dest, self._memory, self._clock)
         self._steering = Steering(self.source, self._dest, self._roster.census, self._shared, self._memory)
         self._keeper = Keeper(self.dest, self._shared, self._memory)
         if not self._dest.remote:
             settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
-        self._hints.start()
+        if not self._distant:
+            self._hints.start()
         enable_leases()
         self._memory.set_meta(pid=os.getpid(), started=time.time(), source=self.source, dest=self.dest, running=True)
         self._beat()
@@ -240,7 +247,7 @@ class Supervisor:
         started = time.monotonic()
         problem = self._roster.look_at_all(now)
         self._scan_seconds = time.monotonic() - started
-        wait = self.settings.rescan if self._hints.live else min(BLIND_RESCAN, self.settings.rescan)
+        wait = self.settings.rescan if self._hints.live or self._distant else min(BLIND_RESCAN, self.settings.rescan)
         self._next_scan = time.monotonic() + max(wait, STORM * self._scan_seconds)
         if problem != self._problem:
             level = logging.WARNING if problem else logging.INFO
@@ -263,7 +270,7 @@ class Supervisor:
     def _wants_scan(self, hints: Iterable[Hint], monotonic: float) -> bool:
         if self._hints.dead:
             self._hints.stop()
-        if not self._hints.live and monotonic >= self._next_scan and os.path.isdir(self.source):
+        if not self._distant and not self._hints.live and monotonic >= self._next_scan and os.path.isdir(self.source):
             self._hints.start()
         if any(self._roster.is_news(hint) for hint in hints):
             # At once, but not for every hint of a storm.

@@ -190,7 +190,8 @@ class Job:
                 builder = self._draft.open(self.path)
                 if file.job is None:
                     file.job = builder.add_file(path, file)
-                coded = builder.update(file.job, target)
+                with file.announced(file.coded, target):
+                    coded = builder.update(file.job, target)
             self._note_encoders()
             file.coded = target
             more = True
@@ -306,9 +307,10 @@ class Job:
                 if file.job is None:
                     file.job = builder.add_file(path, file)
                 size = file.size
-                if size - file.coded > HASH_AHEAD_BYTES:
+                if size - file.coded > HASH_AHEAD_BYTES and not file.distant:
                     ahead.append((file, hashing.submit(self._hash_ahead, file, size)))
-                builder.plan(file.job, size, final=True)
+                with file.announced(file.coded, size):
+                    builder.plan(file.job, size, final=True)
             waiting = {id(file): future for file, future in ahead}
             for file in order.files.values():
                 self._check_going()
@@ -318,7 +320,8 @@ class Job:
                 status = file.status()
                 mode = stat.S_IMODE(status.st_mode)
                 assert file.job is not None
-                builder.finish(file.job, size=status.st_size, mode=mode, mtime=status.st_mtime_ns)
+                with file.announced(0, status.st_size):
+                    builder.finish(file.job, size=status.st_size, mode=mode, mtime=status.st_mtime_ns)
                 self._count(builder)
 
     def _hash_ahead(self, file: SourceFile, size: int) -> None:

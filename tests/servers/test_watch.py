@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from arzstream.daemon.bucket import home_of
 from arzstream.daemon.journal import Entry, Journal
 from arzstream.store.backends import connect
 from arzstream.store.local import is_temporary
+from arzstream.store.publishing import NewObject
 from arzstream.testing import process, tensors
-from arzstream.testing.proxy import Fault, FaultProxy, Request, Reset, Stall, Status, Truncate
+from arzstream.testing.proxy import Around, Fault, FaultProxy, Request, Reset, Stall, Status, Truncate
 from arzstream.testing.servers import Server
 
 from .test_remote_archives import aws
@@ -171,6 +173,108 @@ def test_of_two_daemons_one_archives_a_checkpoint_and_the_other_takes_note(
     assert sum(published) == 4
     for step in range(4):
         bucket.verify(f"step-{step}.arz", source / f"step-{step}")
+
+
+def test_what_is_refused_one_name_may_be_given_another(bucket: Bucket) -> None:
+    written = [NewObject(f"{bucket.url}/it.arz", bucket.server.storage_options) for _ in range(2)]
+    for number, new in enumerate(written):
+        new.write(b"%d" % number)
+        new.complete()
+    written[0].publish(name="it.arz")
+    with pytest.raises(arzstream.StorageError, match="exists already"):
+        written[1].publish(name="it.arz")
+    written[1].publish(name="it.2.arz")
+    assert bucket.names() == ["it.2.arz", "it.arz"]
+
+
+class Upstream:
+    """Another folder of the bucket, which a training run saves to."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.url = f"{bucket.url}-in"
+        self._store, self._key = connect(self.url, bucket.server.storage_options)
+
+    def put(self, name: str, data: bytes) -> None:
+        upload = self._store.upload(f"{self._key}/{name}")
+        upload.part(0, memoryview(data), True)
+        upload.finish()
+
+    def land(self, folder: str, files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            self.put(f"{folder}/{name}", data)
+
+
+def restored(bucket: Bucket, name: str, into: Path) -> dict[str, bytes]:
+    arzstream.unpack(f"{bucket.url}/{name}", into, storage_options=bucket.server.storage_options)
+    return {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_saves_to_a_bucket_is_archived_in_another_though_killed_and_badly_served(
+    bucket: Bucket, run: Run, tmp_path: Path, proxies: Callable[[Server], FaultProxy]
+) -> None:
+    source, proxy, scratch = Upstream(bucket), proxies(bucket.server), tmp_path / "scratch"
+    scratch.mkdir()
+    bucket.env["TMPDIR"] = str(scratch)
+    faults: list[Fault | None] = [None, Status(503), None, None, Reset(), None, Truncate(10), None, Status(429), None]
+    source.land("run/step-0", run(0))
+    for step in range(3):
+        proxy.script(faults * 2)
+        with bucket.daemon(source.url, port=proxy.port) as daemon:
+            if step:
+                source.put(f"run/step-{step}/config.json", run(step)["config.json"])
+                source.put(f"run/step-{step}/model.safetensors", run(step)["model.safetensors"])
+            if step == 1:
+                daemon.until(lambda: daemon.output().count("checkpoint=run/step-1") > 1, "step-1 to be begun")
+                time.sleep(0.3)
+                daemon.kill()
+            else:
+                daemon.until(lambda step=step: f"run/step-{step}.arz" in bucket.archives(), f"step-{step}")
+                daemon.until(lambda step=step: done(bucket, f"run/step-{step}"), f"step-{step} to be written down")
+    assert bucket.names() == [f"run/step-{step}.arz" for step in range(3)] and bucket.unfinished() == []
+    for step in range(3):
+        assert restored(bucket, f"run/step-{step}.arz", tmp_path / f"step-{step}") == run(step)
+    kept = [path for root in (scratch, tmp_path / "state") for path in root.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in kept) < 200_000  # the journal, and no copy of anything
+    with arzstream.open(f"{bucket.url}/run/step-2.arz", bucket.server.storage_options) as archive:
+        assert archive.parents()[0][0] == "step-1.arz"
+
+
+def done(bucket: Bucket, path: str) -> bool:
+    entry = bucket.entries().get(os.fsencode(path))
+    return entry is not None and entry.state.value == "published"
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_archived_as_it_is_in_the_end(
+    bucket: Bucket, run: Run, tmp_path: Path, proxies: Callable[[Server], FaultProxy]
+) -> None:
+    source, proxy = Upstream(bucket), proxies(bucket.server)
+    source.land("model", run(0))
+    proxy.script(
+        [Around(after=lambda: source.put("model/model.safetensors", run(1)["model.safetensors"]))],
+        lambda r: r.method == "GET" and "-in/model/model.safetensors" in r.path and "range" in r.headers,
+    )
+    with bucket.daemon(source.url, port=proxy.port) as daemon:
+        daemon.until(lambda: "model.arz" in bucket.archives(), "the archive")
+        daemon.until(lambda: done(bucket, "model"), "it to be written down")
+    assert bucket.names() == ["model.arz"]
+    assert restored(bucket, "model.arz", tmp_path / "out") == run(1)
+
+
+def test_what_lies_in_a_bucket_is_archived_in_a_folder_and_not_again_by_the_next_daemon(
+    bucket: Bucket, run: Run, tmp_path: Path
+) -> None:
+    source, dest = Upstream(bucket), tmp_path / "dest"
+    source.land("run/step-0", run(0))
+    source.put("lone.safetensors", run(1)["model.safetensors"])
+    env = aws(bucket.server.port)
+    for lost in (False, False, True):
+        if lost:
+            shutil.rmtree(dest / ".arzstream")
+        done = process.arzstream("watch", source.url, dest, "--once", *OPTIONS, env=env)
+        assert done.returncode == 0 and "2 checkpoints archived" in done.stdout, done.stderr
+        assert process.leftovers(dest, ["lone.safetensors.arz", "run/step-0.arz"]) == []
+    arzstream.unpack(dest / "run/step-0.arz", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == run(0)
 
 
 def source_of(folder: Path) -> Path:
