@@ -32,6 +32,8 @@ MODE = 0o644
 """As ``pack`` gives to what lies in stores."""
 THREADS, WINDOW_BYTES = 4, 32 << 20
 """Requests at once for one object, and how much of it is fetched ahead."""
+BLOCK_BYTES, BLOCKS = 4 << 20, 6
+"""How much of an object is kept for the next look at it, while it is coded."""
 READ_BEFORE = 32
 """Small files that are kept open because rules read them again and again."""
 
@@ -46,7 +48,9 @@ class DistantFile(SourceFile):
         self.job, self.coded = None, 0
         self.identity = Identity.of(item.status)
         self._url, self._status = url, item.status
-        self._opening = threading.Lock()
+        self._opening, self._reading_blocks = threading.Lock(), threading.Lock()
+        self._blocks: dict[int, bytes] = {}
+        """The last that were used, oldest first."""
         self._remote: RemoteReader | None = None
 
     @property
@@ -61,12 +65,33 @@ class DistantFile(SourceFile):
         return self.size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        with self._translated():
-            return self._reader_now().read_at(offset, length)
+        out = bytearray(max(0, length))
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+        if offset + len(view) > self.size:
+            raise SourceChangedError(f"{self.name}: ends at byte {self.size}; it is coded again")
         with self._translated():
-            self._reader_now().read_into(offset, buffer)
+            while len(view):
+                block = self._block(offset // BLOCK_BYTES)
+                start = offset % BLOCK_BYTES
+                count = min(len(view), len(block) - start)
+                view[:count] = block[start : start + count]
+                view, offset = view[count:], offset + count
+
+    def _block(self, number: int) -> bytes:
+        """Coding looks at the same bytes several times: at the names, the parent, other tensors, the digest."""
+        with self._reading_blocks:
+            block = self._blocks.pop(number, None)
+            if block is None:
+                start = number * BLOCK_BYTES
+                block = self._reader_now().read_at(start, min(BLOCK_BYTES, self.size - start))
+            self._blocks[number] = block
+            if len(self._blocks) > BLOCKS:
+                self._blocks.pop(next(iter(self._blocks)), None)
+            return block
 
     def has_writer(self) -> bool | None:
         return False
@@ -83,10 +108,14 @@ class DistantFile(SourceFile):
             yield
         finally:
             announced.release()
+            with self._reading_blocks:
+                self._blocks.clear()
 
     def close(self) -> None:
         with self._opening:
             reader, self._remote = self._remote, None
+        with self._reading_blocks:
+            self._blocks.clear()
         if reader is not None:
             reader.close()
 

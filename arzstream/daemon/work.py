@@ -309,8 +309,7 @@ class Job:
                 size = file.size
                 if size - file.coded > HASH_AHEAD_BYTES and not file.distant:
                     ahead.append((file, hashing.submit(self._hash_ahead, file, size)))
-                with file.announced(file.coded, size):
-                    builder.plan(file.job, size, final=True)
+                builder.plan(file.job, size, final=True)
             waiting = {id(file): future for file, future in ahead}
             for file in order.files.values():
                 self._check_going()
