@@ -58,6 +58,8 @@ def command(
     """
     from arzstream.daemon.config import SettingsError, merged
     from arzstream.daemon.retain import Rules
+    from arzstream.errors import UnsupportedError
+    from arzstream.store.address import is_remote, redacted
 
     try:
         settings = merged(config, {"dest": dest, **options})
@@ -67,6 +69,11 @@ def command(
         raise click.UsageError("give either --yes or --dry-run")
     if not Rules.of(settings).any:
         raise click.UsageError("say what to keep: --keep-last, --keep-every, --keep-days or --keep-full")
+    if is_remote(settings.dest):
+        raise UnsupportedError(
+            f"{redacted(settings.dest)}: this version removes nothing from buckets; let their own rules do it, "
+            "for whole runs: an archive needs those that it was coded against"
+        )
     inventory, plan = _look(settings, not no_rebase)
     if not as_json and not quiet:
         _show(inventory, plan)
@@ -105,7 +112,8 @@ def _look(settings: Settings, rebase: bool) -> tuple[Inventory, Plan]:
 @contextlib.contextmanager
 def _owned(dest: str) -> Iterator[Memory]:
     """The journal of a destination that no daemon is at work on, tidied up."""
-    from arzstream.daemon import log, publish
+    from arzstream.daemon import log
+    from arzstream.daemon.destination import sweep
     from arzstream.daemon.journal import FOLDER, Journal
     from arzstream.daemon.memory import Memory
     from arzstream.daemon.prune import settle_retired
@@ -117,7 +125,7 @@ def _owned(dest: str) -> Iterator[Memory]:
         text = f"{dest}: a daemon is at work here; stop it first, or start it with these --keep options"
         raise UnwelcomeResult(text, STORAGE)
     try:
-        publish.sweep(dest)
+        sweep(dest)
         with Journal.open(dest) as journal:
             memory = Memory(journal)
             settle_retired(dest, memory)

@@ -28,17 +28,19 @@ def command(dest: str | None, config: str | None, as_json: bool) -> None:
     \b
     arzstream status /archive/exp7
     """
+    from arzstream.daemon.bucket import home_of
     from arzstream.daemon.config import SettingsError, merged
     from arzstream.daemon.journal import Journal
+    from arzstream.store.address import is_remote, redacted
 
     try:
         place = merged(config, {"dest": dest}).dest
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    with Journal.read(place) as journal:
+    with Journal.read(home_of(place), place) as journal:
         entries = [_checkpoint(entry, place) for entry in journal.entries().values()]
         result = {
-            "dest": os.path.abspath(place),
+            "dest": redacted(place) if is_remote(place) else os.path.abspath(place),
             "daemon": _daemon(journal.meta()),
             "checkpoints": entries,
             "archives": [_archive(archive, place) for archive in journal.archives().values()],
@@ -75,8 +77,10 @@ def _checkpoint(entry: Any, dest: str) -> dict[str, Any]:
 
 
 def _missing(parent: str, dest: str) -> bool:
-    """Is there a parent, and not where it was?"""
-    return bool(parent) and "://" not in parent and not os.path.lexists(os.path.join(dest, parent))
+    """Is there a parent, and not where it was? Stores are not asked."""
+    return (
+        bool(parent) and "://" not in parent and "://" not in dest and not os.path.lexists(os.path.join(dest, parent))
+    )
 
 
 def _archive(archive: Any, dest: str) -> dict[str, Any]:

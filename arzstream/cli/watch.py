@@ -24,7 +24,7 @@ __all__ = ["command"]
 @click.option("--profile", metavar="NAME", help="fast, balanced or max. [balanced]")
 @click.option("--memory", type=int, metavar="MB", help="Bound of the data in flight, in MiB. [512]")
 @click.option("--priority", metavar="NAME", help="low (while a writer works), idle (always) or normal. [low]")
-@click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source. [5]")
+@click.option("--rescan", type=float, metavar="S", help="Seconds between looks at the whole source, or the bucket. [5]")
 @click.option("--quiet-time", type=float, metavar="S", help="Seconds without a change that make a checkpoint complete.")
 @click.option("--grace", type=float, metavar="S", help="Seconds to complete what is nearly done when stopped. [10]")
 @click.option("--parent", metavar="ARCHIVE", help="A base model, for what has nothing before it in its run.")
@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Archive checkpoints from SOURCE in DEST while they are being written.
 
-    Each checkpoint becomes DEST/<its path>.arz. SOURCE is only read. One log line on standard error for each change
-    of state; arzstream status DEST shows the whole. SOURCE is ./checkpoints and DEST ./archive unless named here or in
-    the settings.
+    Each checkpoint becomes DEST/<its path>.arz. SOURCE is only read. Both are folders, or URLs of folders in buckets.
+    One log line on standard error for each change of state; arzstream status DEST shows the whole. SOURCE is
+    ./checkpoints and DEST ./archive unless named here or in the settings.
 
     A checkpoint is coded against the one before it in its run, and needs that archive from then on. All archives stay,
     unless a --keep option says which; archives that a kept one needs stay, too.
@@ -57,7 +57,7 @@ def command(
 
     \b
     arzstream watch runs/exp7 /archive/exp7
-    arzstream watch runs/exp7 /archive/exp7 --once
+    arzstream watch s3://runs/exp7 s3://models/exp7
     arzstream watch runs/exp7 /archive/exp7 --keep-last 5 --keep-every 1000
     """
     from arzstream.daemon import log
@@ -67,7 +67,7 @@ def command(
     named = {"source": source, "dest": dest, **options}
 
     def settings() -> Settings:
-        return _local(merged(config, named))
+        return _checked(merged(config, named))
 
     log.set_up("warning" if quiet and log_level is None else log_level)
     try:
@@ -85,14 +85,21 @@ def command(
     raise click.exceptions.Exit(code)
 
 
-def _local(settings: Settings) -> Settings:
-    """Buckets are another matter. A base model that is not there is a slip of the pen."""
+def _checked(settings: Settings) -> Settings:
+    """What does not work with stores yet is said at once. A base model that is not there is a slip of the pen."""
+    from arzstream.daemon.retain import Rules
     from arzstream.errors import StorageError, UnsupportedError
-    from arzstream.store.ranges import is_url
+    from arzstream.store.address import is_remote, is_url, redacted
 
-    for place in (settings.source, settings.dest):
-        if is_url(place):
-            raise UnsupportedError(f"{place}: this version watches and writes local folders only; name a folder")
+    if is_remote(settings.dest):
+        if Rules.of(settings).any:
+            raise UnsupportedError(
+                f"{redacted(settings.dest)}: this version removes nothing from buckets; leave the --keep options out"
+            )
+        if settings.parent:
+            raise UnsupportedError(
+                f"{redacted(settings.dest)}: --parent takes a local destination; leave it out, or name a folder"
+            )
     if settings.parent and not is_url(settings.parent) and not os.path.exists(settings.parent):
         raise StorageError(f"{settings.parent}: there is no such archive; name the one to code against (--parent)")
     return settings

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 
 from arzstream.daemon.scan import Item, Kind, Listing, look, scan
+from arzstream.daemon.source import SourceFile
 from arzstream.errors import StorageError
 from arzstream.formats.checkpoint import group, is_temporary
 
-__all__ = ["Census"]
+__all__ = ["Census", "grouped"]
 
 MASK = b"\0"
 """Disguises temporary names; no path has it."""
@@ -18,6 +19,9 @@ MASK = b"\0"
 class Census:
     """Looks at a source folder; leaves out the destination, should it lie inside."""
 
+    distant = False
+    """Is it a store's, whose times mean nothing, and which is looked at no more often than it must be?"""
+
     def __init__(self, source: str, dest: str) -> None:
         self.root = os.fsencode(source)
         self._dest = dest
@@ -25,7 +29,7 @@ class Census:
     def everything(self) -> tuple[dict[bytes, dict[bytes, Item]], dict[bytes, StorageError]]:
         """All checkpoints by path, each with its names; and the folders that could not be looked into."""
         listing = scan(self.root, skip=self._skipped())
-        return _grouped(listing), listing.unreadable
+        return grouped(listing), listing.unreadable
 
     def one(self, checkpoint: bytes) -> dict[bytes, Item]:
         """The names of one checkpoint, or nothing if it is none any more. Raises StorageError if it cannot be told."""
@@ -39,7 +43,7 @@ class Census:
             listing.items[checkpoint] = item
         for error in listing.unreadable.values():
             raise error
-        return _grouped(listing).get(checkpoint, {})
+        return grouped(listing).get(checkpoint, {})
 
     def unchanged(self, checkpoint: bytes, items: Mapping[bytes, Item]) -> bool:
         """Does the checkpoint still hold these files and no others? Names that were deleted do not count: whoever
@@ -59,6 +63,16 @@ class Census:
                 return False
         return True
 
+    def open_file(self, path: bytes, *, keep: bool, target: bytes = b"") -> SourceFile:
+        """Open a file of a checkpoint; see :class:`~arzstream.daemon.source.SourceFile`."""
+        return SourceFile(self.root, path, keep=keep, target=target)
+
+    def read_beside(self, path: bytes, most: int) -> tuple[bytes, int] | None:
+        """A file of up to ``most`` bytes that need not belong to a checkpoint, and when it was written (ns)."""
+        file = SourceFile(self.root, path, keep=False)
+        status = file.status()
+        return (file.read_at(0, status.st_size), status.st_mtime_ns) if status.st_size <= most else None
+
     def _skipped(self) -> frozenset[tuple[int, int]]:
         try:
             status = os.stat(self._dest)
@@ -67,7 +81,8 @@ class Census:
         return frozenset({(status.st_dev, status.st_ino)})
 
 
-def _grouped(listing: Listing) -> dict[bytes, dict[bytes, Item]]:
+def grouped(listing: Listing) -> dict[bytes, dict[bytes, Item]]:
+    """Checkpoints by path, each with its names."""
     names = [path for path, item in listing.items.items() if item.kind in (Kind.FILE, Kind.LINK)]
     groups = {key: {path: listing.items[path] for path in paths} for key, paths in _groups(names).items()}
     owners = {path: key for key, paths in groups.items() for path in paths}

@@ -12,7 +12,7 @@ from arzstream.daemon.parentage import InUse
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError
 
-__all__ = ["Changed", "Failed", "Finish", "Outcome", "Published", "Shared"]
+__all__ = ["Changed", "Elsewhere", "Failed", "Finish", "Outcome", "Published", "Shared"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,14 @@ class Failed:
     in_source: bool
 
 
-Outcome = Published | Changed | Failed
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """Another daemon has published an archive of just this under ``name``."""
+
+    name: str
+
+
+Outcome = Published | Changed | Elsewhere | Failed
 
 
 class Shared:

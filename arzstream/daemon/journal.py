@@ -21,6 +21,7 @@ from typing import Any
 from arzstream.daemon.states import NEXT, State
 from arzstream.errors import StorageError, UnsupportedError
 from arzstream.store import local
+from arzstream.store.address import redacted
 
 __all__ = ["FOLDER", "Archive", "Entry", "Journal", "StateError"]
 
@@ -157,11 +158,13 @@ class Journal:
         raise StorageError(f"{path}: cannot open the journal, and not begin a new one; remove the folder {folder}")
 
     @classmethod
-    def read(cls, dest: str) -> Journal:
-        """Open the journal read-only, whether a daemon is running or not."""
+    def read(cls, dest: str, shown: str = "") -> Journal:
+        """Open the journal read-only, whether a daemon is running or not. ``shown`` is the destination, where the
+        journal lies elsewhere."""
         path = os.path.join(dest, FOLDER, NAME)
         if not os.path.exists(path):
-            raise StorageError(f"{dest}: no daemon has worked here yet; start one with arzstream watch SOURCE {dest}")
+            place = redacted(shown or dest)
+            raise StorageError(f"{place}: no daemon has worked here yet; start one with arzstream watch SOURCE {place}")
         address = "file:" + _quoted(path)
         for query in ("?mode=ro", "?mode=ro&immutable=1"):  # the second where the folder cannot be written to
             try:

@@ -11,6 +11,7 @@ from arzstream.archive.ancestry import SHOWN_DIGITS
 from arzstream.archive.reader import open as open_archive
 from arzstream.container.directory import open_directory
 from arzstream.container.records import Kind
+from arzstream.daemon.destination import Destination
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import Archive
 from arzstream.daemon.memory import Memory
@@ -20,7 +21,7 @@ from arzstream.daemon.runs import candidates, family
 from arzstream.errors import ArzError
 from arzstream.formats.base import Layout
 from arzstream.formats.checkpoint import Past, common
-from arzstream.store.ranges import LocalReader, is_url
+from arzstream.store.ranges import is_url, open_reader
 
 __all__ = ["Lineages", "recorded"]
 
@@ -36,7 +37,7 @@ REMEMBERED = 256
 class Lineages:
     """Used by the supervisor's thread only."""
 
-    def __init__(self, dest: str, shared: Shared, memory: Memory) -> None:
+    def __init__(self, dest: Destination, shared: Shared, memory: Memory) -> None:
         self._dest, self._shared, self._memory = dest, shared, memory
         self._holdings: dict[str, Mapping[bytes, tuple[int, int]]] = {}
 
@@ -47,11 +48,10 @@ class Lineages:
             return NONE
         places, note = [], ""
         for archive in self._candidates(path):
-            place = os.path.join(self._dest, archive.name)
             if archive.retired:
                 continue
-            if os.path.lexists(place):
-                places.append(place)
+            if self._dest.exists(archive.name):
+                places.append(self._dest.place_of(archive.name))
             elif archive.path != path and not places and not note:  # the likeliest of all is gone
                 shown = f" (content {archive.content[:SHOWN_DIGITS]}…)" if archive.content else ""
                 note = f"{archive.name}{shown} is missing"
@@ -91,7 +91,7 @@ class Lineages:
         if name not in self._holdings:
             files: dict[bytes, tuple[int, int]] = {}
             try:
-                with LocalReader(os.path.join(self._dest, name)) as reader:
+                with open_reader(self._dest.place_of(name)) as reader:
                     for _, record in open_directory(reader).files:
                         if record.kind == Kind.REGULAR:
                             files[record.path] = (record.size, record.mtime)
@@ -109,16 +109,10 @@ class Lineages:
         """Archives that lie where those of its run lie, and that the journal does not know: it may be new."""
         folder = os.fsdecode(os.path.dirname(path))
         found = []
-        try:
-            entries = list(os.scandir(os.path.join(self._dest, folder)))
-        except OSError:
-            return []
-        for entry in entries:
-            name, match = os.path.join(folder, entry.name), NUMBERED.match(entry.name)
-            if match is None or name in self._memory.archives or not entry.is_file(follow_symlinks=False):
-                continue
-            written = entry.stat(follow_symlinks=False).st_mtime
-            found.append(Archive(name, os.fsencode(os.path.join(folder, match[1])), written, 0, 0, ""))
+        for name, written in self._dest.archives_in(folder).items():
+            match = NUMBERED.match(os.path.basename(name))
+            if match is not None and name not in self._memory.archives:
+                found.append(Archive(name, os.fsencode(os.path.join(folder, match[1])), written, 0, 0, ""))
         return found
 
     def found(self, name: str, path: bytes) -> Archive:
@@ -127,17 +121,15 @@ class Lineages:
 
     def name_of(self, place: str) -> str:
         """How an archive is called in the journal: relative to the destination, if it lies there."""
-        inside = os.path.relpath(place, self._dest) if place else ""
-        return place if inside.startswith("..") else inside
+        return self._dest.name_of(place) if place else ""
 
 
-def recorded(dest: str, name: str, path: bytes) -> Archive:
+def recorded(dest: Destination, name: str, path: bytes) -> Archive:
     """What the journal remembers of the archive ``name`` of checkpoint ``path``, from the archive itself."""
-    place = os.path.join(dest, name)
-    status = os.stat(place)
+    size, written = dest.facts(name)
     content = parent = ""
     try:
-        with LocalReader(place) as reader:
+        with open_reader(dest.place_of(name)) as reader:
             directory = open_directory(reader)
         content = (directory.content or b"").hex()
         if directory.parents and directory.parents[0].hint:
@@ -145,4 +137,4 @@ def recorded(dest: str, name: str, path: bytes) -> Archive:
     except ArzError:
         pass  # it was read a moment ago; what is wrong with it shows when it is used
     bytes_in = sum(record.size for _, record in directory.files) if content else 0
-    return Archive(name, path, status.st_mtime, bytes_in, status.st_size, content, parent)
+    return Archive(name, path, written, bytes_in, size, content, parent)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from arzstream.archive.ancestry import Ancestry
 from arzstream.archive.gain import gain
@@ -19,6 +19,7 @@ from arzstream.container.state import ArchiveState
 from arzstream.daemon.runs import held, same_run, share
 from arzstream.errors import ArzError, MissingParentError
 from arzstream.formats.base import Layout
+from arzstream.store.address import is_url
 
 __all__ = ["NONE", "Choice", "InUse", "Parentage"]
 
@@ -56,7 +57,7 @@ class InUse:
         self.lock = threading.Lock()
         self._guard = threading.Lock()
         self._users: dict[int, frozenset[bytes]] = {}
-        self._damaged: set[tuple[int, int, int]] = set()
+        self._damaged: set[Hashable] = set()
 
     def use(self, user: object, contents: frozenset[bytes]) -> None:
         """``user`` needs archives with these contents, and no others, from now on."""
@@ -218,7 +219,9 @@ class Parentage:
         self.judged = False
 
 
-def _identity(place: str) -> tuple[int, int, int]:
+def _identity(place: str) -> Hashable:
+    if is_url(place):  # an archive in a store is never replaced by the daemon
+        return place
     try:
         status = os.stat(place)
     except OSError:

@@ -6,24 +6,31 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from arzstream.archive.verify import verify_reader
 from arzstream.container.directory import open_directory
 from arzstream.container.records import FileRecord
 from arzstream.container.records import Kind as RecordKind
 from arzstream.container.scan import Replay
-from arzstream.daemon.journal import FOLDER
+from arzstream.daemon.census import Census
+from arzstream.daemon.destination import Destination, Growing
 from arzstream.daemon.scan import Item, Kind
-from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, CorruptError, StorageError
-from arzstream.store import local
-from arzstream.store.ranges import LocalReader
+from arzstream.store.ranges import RangeReader, open_reader
 
-__all__ = ["archive_name", "check", "existing", "holds", "make_visible", "sweep"]
+__all__ = ["TakenError", "archive_name", "check", "existing", "holds", "make_visible"]
 
 SUFFIX = ".arz"
 READ_BYTES = 8 << 20
+
+
+class TakenError(Exception):
+    """Another daemon has archived it; ``name`` is the archive's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 def archive_name(path: bytes, source: str, number: int = 1) -> str:
@@ -32,26 +39,24 @@ def archive_name(path: bytes, source: str, number: int = 1) -> str:
     return f"{stem}{SUFFIX}" if number == 1 else f"{stem}.{number}{SUFFIX}"
 
 
-def existing(dest: str, path: bytes, source: str) -> list[str]:
-    """Names of archives of this checkpoint that lie in the destination, newest number first."""
+def existing(dest: Destination, path: bytes, source: str, *, now: bool = False) -> list[str]:
+    """Names of archives of this checkpoint that lie in the destination, newest number first. ``now``: at this moment,
+    and not some seconds ago."""
     first = archive_name(path, source)
     folder, name = os.path.split(first)
     pattern = re.compile(re.escape(name[: -len(SUFFIX)]) + r"(?:\.(\d+))?" + re.escape(SUFFIX))
-    try:
-        names = os.listdir(os.path.join(dest, folder))
-    except OSError:
-        return []
+    names = dest.names_in(folder, now=now)
     found = [(int(match[1] or 1), match[0]) for match in map(pattern.fullmatch, names) if match]
     return [os.path.join(folder, match) for _, match in sorted(found, reverse=True)]
 
 
-def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, source: str, by_hash: bool) -> bool:
+def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, census: Census, by_hash: bool) -> bool:
     """Is ``archive`` an archive of exactly these members: the same paths, sizes and times, and, ``by_hash``, content?
 
     ``by_hash`` reads the sources and compares SHA-256 instead of times. An archive that cannot be opened is not one.
     """
     try:
-        with LocalReader(archive) as reader:
+        with open_reader(archive) as reader:
             directory = open_directory(reader)
             if not directory.sealed:
                 return False
@@ -66,13 +71,13 @@ def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, sou
             files[inside] = path
     if files.keys() != records.keys():
         return False
-    return all(_same(records[inside], source, path, members[path], by_hash) for inside, path in files.items())
+    return all(_same(records[inside], census, path, members[path], by_hash) for inside, path in files.items())
 
 
-def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: bool) -> bool:
+def _same(record: FileRecord, census: Census, path: bytes, item: Item, by_hash: bool) -> bool:
     if item.kind is Kind.LINK:  # followed when it was archived; what it points to has times of its own
         try:
-            status = os.stat(os.path.join(os.fsencode(source), path))
+            status = os.stat(os.path.join(census.root, path))
         except OSError:
             return False
     else:
@@ -81,18 +86,19 @@ def _same(record: FileRecord, source: str, path: bytes, item: Item, by_hash: boo
         return False
     if not by_hash:
         return record.mtime == status.st_mtime_ns
-    target = os.path.realpath(os.path.join(os.fsencode(source), path)) if item.kind is Kind.LINK else b""
-    file = SourceFile(os.fsencode(source), path, keep=True, target=target)
+    target = os.path.realpath(os.path.join(census.root, path)) if item.kind is Kind.LINK else b""
+    file = census.open_file(path, keep=True, target=target)
     try:
         digest = hashlib.sha256()
-        for offset in range(0, record.size, READ_BYTES):
-            digest.update(file.read_at(offset, min(READ_BYTES, record.size - offset)))
+        with file.announced(0, record.size):
+            for offset in range(0, record.size, READ_BYTES):
+                digest.update(file.read_at(offset, min(READ_BYTES, record.size - offset)))
         return digest.digest() == record.sha256
     finally:
         file.close()
 
 
-def check(reader: LocalReader, expected: Mapping[bytes, tuple[int, int]], replay: Replay | None) -> None:
+def check(reader: RangeReader, expected: Mapping[bytes, tuple[int, int]], replay: Replay | None) -> None:
     """The last look before an archive becomes visible: every header and stored byte that ``replay`` has not checked
     while it grew, the index against a scan of the frames, and that it holds exactly the ``expected`` files, by path:
     (size, mtime in ns)."""
@@ -103,18 +109,25 @@ def check(reader: LocalReader, expected: Mapping[bytes, tuple[int, int]], replay
         raise CorruptError(f"{reader.name}: does not hold the files it should; it is written again")
 
 
-def make_visible(temporary: str, dest: str, path: bytes, source: str) -> str:
-    """Publish under the first free name; returns it, relative to the destination. Nothing is ever replaced."""
-    taken = existing(dest, path, source)
-    number = 1 + max((_number(name) for name in taken), default=0)
+def make_visible(growing: Growing, dest: Destination, path: bytes, source: str, mode: int, content: bytes) -> str:
+    """Publish under the first free name; returns it, relative to the destination. Nothing is ever replaced.
+
+    Raises :class:`TakenError` if another daemon has published an archive of the same ``content`` meanwhile.
+    """
+    refused: list[str] = []
     while True:
-        name = archive_name(path, source, number)
+        taken = [*refused, *existing(dest, path, source, now=True)]
+        if dest.remote:  # a local destination is locked
+            same = next((name for name in taken if dest.content_of(name) == content), None)
+            if same is not None:
+                raise TakenError(same)
+        name = archive_name(path, source, 1 + max((_number(name) for name in taken), default=0))
         try:
-            local.publish(temporary, os.path.join(dest, name))
+            growing.publish(name, mode)
         except StorageError as error:
             if error.errno != errno.EEXIST:
                 raise
-            number += 1
+            refused.append(name)  # a listing need not show it yet
             continue
         return name
 
@@ -122,24 +135,3 @@ def make_visible(temporary: str, dest: str, path: bytes, source: str) -> str:
 def _number(name: str) -> int:
     match = re.search(r"\.(\d+)" + re.escape(SUFFIX) + "$", name)
     return int(match[1]) if match else 1
-
-
-def sweep(dest: str) -> list[str]:
-    """Remove what an earlier daemon left half written; call it only with the destination's lock held.
-
-    Folders below that are destinations of their own (they have a journal) are not ours to sweep.
-    """
-    removed = []
-    for name in _leftovers(dest):
-        if local.unlink(name):
-            removed.append(name)
-    return removed
-
-
-def _leftovers(dest: str) -> Iterator[str]:
-    for folder, folders, names in os.walk(dest):
-        if folder != dest and FOLDER in folders:
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if name != FOLDER]
-        yield from (os.path.join(folder, name) for name in names if local.is_temporary(name))

@@ -26,13 +26,18 @@ __all__ = ["Roster"]
 class Roster:
     """Keeps ``tracks`` up to date with what lies in the source. Used by the main thread only."""
 
-    def __init__(self, source: str, dest: str, memory: Memory, clock: Clock) -> None:
+    def __init__(self, census: Census, dest: str, memory: Memory, clock: Clock) -> None:
         self.tracks: dict[bytes, Track] = {}
-        self.census = Census(source, dest)
+        self.census = census
         self.looked_at = 0.0
         """Monotonic seconds of the last look at everything."""
-        self._source, self._memory, self._clock = source, memory, clock
+        self._memory, self._clock = memory, clock
         self._dest = os.fsencode(dest) + b"/"
+
+    @property
+    def _trusted(self) -> bool:
+        """Do the times of files tell how old they are?"""
+        return self._clock.trusted and not self.census.distant
 
     def look_at_all(self, now: tuple[float, float]) -> str:
         """Rescan; returns why the source cannot be looked at, or nothing."""
@@ -40,6 +45,8 @@ class Roster:
         try:
             groups, unreadable = self.census.everything()
         except StorageError as error:
+            if self.census.distant:  # nothing is known; what is under way goes on
+                return str(error)
             for track in self.tracks.values():
                 track.gone = True
             return str(error)
@@ -48,7 +55,7 @@ class Roster:
         fresh = [path for path in groups if path not in self.tracks]
         for path, track in self.tracks.items():
             if not track.frozen and track.unreadable is None:
-                track.update(groups.get(path, {}), now, trusted=self._clock.trusted)
+                track.update(groups.get(path, {}), now, trusted=self._trusted)
         for path in fresh:
             self._meet(path, groups[path], now)
         self._note_unreadable(groups, problems)  # also of those just met
@@ -61,7 +68,7 @@ class Roster:
             if track.frozen or track.queued or track.unreadable is not None or track.entry.state is State.BLOCKED:
                 continue
             try:
-                track.update(self.census.one(path), now, trusted=self._clock.trusted)
+                track.update(self.census.one(path), now, trusted=self._trusted)
             except StorageError:
                 return True
             if track.gone:  # or renamed; only a look at everything tells
@@ -114,7 +121,7 @@ class Roster:
         track = self._renamed_from(items)
         if track is None:
             entry = entry or self._new_entry(path)
-            track = Track(self._source, entry, keep_open=_keep_open())
+            track = Track(self.census, entry, keep_open=_keep_open())
         else:
             old = track.path
             del self.tracks[old]
@@ -127,7 +134,7 @@ class Roster:
                 track.rename(path)
             log.event("renamed", checkpoint=path, before=old)
         self.tracks[path] = track
-        track.update(items, now, trusted=self._clock.trusted)
+        track.update(items, now, trusted=self._trusted)
 
     def _new_entry(self, path: bytes) -> Entry:
         entry = self._memory.entries[path] = Entry(path, since=time.time(), seen=time.time())
@@ -150,7 +157,7 @@ class Roster:
         for path, problem in problems.items():
             track = self.track_of(path)
             if track is None:
-                track = Track(self._source, self._memory.entries.get(path) or self._new_entry(path), keep_open=0)
+                track = Track(self.census, self._memory.entries.get(path) or self._new_entry(path), keep_open=0)
                 self.tracks[path] = track
             blocked[track.path] = problem
         for path, track in list(self.tracks.items()):

@@ -39,6 +39,9 @@ class SourceFile:
     opened for each use and must still be the same file. ``path`` may change (a rename), the inode may not.
     """
 
+    distant = False
+    """Does each byte that is read cost a transfer?"""
+
     def __init__(self, root: bytes, path: bytes, *, keep: bool, target: bytes = b"") -> None:
         """Open ``root/path``, or, for a link that is followed, the absolute path ``target``."""
         self.root, self.path, self.target, self.keep = root, path, target, keep
@@ -89,6 +92,11 @@ class SourceFile:
         """Has anyone it open for writing? None if that cannot be told."""
         with self._opened() as reader:
             return has_writer(reader.fileno())
+
+    @contextlib.contextmanager
+    def announced(self, start: int, end: int) -> Iterator[None]:
+        """What is between ``start`` and ``end`` will be read, about in order."""
+        yield
 
     def close(self) -> None:
         with self._lock:

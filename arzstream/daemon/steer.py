@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -10,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from arzstream.daemon import log, publish
 from arzstream.daemon.census import Census
+from arzstream.daemon.destination import Destination, DestinationError
 from arzstream.daemon.draft import Draft
-from arzstream.daemon.handover import Changed, Failed, Published, Shared
+from arzstream.daemon.handover import Changed, Elsewhere, Failed, Published, Shared
 from arzstream.daemon.journal import Archive
 from arzstream.daemon.lineages import Lineages
 from arzstream.daemon.memory import Memory
@@ -33,6 +35,8 @@ Numbers = tuple[float, ...]
 NEVER: Numbers = (float("inf"),)
 PATIENCE = 15.0
 """Seconds for which a checkpoint waits for one before it that seems complete, and is not begun."""
+DISTANT_QUIET = {"strong": 0.1, "good": 5.0, "weak": 60.0}
+"""Seconds without a change that make a checkpoint in a store complete: nothing shows that an object is on its way."""
 SHORT_QUIET = 0.5
 """Seconds of quiet that are not waited for before the last work begins."""
 BLOAT_BYTES = 64 << 20
@@ -42,7 +46,7 @@ FREED_BYTES = 1 << 20
 class Steering:
     """Takes decisions for tracks; knows what they share. Used by the supervisor's thread only."""
 
-    def __init__(self, source: str, dest: str, census: Census, shared: Shared, memory: Memory) -> None:
+    def __init__(self, source: str, dest: Destination, census: Census, shared: Shared, memory: Memory) -> None:
         self._source, self._dest = source, dest
         self._census, self._shared, self._memory = census, shared, memory
         self._lineages = Lineages(dest, shared, memory)
@@ -103,12 +107,14 @@ class Steering:
         except SourceChangedError:
             return  # the next look at the folder shows what it is now
         except ArzError as error:
-            self.block(track, problem_of(error, in_source=True))
+            self.block(track, problem_of(error, in_source=not isinstance(error, DestinationError)))
 
     def _look(self, track: Track, monotonic: float) -> None:
         track.open_files()
         quiet_time = self._shared.settings.quiet_time
-        quiet = None if quiet_time is None else dict.fromkeys(("strong", "good", "weak"), quiet_time)
+        quiet = DISTANT_QUIET if self._census.distant else None
+        if quiet_time is not None:
+            quiet = dict.fromkeys(("strong", "good", "weak"), quiet_time)
         self._foretell(track, monotonic)
         verdict = track.judge(monotonic, quiet, self._past(track))
         track.entry.strength, track.entry.bytes_in = verdict.strength, track.bytes_in
@@ -209,7 +215,8 @@ class Steering:
             return True
         if entry.state is not State.BLOCKED and track.rests and track.survives_deletion:
             # It was complete, only not yet old enough to be believed: that it was deleted settles the matter.
-            self._begin_finish(track, time.monotonic())
+            with contextlib.suppress(DestinationError):  # it is tried again at the next look
+                self._begin_finish(track, time.monotonic())
             return False
         track.close()
         self._recognising.pop(track.path, None)
@@ -237,7 +244,7 @@ class Steering:
             if not names:
                 self._recognised[path] = fingerprint
                 return True
-            by_hash = bool(track.entry.identity)
+            by_hash = bool(track.entry.identity) or self._census.distant  # which has no times to go by
             future = self._recognisers.submit(self._recognise, names, dict(track.items), path, by_hash)
             future.add_done_callback(lambda _: self._shared.wake())
             self._recognising[path] = (fingerprint, future)
@@ -259,7 +266,7 @@ class Steering:
         """The first of ``names`` that holds just ``items``, or nothing."""
         for name in names:
             try:
-                if publish.holds(os.path.join(self._dest, name), items, path, source=self._source, by_hash=by_hash):
+                if publish.holds(self._dest.place_of(name), items, path, census=self._census, by_hash=by_hash):
                     return name
             except ArzError:
                 continue
@@ -297,6 +304,10 @@ class Steering:
             else:
                 track.job = None
                 job.discard()
+        elif isinstance(outcome, Elsewhere):
+            track.frozen = False
+            self._move(track, State.VERIFYING)
+            self._adopt(track, outcome.name, track.fingerprint)
         elif isinstance(outcome, Failed):
             track.frozen = False
             track.job = None
@@ -340,21 +351,14 @@ class Steering:
         entry.attempts += 1
         self._move(track, State.BLOCKED, problem.advice, reason=problem)
         entry.retry = time.time() + backoff(entry.attempts)
-        self._free_when_blocked[track.path] = self._free() if problem.reason is Reason.DISK_FULL else -1
+        self._free_when_blocked[track.path] = self._dest.free() if problem.reason is Reason.DISK_FULL else -1
         self._memory.changed(entry)
 
     def _may_retry(self, track: Track, wall: float) -> bool:
         if wall >= track.entry.retry:
             return True
         free = self._free_when_blocked.get(track.path, -1)
-        return free >= 0 and self._free() > free + FREED_BYTES
-
-    def _free(self) -> int:
-        try:
-            status = os.statvfs(self._dest)
-        except (OSError, AttributeError):
-            return -1
-        return status.f_bavail * status.f_frsize
+        return free >= 0 and self._dest.free() > free + FREED_BYTES
 
     # ------------------------------------------------------------------------------------ telling
 

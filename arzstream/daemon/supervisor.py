@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from arzstream.daemon import log, publish
+from arzstream.daemon import log
+from arzstream.daemon.bucket import Bucket, destination_at
+from arzstream.daemon.census import Census
 from arzstream.daemon.config import Settings, SettingsError
+from arzstream.daemon.distant import DistantCensus
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.journal import FOLDER, Entry, Journal
 from arzstream.daemon.keeper import Keeper
@@ -24,9 +28,10 @@ from arzstream.daemon.states import DONE, Reason, State
 from arzstream.daemon.steer import Steering
 from arzstream.daemon.track import Track
 from arzstream.daemon.watch import Hint, Hints
-from arzstream.errors import StorageError
+from arzstream.errors import ArzError, StorageError
 from arzstream.formats.checkpoint import QUIET
 from arzstream.store import local
+from arzstream.store.address import is_remote, redacted
 from arzstream.store.lock import FileLock
 
 __all__ = ["Supervisor"]
@@ -36,6 +41,7 @@ TICK_LANDING, TICK_SETTLING = 0.05, 0.02
 TICK_BLOCKED, BEAT_EVERY = 0.5, 5.0
 BLIND_RESCAN = 1.0
 """Seconds between rescans where the system reports no changes."""
+OWNER_BYTES = 6
 STORM = 10
 """Rescans because of hints take at most one part in so many of the time."""
 
@@ -46,8 +52,11 @@ class Supervisor:
     def __init__(self, settings: Settings, *, once: bool = False, reload: Callable[[], Settings] | None = None) -> None:
         """``once``: end when nothing is left to do. ``reload`` gives fresh settings on SIGHUP."""
         self.settings = settings
-        self.source, self.dest = os.path.abspath(settings.source), os.path.abspath(settings.dest)
-        if os.path.realpath(self.source) == os.path.realpath(self.dest):
+        self._dest = destination_at(settings.dest)
+        self.dest = self._dest.shown
+        self._distant = is_remote(settings.source)
+        self.source = redacted(settings.source).rstrip("/") if self._distant else os.path.abspath(settings.source)
+        if self.source == self.dest or os.path.realpath(self.source) == os.path.realpath(self.dest):
             raise SettingsError(f"{settings.source}: source and destination are the same folder; choose another one")
         self._once, self._reload = once, reload
         self._hints = Hints(self.source)
@@ -67,14 +76,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Work until told to stop (or, with ``once``, until nothing is left); returns the exit code."""
-        if not os.path.isdir(self.source):
+        if not self._distant and not os.path.isdir(self.source):
             raise StorageError(f"{self.source}: there is no such folder; create it, or name the one to watch")
-        local.make_folders(os.path.join(self.dest, FOLDER))
-        lock = FileLock(os.path.join(self.dest, FOLDER, "lock"))
+        local.make_folders(os.path.join(self._dest.home, FOLDER))
+        lock = FileLock(os.path.join(self._dest.home, FOLDER, "lock"))
         try:
             with self._orders:
                 if self._take(lock):
-                    with Journal.open(self.dest) as journal:
+                    with Journal.open(self._dest.home) as journal:
                         self._work(journal)
         finally:
             lock.release()
@@ -126,17 +135,22 @@ class Supervisor:
 
     def _begin(self, journal: Journal) -> None:
         _raise_file_limit()
-        for name in publish.sweep(self.dest):
-            log.event("swept", removed=os.path.relpath(name, self.dest))
+        if isinstance(self._dest, Bucket):
+            self._dest.own(_owner(journal))
+        for name in self._dest.sweep():
+            log.event("swept", removed=name)
         self._memory = Memory(journal)
         self._entries = self._memory.entries
-        self._roster = Roster(self.source, self.dest, self._memory, self._clock)
-        self._steering = Steering(self.source, self.dest, self._roster.census, self._shared, self._memory)
+        census = DistantCensus(self.settings.source, self.dest) if self._distant else Census(self.source, self.dest)
+        self._roster = Roster(census, self.dest, self._memory, self._clock)
+        self._steering = Steering(self.source, self._dest, self._roster.census, self._shared, self._memory)
         self._keeper = Keeper(self.dest, self._shared, self._memory)
-        settle_retired(self.dest, self._memory)
+        if not self._dest.remote:
+            settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
-        self._hints.start()
+        if not self._distant:
+            self._hints.start()
         enable_leases()
         self._memory.set_meta(pid=os.getpid(), started=time.time(), source=self.source, dest=self.dest, running=True)
         self._beat()
@@ -147,7 +161,7 @@ class Supervisor:
         if entry.state is State.RETIRED:
             return
         if entry.state is State.PUBLISHED:
-            if os.path.lexists(os.path.join(self.dest, entry.archive)):
+            if self._dest.exists(entry.archive):
                 return
             log.event("archive-missing", level=logging.WARNING, checkpoint=entry.path, archive=entry.archive)
             entry.archive = entry.identity = ""
@@ -171,6 +185,7 @@ class Supervisor:
             track.close()
         self._steering.close()
         self._keeper.close()
+        self._dest.close()
         self._memory.set_meta(running=False)
         self._beat()
         self._memory.flush(force=True)
@@ -232,7 +247,7 @@ class Supervisor:
         started = time.monotonic()
         problem = self._roster.look_at_all(now)
         self._scan_seconds = time.monotonic() - started
-        wait = self.settings.rescan if self._hints.live else min(BLIND_RESCAN, self.settings.rescan)
+        wait = self.settings.rescan if self._hints.live or self._distant else min(BLIND_RESCAN, self.settings.rescan)
         self._next_scan = time.monotonic() + max(wait, STORM * self._scan_seconds)
         if problem != self._problem:
             level = logging.WARNING if problem else logging.INFO
@@ -255,7 +270,7 @@ class Supervisor:
     def _wants_scan(self, hints: Iterable[Hint], monotonic: float) -> bool:
         if self._hints.dead:
             self._hints.stop()
-        if not self._hints.live and monotonic >= self._next_scan and os.path.isdir(self.source):
+        if not self._distant and not self._hints.live and monotonic >= self._next_scan and os.path.isdir(self.source):
             self._hints.start()
         if any(self._roster.is_news(hint) for hint in hints):
             # At once, but not for every hint of a storm.
@@ -289,7 +304,7 @@ class Supervisor:
             return
         try:
             fresh = self._reload()
-        except (SettingsError, StorageError) as error:
+        except (SettingsError, ArzError) as error:
             log.event("not-reloaded", level=logging.WARNING, reason=error)
             return
         self.settings = self._shared.settings = fresh
@@ -304,6 +319,15 @@ def _urgency(track: Track) -> tuple[bool, int]:
     """First what lands now, then what has waited longest."""
     newest = max((item.status.st_mtime_ns for item in track.items.values()), default=0)
     return track.job is None, newest
+
+
+def _owner(journal: Journal) -> str:
+    """Which temporary objects are this daemon's: written down before the first is made, and never another one's."""
+    known = journal.meta().get("owner")
+    if not known:
+        known = secrets.token_hex(OWNER_BYTES)
+        journal.set_meta(owner=known)
+    return str(known)
 
 
 def _raise_file_limit() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 from arzstream.archive.sources import kept_target
 from arzstream.daemon import log
+from arzstream.daemon.census import Census
 from arzstream.daemon.company import Company, lacks_names
 from arzstream.daemon.handover import Finish
 from arzstream.daemon.journal import Entry
@@ -72,10 +73,10 @@ class _Watched:
 class Track:
     """Made and used by the supervisor's thread only."""
 
-    def __init__(self, source: str, entry: Entry, *, keep_open: int) -> None:
+    def __init__(self, census: Census, entry: Entry, *, keep_open: int) -> None:
         self.entry = entry
-        self.source = source
-        self.root = os.fsencode(source)
+        self.root = census.root
+        self._census = census
         self.items: dict[bytes, Item] = {}
         self.settle = Settle()
         self.watched: dict[bytes, _Watched] = {}
@@ -223,7 +224,7 @@ class Track:
             if item.kind is Kind.LINK and not target:
                 continue
             keep = sum(watched.file.keep for watched in self.watched.values()) < self._keep_open
-            file = SourceFile(self.root, path, keep=keep, target=target)
+            file = self._census.open_file(path, keep=keep, target=target)
             if not target and file.identity[:2] != item.identity[:2]:
                 file.close()
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
@@ -285,10 +286,7 @@ class Track:
         if not self.path:
             return None
         with contextlib.suppress(ArzError):
-            file = SourceFile(self.root, os.path.join(os.path.dirname(self.path), name), keep=False)
-            status = file.status()
-            if status.st_size <= BESIDE_BYTES:
-                return file.read_at(0, status.st_size), status.st_mtime_ns
+            return self._census.read_beside(os.path.join(os.path.dirname(self.path), name), BESIDE_BYTES)
         return None
 
     def frontiers(self) -> tuple[dict[bytes, SourceFile], dict[bytes, int]]:

@@ -20,8 +20,9 @@ from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.summary import PackSummary
 from arzstream.daemon import log
 from arzstream.daemon.draft import Draft
-from arzstream.daemon.handover import Changed, Failed, Finish, Outcome, Published, Shared
+from arzstream.daemon.handover import Changed, Elsewhere, Failed, Finish, Outcome, Published, Shared
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
+from arzstream.daemon.publish import TakenError
 from arzstream.daemon.scan import Identity
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, SourceChangedError
@@ -189,7 +190,8 @@ class Job:
                 builder = self._draft.open(self.path)
                 if file.job is None:
                     file.job = builder.add_file(path, file)
-                coded = builder.update(file.job, target)
+                with file.announced(file.coded, target):
+                    coded = builder.update(file.job, target)
             self._note_encoders()
             file.coded = target
             more = True
@@ -290,7 +292,7 @@ class Job:
         self._draft.prove()
         self._check_going()
         summary = builder.seal()
-        builder.verify_written(self._draft.reader)
+        self._draft.complete()
         if self._draft.parentage.take_twin(bytes.fromhex(summary.content)):
             self._start_over()
             raise _Again
@@ -305,7 +307,7 @@ class Job:
                 if file.job is None:
                     file.job = builder.add_file(path, file)
                 size = file.size
-                if size - file.coded > HASH_AHEAD_BYTES:
+                if size - file.coded > HASH_AHEAD_BYTES and not file.distant:
                     ahead.append((file, hashing.submit(self._hash_ahead, file, size)))
                 builder.plan(file.job, size, final=True)
             waiting = {id(file): future for file, future in ahead}
@@ -317,7 +319,8 @@ class Job:
                 status = file.status()
                 mode = stat.S_IMODE(status.st_mode)
                 assert file.job is not None
-                builder.finish(file.job, size=status.st_size, mode=mode, mtime=status.st_mtime_ns)
+                with file.announced(0, status.st_size):
+                    builder.finish(file.job, size=status.st_size, mode=mode, mtime=status.st_mtime_ns)
                 self._count(builder)
 
     def _hash_ahead(self, file: SourceFile, size: int) -> None:
@@ -343,7 +346,12 @@ class Job:
             self.outcome = Changed("changed while it was verified", usable=False)
             return
         parent = self.parent if summary.parents else ""
-        name = self._draft.publish(self.path, local.permissions_at_most(f.status() for f in order.files.values()))
+        mode = local.permissions_at_most(file.status() for file in order.files.values())
+        try:
+            name = self._draft.publish(self.path, mode, bytes.fromhex(summary.content))
+        except TakenError as taken:
+            self.outcome = Elsewhere(taken.name)
+            return
         visible = time.time()
         last = max((i.mtime_ns for i in identities.values()), default=0) / 1e9
         self.bytes_out = summary.bytes_out

@@ -105,6 +105,10 @@ class ObjectStore(abc.ABC):
         """Remove an object, if there is one, and uploads to it that nobody finished."""
         raise NotImplementedError
 
+    def unfinished(self, folder: str) -> Iterator[str]:
+        """Keys below ``folder``, from there on, of uploads that nobody finished, where the store keeps such."""
+        return iter(())
+
     def close(self, key: str) -> None:  # noqa: B027  (most stores keep nothing open)
         """Nothing more is read from ``key``."""
 

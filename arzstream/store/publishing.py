@@ -22,7 +22,7 @@ from arzstream.store.objects import ObjectStore, Upload, Version
 from arzstream.store.patience import PATIENCE, Patience, patiently
 from arzstream.store.remote import RemoteReader
 
-__all__ = ["NewObject", "part_bytes", "stat_object", "store_for_writing"]
+__all__ = ["TOKEN_BYTES", "NewObject", "part_bytes", "stat_object", "store_for_writing"]
 
 PART_BYTES = 8 << 20
 PARTS_OF_A_SIZE = 1000
@@ -56,16 +56,24 @@ class NewObject:
     """
 
     def __init__(
-        self, url: str, storage_options: Mapping[str, Any] | None = None, *, patience: Patience | None = None
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        patience: Patience | None = None,
+        owner: str = "",
     ) -> None:
-        """Begin to write. Raises StorageError or UnsupportedError."""
+        """Begin to write. ``owner`` stands in the temporary name, before the random part. Raises StorageError or
+        UnsupportedError."""
         self.name = redacted(url)
         self._url, self._options, self._patience = url, dict(storage_options or {}), patience or PATIENCE
         self._store, self._final = store_for_writing(url, self._options, self._patience)
         folder, _, name = self._final.rpartition("/")
-        token = secrets.token_hex(TOKEN_BYTES)
+        token = owner + secrets.token_hex(TOKEN_BYTES)
         short = name[: LONGEST_NAME - len(TEMPORARY_PREFIX) - len(token) - 1]
-        self._temporary = f"{folder}/{TEMPORARY_PREFIX}{short}-{token}" if folder else f"{TEMPORARY_PREFIX}{name}"
+        self._temporary = (
+            f"{folder}/{TEMPORARY_PREFIX}{short}-{token}" if folder else f"{TEMPORARY_PREFIX}{short}-{token}"
+        )
         self._upload: Upload | None = self._try(lambda: self._store.upload(self._temporary), "begin to write it")
         self._threads = THREADS if self._store.properties.unordered_parts else 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="arz-upload")
@@ -113,9 +121,12 @@ class NewObject:
             raise StorageError(f"{self.name}: the store has {self._reader.size} bytes of {self._position}; try again")
         return self._reader
 
-    def publish(self, *, replace: bool = False) -> None:
-        """Give it its name, in one step. Raises StorageError with EEXIST if that is taken and not ``replace``."""
+    def publish(self, *, replace: bool = False, name: str = "") -> None:
+        """Give it its name, in one step; another ``name`` beside the one it was begun for, if that is given. Raises
+        StorageError with EEXIST if it is taken and not ``replace``; then another one may be tried."""
         assert self._reader is not None
+        if name:
+            self._final = self._final[: len(self._final) - len(self._final.rpartition("/")[2])] + name
         version = self._reader.version
         try:
             self._try(

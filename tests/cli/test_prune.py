@@ -12,6 +12,7 @@ import pytest
 
 import arzstream
 from arzstream.daemon import prune
+from arzstream.daemon.destination import Folder
 from arzstream.daemon.inventory import take
 from arzstream.daemon.journal import FOLDER, Archive, Entry, Journal
 from arzstream.daemon.lineages import recorded
@@ -42,7 +43,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parent = archive
     with Journal.open(str(base / "archive")) as journal:
         for number, step in enumerate(STEPS):
-            record = recorded(str(base / "archive"), f"run/step-{step}.arz", b"run/step-%d" % step)
+            record = recorded(Folder(str(base / "archive")), f"run/step-{step}.arz", b"run/step-%d" % step)
             entry = Entry(record.path, State.PUBLISHED, archive=record.name, bytes_in=record.bytes_in)
             journal.add_archive(Archive(**{**record.__dict__, "published": 1000.0 + number}), entry)
     return base

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 import arzstream
 from arzstream.daemon import prune
 from arzstream.daemon.config import Settings
+from arzstream.daemon.destination import Folder
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.inventory import take
 from arzstream.daemon.journal import Entry, Journal
@@ -94,7 +95,7 @@ class ChainMachine(RuleBasedStateMachine):
         file.write_bytes(tensors.safetensors_bytes([tensor]))
         path = b"step-%d" % self.step
         shared = Shared(Settings(max_chain=max_chain), lambda: None)
-        choice = Lineages(self.dest, shared, self.memory).choice(path, {})
+        choice = Lineages(Folder(self.dest), shared, self.memory).choice(path, {})
         for parent in [*choice.candidates[:2], None]:
             try:
                 arzstream.pack(file, os.path.join(self.dest, name), parent=parent, max_chain=max_chain)
@@ -104,7 +105,7 @@ class ChainMachine(RuleBasedStateMachine):
         self.contents[name] = file.read_bytes()
         if written:
             entry = Entry(path, State.PUBLISHED, archive=name)
-            self.memory.published(recorded(self.dest, name, path), entry)
+            self.memory.published(recorded(Folder(self.dest), name, path), entry)
             self.memory.entries[path] = entry
 
     @rule(which=st.integers(0, 20))

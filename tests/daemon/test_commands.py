@@ -58,8 +58,11 @@ def test_mistakes_are_one_line_with_the_right_exit_code(places, tmp_path):
     bad = tmp_path / "bad.toml"
     bad.write_text("jbos = 1\n")
     for arguments, code, words in [
-        (("watch", "s3://bucket/runs", dest), 3, "local folders only"),
-        (("watch", source, "gs://bucket/archive"), 3, "local folders only"),
+        (("watch", "gs://bucket/runs", "gs://bucket/runs/"), 2, "same folder"),
+        (("watch", source, "https://127.0.0.1/archive"), 3, "can only be read"),
+        (("watch", source, "gs://bucket/archive", "--keep-last", "3"), 3, "removes nothing from buckets"),
+        (("watch", source, "gs://bucket/archive", "--parent", "base.arz"), 3, "--parent"),
+        (("prune", "gs://bucket/archive", "--keep-last", "3"), 3, "removes nothing from buckets"),
         (("watch", source, source), 2, "same folder"),
         (("watch", tmp_path / "nothing", dest), 4, "no such folder"),
         (("watch", source, dest, "--profile", "best"), 2, "profile"),

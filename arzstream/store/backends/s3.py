@@ -89,6 +89,17 @@ class S3Store(LoopStore):
                 return
             more["ContinuationToken"] = page["NextContinuationToken"]
 
+    def unfinished(self, folder: str) -> Iterator[str]:
+        bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
+        prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        more: dict[str, str] = {}
+        while True:
+            page = self.run(self._invoke, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+            yield from (item["Key"][len(prefix) :] for item in page.get("Uploads", ()))
+            if not page.get("IsTruncated"):
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
     def _unfinished(self, key: str) -> list[str]:
         """Uploads to ``key`` that were begun: all, if the answer to the first request was lost."""
         bucket, name, _ = self._fs.split_path(key)
