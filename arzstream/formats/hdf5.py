@@ -200,6 +200,8 @@ class _Walk:
             yield name, self._address(at + width + length)
 
     def _text(self, at: int) -> str:
+        if at > self._window.frontier:
+            raise TooShort
         raw = self._window.bytes(at, min(MAX_NAME, self._window.frontier - at))
         return raw.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 

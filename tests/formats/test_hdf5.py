@@ -92,3 +92,13 @@ def test_damaged_files_never_raise_or_break_a_layout(whole: Whole) -> None:
         seen = bytes(damaged)
         layout = Hdf5Parser().update(lambda o, n, d=seen: d[o : o + n], len(seen), True)
         assert problem_of(layout, len(seen)) == "" and layout.complete
+
+
+def test_names_that_lie_beyond_the_end_are_not_read(whole: Whole) -> None:
+    """The offset of a link's name, in the symbol table, is a number of 8 bytes."""
+    data = written(lambda file: file.create_dataset("a/w", data=np.ones(99)))
+    entries = data.index(b"SNOD") + 8
+    for offset in (len(data), 1 << 56, (1 << 63) - 1, (1 << 64) - 1):
+        damaged = data[:entries] + offset.to_bytes(8, "little") + data[entries + 8 :]
+        layout = whole(damaged, "model.h5")
+        assert layout.format == "opaque" and "cut off" in layout.note

@@ -15,7 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from tools.fuzz.campaign import PARSERS, Failure, Outcome, replay, run
+from tools.fuzz.campaign import Failure, Outcome, replay, run
+from tools.fuzz.targets import PARSERS
 
 
 def write(failure: Failure, parser: str, seed: int, place: Path) -> Path:
@@ -70,7 +71,9 @@ def main() -> int:
         print(told(outcome), flush=True)
         for failure in outcome.failures:
             failed = True
-            print(f"  {write(failure, name, options.seed, options.failures)}\n    " + failure.what.replace("\n", "\n    "))
+            print(
+                f"  {write(failure, name, options.seed, options.failures)}\n    " + failure.what.replace("\n", "\n    ")
+            )
     return int(failed)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
-import functools
 import gc
 import os
 import random
@@ -21,8 +20,9 @@ from typing import Any
 from tools.fuzz import examine, structures
 from tools.fuzz.mutations import mutate, mutate_text
 from tools.fuzz.seeds import SOURCES, Files, Seed
+from tools.fuzz.targets import PARSERS, Target
 
-__all__ = ["PARSERS", "Failure", "Outcome", "Target", "replay", "run"]
+__all__ = ["Failure", "Outcome", "replay", "run"]
 
 SECONDS = 1.0
 """Of processor time that an input may take."""
@@ -33,26 +33,19 @@ MOST_MEMORY = 192 << 20
 costliest of all, may take is about 80 MB, and its names half as much."""
 ADDRESS_SPACE = 3 << 30
 """Bytes beyond those of the start; an allocation on a number's word fails."""
+MOST_PLACES = 1500
+"""Where a file is changed to see whether anything comes of it; fewer where few inputs are wanted."""
 KEPT = 300
 """Inputs that are kept to be changed further."""
-LONGEST = 1 << 16
-"""Bytes of an input that is kept, of those that are not long from the start."""
-TRACED, ARCHIVED = 1000, 2500
-"""Every so many inputs the allocations are traced, and a folder is archived and restored."""
+LONGER = 1.25
+"""How much longer than the longest seed an input may be that is kept."""
+WEIGHED, TRACED, ARCHIVED = 16, 1000, 2500
+"""Every so many inputs the size of the process is looked at, allocations are traced, a folder is archived and restored.
+"""
 
 
 class TooSlow(BaseException):
     """Not to be caught by what is tried."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A parser, and how to make inputs for it. ``edits`` are tried in a third of all cases."""
-
-    name: str
-    examine: Callable[[bytes, Files, random.Random], tuple[Any, ...]]
-    edits: tuple[structures.Edit, ...] = ()
-    tokens: tuple[bytes, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,62 +73,6 @@ class Outcome:
     failures: list[Failure] = dataclasses.field(default_factory=list)
 
 
-_JSON = (
-    b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"weight_map"', b'"F32"', b'"F4"', b'"BF16"', b'"U8"',
-    b"[0,0]", b",", b":", b"{", b"}", b"[", b"]", b'"w":', b'"\\u0000"', b'"a\\nb"', b'"../x"', b'"config"', b'"as_int"',
-    b'"use_pickle": true', b'"saved_offsets"',
-)  # fmt: skip
-_PICKLE = (
-    *(bytes((code,)) for code in b"(.012NKMJGXUTCBQRbclehjqrstu)}]ad"), *(bytes((code,)) for code in range(0x80, 0x99)),
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_parameter\n",
-    b"ctorch.storage\nUntypedStorage\n", b"ccollections\nOrderedDict\n", b"cnumpy\ndtype\n", b"X\x07\0\0\0storage",
-    b"X\x01\0\0\x000", b"q\0", b"h\0", b"h\1", b"K\x01", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"J\xff\xff\xff\xff",
-    b"q\x200](h\x20h\x20e", b"X\x03\0\0\0\xed\xa0\x80", b"ctorch._utils\n_rebuild_sparse_tensor\n", b"cos\nsystem\n",
-    b"cnumpy.core.multiarray\n_reconstruct\n", b"ctorch\nSize\n", b"G\x7f\xf8\0\0\0\0\0\0", b"\x80\x02", b"\x80\x05",
-    b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch._utils\n_rebuild_wrapper_subclass\n",
-)  # fmt: skip
-_ZIP = (
-    b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\7\x08", b"archive/data.pkl", b"/data/0", b".data/serialization_id",
-    b"big", b"little", b"\1\0\x10\0" + b"\xff" * 16, b"FB\4\0ZZZZ",
-)  # fmt: skip
-_GGUF = (b"GGUF", b"GGUF\3\0\0\0", b"\x11general.alignment", b"\x09\0\0\0\x09\0\0\0", b"\x09\0\0\0\x08\0\0\0", b"\x04\0\0\0")
-_NPY = (
-    b"\x93NUMPY\1\0", b"'descr'", b"'<f4'", b"'|V9'", b"'fortran_order': True", b"'shape': ()", b"(1,)", b"[('a', '<f8')]",
-    b"'>f4'", b"None", b"'<M8[ns]'", b"'|O'", b"2**9", b"{", b"}",
-)  # fmt: skip
-_ONNX = (b"\x08\x08", b"\x3a\x80\x01", b"\x2a\x04\x0a\x02", b"\x4a\x04", b"\x70\x01", b"location", b"../x", b"offset", b"length")
-_FLAX = (b"\x81\xa1k", b"\xc7\x00\x01", b"\xc9\xff\xff\xff\xff\x01", b"\x93\x92\x02\x03\xa7float32", b"\xdf\xff\xff\xff\xff", b"\xdd\0\0\0\0")
-_HDF5 = (
-    b"\x89HDF\r\n\x1a\n", b"TREE", b"SNOD", b"HEAP", b"OHDR", b"OCHK", b"\x10\0\x10\0", b"\x11\0\x10\0", b"\xff" * 8,
-    b"\x08\0\x18\0", b"\x10\x10\0", b"\0\0\0\0\0\0\0\0",
-)  # fmt: skip
-_MAGIC = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh9", b"7z\xbc\xaf\x27\x1c", b"\x89PNG\r\n\x1a\n", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19")
-
-_ZIPPED, _PICKLED = (structures.zip_edit,), (structures.pickle_edit,)
-PARSERS: dict[str, Target] = {
-    target.name: target
-    for target in (
-        Target("pickle", examine.pickled, _PICKLED, _PICKLE),
-        Target("torch-zip", examine.file, _ZIPPED, (*_PICKLE, *_ZIP)),
-        Target("torch-legacy", examine.file, _PICKLED, _PICKLE),
-        Target("torch-export", examine.file, _ZIPPED, (*_JSON, *_ZIP)),
-        Target("distcp", examine.file, (*_PICKLED, *_ZIPPED), (*_PICKLE, *_ZIP)),
-        Target("deepspeed", examine.file, _ZIPPED, (*_PICKLE, *_ZIP)),
-        Target("hdf5", examine.file, (), _HDF5),
-        Target("onnx", examine.file, (structures.protobuf_edit,), _ONNX),
-        Target("flax", examine.file, (structures.flax_edit,), _FLAX),
-        Target("gguf", examine.file, (), _GGUF),
-        Target("npz", examine.file, _ZIPPED, (*_NPY, *_ZIP)),
-        Target("npy", examine.file, (structures.npy_edit,), _NPY),
-        Target("safetensors", examine.file, (structures.safetensors_edit,), _JSON),
-        Target("sharded", examine.file, (structures.safetensors_edit,), _JSON),
-        Target("rules", examine.checkpoint, (structures.json_edit,), _JSON),
-        Target("unknown", functools.partial(examine.file, companions=True), (), (*_MAGIC, *_ZIP)),
-    )
-}
-"""By name, those first of which most is to be feared."""
-
-
 @dataclasses.dataclass
 class _Kept:
     path: bytes
@@ -147,8 +84,8 @@ def run(
     parser: str, inputs: int, seed: int = 0, seconds: float = 1e9, *,
     failures: int = 20, said: Callable[[Outcome], None] = lambda _: None,
 ) -> Outcome:  # fmt: skip
-    """Try ``inputs`` inputs, or as many as ``seconds`` allow; stop after so many ``failures``. ``said`` is called now and
-    then. The same arguments give the same inputs, unless time cuts them short."""
+    """Try ``inputs`` inputs, or as many as ``seconds`` allow; stop after so many ``failures``. ``said`` is called now
+    and then. The same arguments give the same inputs, unless time cuts them short."""
     return _Campaign(PARSERS[parser], seed).run(inputs, seconds, failures, said)
 
 
@@ -159,18 +96,23 @@ class _Campaign:
         self._known: set[Any] = set()
         self._outcome = Outcome(target.name)
         self._source = [_whole(seed) for seed in SOURCES[target.name]()]
-        self._longest = max(LONGEST, 2 * max(len(data) for _, files in self._source for data in files.values()))
+        self._longest = LONGER * max(len(data) for _, files in self._source for data in files.values())
         self._donors = [data for _, files in self._source for data in files.values()]
+        self._places = 0
         self._stacks: set[str] = set()
+        self._size = 0
 
     def run(self, inputs: int, seconds: float, failures: int, said: Callable[[Outcome], None]) -> Outcome:
         begin = time.monotonic()
+        self._places = min(MOST_PLACES, inputs // 4)
         with _limits():
             for path, files in self._source:
                 self._try(path, files)
                 hot = {name: self._hot(path, files, name) for name in files} if path else {}
                 self._kept.append(_Kept(path, files, hot))
             first = len(self._kept)
+            gc.collect()
+            gc.freeze()
             while self._outcome.inputs < inputs and len(self._outcome.failures) < failures:
                 if self._outcome.inputs % 1024 == 0:
                     faulthandler.dump_traceback_later(STUCK, exit=True)
@@ -178,10 +120,10 @@ class _Campaign:
                     said(self._outcome)
                     if self._outcome.seconds > seconds:
                         break
-                    gc.collect()
                 chosen = self._kept[self._dice.randrange(first if self._dice.random() < 0.3 else len(self._kept))]
                 self._next(chosen, first)
             faulthandler.cancel_dump_traceback_later()
+        gc.unfreeze()
         self._outcome.seconds = time.monotonic() - begin
         self._outcome.kinds = len(self._known)
         return self._outcome
@@ -230,8 +172,12 @@ class _Campaign:
         number, dice = self._outcome.inputs, self._dice.getrandbits(32)
         self._outcome.inputs += 1
         traced = number % TRACED == TRACED - 1
+        if number % WEIGHED == 0:
+            self._size, grown = _peak(), _peak() - self._size
+            if grown > MOST_MEMORY and number:
+                self._failed(Failure(number, dice, path, files, f"the last {WEIGHED} inputs took {grown >> 20} MiB"))
         try:
-            kind, spent, memory = _examined(self._target, path, files, dice, traced)
+            kind, spent, memory = _examined(self._target, path, files, random.Random(dice), traced)
             if self._target.name != "pickle" and number % ARCHIVED == ARCHIVED - 1 and _can_be_stored(files):
                 examine.archive(files, path)
                 self._outcome.archived += 1
@@ -253,9 +199,9 @@ class _Campaign:
         """Where in a file a change changes what is said of the one at ``path``."""
         data = files[name]
         found, dice = [], random.Random(1)
-        places = range(len(data)) if len(data) <= 1500 else sorted(dice.sample(range(len(data)), 1500))
         if self._target.name in ("unknown", "pickle"):
-            return [*range(min(len(data), 1500))]
+            return [*range(min(len(data), MOST_PLACES))]
+        places = range(len(data)) if len(data) <= self._places else dice.sample(range(len(data)), self._places)
         first = _quietly(self._target, path, files)
         for at in places:
             changed = bytearray(data)
@@ -289,38 +235,43 @@ class _Whole(random.Random):
 
 
 def _quietly(target: Target, path: bytes, files: Files) -> Any:
+    """What an input comes to that is only looked at; a promise that it breaks the campaign will come to itself."""
     try:
-        return target.examine(path, files, _Whole(0))
-    except Exception as error:  # noqa: BLE001  the campaign will come to it
+        return _examined(target, path, files, _Whole(0), False)[0]
+    except (Exception, TooSlow) as error:  # noqa: BLE001
         return str(error)
 
 
-def _examined(target: Target, path: bytes, files: Files, dice: int, traced: bool) -> tuple[Any, float, int]:
+def _peak() -> int:
+    """Bytes of memory that the process had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _examined(target: Target, path: bytes, files: Files, dice: random.Random, traced: bool) -> tuple[Any, float, int]:
     """What an input came to, the seconds and the memory it took. Raises what it broke."""
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    begin = time.process_time()
     if traced:
         tracemalloc.start()
     else:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
     memory = 0
     try:
-        kind = target.examine(path, files, random.Random(dice))
+        kind = target.examine(path, files, dice)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         if traced:
             memory = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
     spent = 0.0 if traced else time.process_time() - begin
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    if max(memory, 0 if traced else grown) > MOST_MEMORY:
-        raise examine.Broken(f"it took {max(memory, grown) >> 20} MiB")
+    if memory > MOST_MEMORY:
+        raise examine.Broken(f"it took {memory >> 20} MiB")
     return kind, spent, memory
 
 
 def replay(target: str, path: bytes, files: Files, dice: int) -> None:
     """Examine one input again, in the same way. Raises what it breaks."""
     with _limits():
-        _examined(PARSERS[target], path, files, dice, False)
+        _examined(PARSERS[target], path, files, random.Random(dice), False)
 
 
 def _told(error: BaseException) -> str:

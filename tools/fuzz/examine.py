@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,12 @@ def _parser(path: bytes, beside: Beside, companions: bool) -> Parser:
     return parser_for(path, beside=beside, companions=Companions() if companions else None)
 
 
+_COUNTED = re.compile(r"'.*'|\d+")
+
+
 def _kind(note: str) -> str:
     """A note without what it quotes and counts."""
-    return "".join(c for c in note.split("'")[0] if not c.isdigit()) + note.rpartition("'")[2][:40]
+    return _COUNTED.sub("", note[:120])
 
 
 def _early(parser: Parser, read: ReadAt, frontier: int) -> None:
@@ -193,7 +197,8 @@ def checkpoint(path: bytes, files: Files, dice: random.Random) -> tuple[Any, ...
             _layouts[name, data] = layout
         changed = 10**18 - dice.randrange(5) * 10**9
         since = dice.choice((0.0, 0.3, 7.0, 100.0))
-        facts[name] = FileFacts(len(data), layout if dice.random() < 0.97 else None, dice.random() < 0.9, since, changed)
+        readable = layout if dice.random() < 0.97 else None
+        facts[name] = FileFacts(len(data), readable, dice.random() < 0.9, since, changed)
     past = Past()
     if dice.random() < 0.2:
         past = Past(common([list(files)]), {name: (fact.size, fact.changed) for name, fact in facts.items()})
@@ -233,6 +238,3 @@ def archive(files: Files, path: bytes) -> None:
             entry = listed[path]
             if entry["format"] == "opaque" and files[path] and path.endswith(TELLING):
                 promise(bool(entry["note"]), "ls does not say why it is opaque")
-
-
-Examine = Callable[[bytes, Files, random.Random], tuple[Any, ...]]

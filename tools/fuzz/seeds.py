@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Files", "Seed", "saved", "torch_value"]
+__all__ = ["SOURCES", "Files", "Seed"]
 
 Files = dict[bytes, bytes]
 """Contents by path, relative to the checkpoint."""
@@ -89,12 +89,12 @@ def torch_export() -> Iterator[Seed]:
 
 def pickles() -> Iterator[Seed]:
     """What the walkers get: ``data.pkl`` of files of torch.save, and ``.metadata``."""
-    from tools.fuzz.structures import _members
+    from tools.fuzz.structures import members
 
     for make in (torch_zip, torch_export):
         for _, files in make():
             for data in files.values():
-                for name, content in _members(data):
+                for name, content in members(data):
                     if name.endswith(".pkl"):
                         yield _alone(b"data.pkl", content)
     for _, files in distcp():
@@ -116,11 +116,10 @@ def distcp() -> Iterator[Seed]:
     part = next(path for path in files if path.endswith(b".distcp"))
     yield part, files
     metadata = pickle.loads(files[b".metadata"])  # noqa: S301  our own
-    for name, whole in metadata.state_dict_metadata.items():
+    for whole in metadata.state_dict_metadata.values():
         if isinstance(whole, TensorStorageMetadata):
             whole.size = torch.Size((2 * whole.size[0], *whole.size[1:]))
             whole.chunks.append(ChunkStorageMetadata(torch.Size((whole.size[0] // 2,)), torch.Size((1,))))
-            assert name
     yield part, {**files, b".metadata": pickle.dumps(metadata)}
     yield part, {part: files[part]}
 
@@ -252,7 +251,8 @@ def folders() -> Iterator[Seed]:
     shards = {}
     for number in (1, 2):
         shards[b"model-%05d-of-00002.safetensors" % number] = st.save({f"w{number}": torch.ones(2)})
-    index = {"metadata": {"total_size": 16}, "weight_map": {f"w{n}": f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}}
+    weight_map = {f"w{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    index = {"metadata": {"total_size": 16}, "weight_map": weight_map}
     pretrained = {**shards, b"model.safetensors.index.json": json.dumps(index).encode(), b"config.json": b"{}"}
     small = saved({"step": 1})
     yield b"", pretrained

@@ -16,7 +16,10 @@ import msgpack
 
 from tools.fuzz.mutations import NUMBERS, mutate, mutate_text
 
-__all__ = ["Edit", "flax_edit", "json_edit", "npy_edit", "pickle_edit", "protobuf_edit", "safetensors_edit", "zip_edit"]
+__all__ = [
+    "Edit", "flax_edit", "json_edit", "members", "npy_edit", "pickle_edit", "protobuf_edit", "safetensors_edit",
+    "zip_edit",
+]  # fmt: skip
 
 Edit = Callable[[bytes, random.Random, Sequence[bytes]], bytes]
 """``edit(data, dice, tokens)``: data of the same format with something else in it; raises ValueError where it can't."""
@@ -59,28 +62,28 @@ def pickle_edit(data: bytes, dice: random.Random, tokens: Sequence[bytes]) -> by
 
 def zip_edit(data: bytes, dice: random.Random, tokens: Sequence[bytes]) -> bytes:
     """Members of a zip file changed, renamed, dropped, doubled or swapped, in a zip file that fits them."""
-    members = list(_members(data))
-    if not members:
+    found = list(members(data))
+    if not found:
         raise ValueError("it is no zip file")
-    at, other = dice.randrange(len(members)), dice.randrange(len(members))
-    name, content = members[at]
+    at, other = dice.randrange(len(found)), dice.randrange(len(found))
+    name, content = found[at]
     kind = dice.random()
     if kind < 0.7:
-        likely = [i for i, (name, _) in enumerate(members) if name.endswith((".pkl", ".json", ".npy", "byteorder"))]
+        likely = [i for i, (name, _) in enumerate(found) if name.endswith((".pkl", ".json", ".npy", "byteorder"))]
         at = dice.choice(likely) if likely and dice.random() < 0.8 else at
-        name, content = members[at]
-        members[at] = name, _within(name, content, dice, tokens)
+        name, content = found[at]
+        found[at] = name, _within(name, content, dice, tokens)
     elif kind < 0.75:
-        members[at] = members[other][0], content
+        found[at] = found[other][0], content
     elif kind < 0.8:
-        members[at] = mutate_text(name.encode(), dice, tokens).decode("utf-8", "replace")[:2000], content
+        found[at] = mutate_text(name.encode(), dice, tokens).decode("utf-8", "replace")[:2000], content
     elif kind < 0.85:
-        del members[at]
+        del found[at]
     elif kind < 0.9:
-        members.insert(other, members[at])
+        found.insert(other, found[at])
     else:
-        members[at], members[other] = (name, members[other][1]), (members[other][0], content)
-    return _zipped(members, zipfile.ZIP_DEFLATED if dice.random() < 0.02 else zipfile.ZIP_STORED)
+        found[at], found[other] = (name, found[other][1]), (found[other][0], content)
+    return _zipped(found, zipfile.ZIP_DEFLATED if dice.random() < 0.02 else zipfile.ZIP_STORED)
 
 
 def _within(name: str, content: bytes, dice: random.Random, tokens: Sequence[bytes]) -> bytes:
@@ -96,7 +99,8 @@ def _within(name: str, content: bytes, dice: random.Random, tokens: Sequence[byt
 
 
 @functools.lru_cache(256)
-def _members(data: bytes) -> tuple[tuple[str, bytes], ...]:
+def members(data: bytes) -> tuple[tuple[str, bytes], ...]:
+    """Names and contents in a zip file; none if it cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             return tuple((info.filename, file.read(info)) for info in file.infolist())
