@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 import tracemalloc
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -95,7 +96,9 @@ class _Campaign:
         self._kept: list[_Kept] = []
         self._known: set[Any] = set()
         self._outcome = Outcome(target.name)
-        self._source = [_whole(seed) for seed in SOURCES[target.name]()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._source = list(SOURCES[target.name]())
         self._longest = LONGER * max(len(data) for _, files in self._source for data in files.values())
         self._donors = [data for _, files in self._source for data in files.values()]
         self._places = 0
@@ -209,11 +212,6 @@ class _Campaign:
             if _quietly(self._target, path, {**files, name: bytes(changed)}) != first:
                 found.append(at)
         return found
-
-
-def _whole(seed: Seed) -> Seed:
-    path, files = seed
-    return path, dict(files)
 
 
 def _can_be_stored(files: Files) -> bool:
