@@ -25,8 +25,8 @@ from tools.fuzz.targets import PARSERS, Target
 
 __all__ = ["Failure", "Outcome", "replay", "run"]
 
-SECONDS = 1.0
-"""Of processor time that an input may take."""
+SECONDS, BYTES_OF_SECONDS = 1.0, 256 << 10
+"""Of processor time that an input may take, and as much again for so many of its bytes."""
 STUCK = 120
 """Seconds after which a process that does not even notice that dies with a traceback."""
 MOST_MEMORY = 192 << 20
@@ -251,7 +251,8 @@ def _examined(target: Target, path: bytes, files: Files, dice: random.Random, tr
     if traced:
         tracemalloc.start()
     else:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        size = sum(map(len, files.values()))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS * (1 + size / BYTES_OF_SECONDS))
     memory = 0
     try:
         kind = target.examine(path, files, dice)
@@ -290,7 +291,7 @@ class _limits:
 
     @staticmethod
     def _late(number: int, frame: FrameType | None) -> None:
-        raise TooSlow(f"more than {SECONDS:g} s of processor time")
+        raise TooSlow("it took too much processor time")
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-__all__ = ["NUMBERS", "Donors", "mutate", "mutate_text"]
+__all__ = ["NUMBERS", "Donors", "mutate", "mutate_text", "times"]
 
 Donors = Sequence[bytes]
 """What pieces may be taken from."""
@@ -91,7 +91,7 @@ def _drop(data: bytearray, dice: random.Random, tokens: Sequence[bytes], hot: Se
 def _double(data: bytearray, dice: random.Random, tokens: Sequence[bytes], hot: Sequence[int], donors: Donors) -> None:
     at, length = _place(data, dice, hot), _length(dice)
     piece = data[at : at + length]
-    data[at:at] = piece * (dice.choice((1, 1, 1, 2, 50)) if len(piece) < 400 else 1)
+    data[at:at] = piece * (times(dice) if len(piece) < 400 else 1)
 
 
 def _splice(data: bytearray, dice: random.Random, tokens: Sequence[bytes], hot: Sequence[int], donors: Donors) -> None:
@@ -115,6 +115,11 @@ def _token(data: bytearray, dice: random.Random, tokens: Sequence[bytes], hot: S
 
 def _length(dice: random.Random) -> int:
     return 1 << int(dice.random() * 8) if dice.random() < 0.5 else 1 + int(dice.random() * 40)
+
+
+def times(dice: random.Random) -> int:
+    """How often something is repeated: rarely so often that what takes time by the square of it shows."""
+    return 5000 if dice.random() < 0.001 else dice.choice((1, 1, 1, 2, 50))
 
 
 _Change = Callable[[bytearray, random.Random, Sequence[bytes], Sequence[int], Donors], None]

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from tools.fuzz.mutations import NUMBERS, mutate, mutate_text
+from tools.fuzz.mutations import NUMBERS, mutate, mutate_text, times
 
 __all__ = [
     "Edit", "flax_edit", "json_edit", "members", "npy_edit", "pickle_edit", "protobuf_edit", "safetensors_edit",
@@ -52,7 +52,7 @@ def pickle_edit(data: bytes, dice: random.Random, tokens: Sequence[bytes]) -> by
         elif kind < 0.6:
             begin = min(at, other)
             piece = found[begin : begin + dice.randint(1, 12)]
-            found[other:other] = piece * dice.choice((1, 1, 1, 2, 100))
+            found[other:other] = piece * times(dice)
         elif kind < 0.85:
             found[at] = mutate(found[at], dice, tokens, (), found[:1])
         else:
@@ -80,7 +80,7 @@ def zip_edit(data: bytes, dice: random.Random, tokens: Sequence[bytes]) -> bytes
     elif kind < 0.85:
         del found[at]
     elif kind < 0.9:
-        found.insert(other, found[at])
+        found[other:other] = [found[at]] * min(times(dice), 500)
     else:
         found[at], found[other] = (name, found[other][1]), (found[other][0], content)
     return _zipped(found, zipfile.ZIP_DEFLATED if dice.random() < 0.02 else zipfile.ZIP_STORED)
@@ -199,7 +199,7 @@ def protobuf_edit(data: bytes, dice: random.Random, tokens: Sequence[bytes]) -> 
     elif kind < 0.8:
         fields[at] = dice.choice((key ^ 8, key ^ dice.randrange(8), 8 * dice.randint(1, 30) + 2)), content
     elif kind < 0.85:
-        fields.insert(other, fields[at])
+        fields[other:other] = [fields[at]] * times(dice)
     elif kind < 0.9:
         del fields[at]
     elif kind < 0.95:
