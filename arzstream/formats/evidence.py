@@ -13,6 +13,9 @@ from arzstream.formats.grouping import is_model_file, is_temporary
 
 __all__ = ["FileFacts", "Finding", "Folder", "Past", "Rule", "Strength", "holds_state", "join", "place_of", "text"]
 
+MAX_SHOWN = 512
+"""Bytes of a path that are shown."""
+
 Strength = Literal["strong", "good", "weak"]
 
 _STATE = re.compile(rb".*\.pkl|trainer_state\.json|.*\.metadata|metadata\.json|.*\.index\.json|commit_success\.txt")
@@ -152,4 +155,6 @@ def join(place: bytes, name: bytes | str) -> bytes:
 
 
 def text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+    """A path, which may come from a file's content, as a line for a person can carry it."""
+    plain = path[:MAX_SHOWN].decode("utf-8", "backslashreplace") + ("..." if len(path) > MAX_SHOWN else "")
+    return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)

@@ -33,6 +33,8 @@ __all__ = ["FORMAT", "FlaxParser", "looks_like_flax"]
 FORMAT = "flax-msgpack"
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000_000
+BYTES_OF_ITEM = 64
+"""Of a name that is kept, which cost as much as an item: it holds the keys of all maps around it."""
 MAX_KEY = 1024
 _ARRAY = 1
 _DTYPES = {
@@ -181,9 +183,10 @@ class _Walk:
         if nested and (len(self._open) == MAX_DEPTH or len(name) > 2 * self._limits.name_bytes):
             raise Malformed("it is nested too deeply")
         end = head.start if nested else self._window.end(head.start, head.size)
-        if head.kind == "ext" and head.code == _ARRAY:
+        array = head.kind == "ext" and head.code == _ARRAY
+        if array:
             self._array(head, name)
-        self._left -= 1
+        self._left -= 1 + (len(name) // BYTES_OF_ITEM if array or nested else 0)
         if self._left < 0:
             raise Malformed(f"it has more than {MAX_ITEMS} items")
         self._at, self._open[-1] = end, (left - 1, keyed, path)

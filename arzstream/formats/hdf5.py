@@ -36,6 +36,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 200_000
 MAX_MESSAGES = 2_000_000
 MAX_DEPTH, MAX_NAME = 64, 1024
+BYTES_OF_MESSAGE = 32
+"""Of names, which cost as much as a message."""
 _DATASPACE, _LINK_INFO, _DATATYPE, _LINK, _DATA_LAYOUT, _CONTINUATION, _SYMBOLS = 1, 2, 3, 6, 8, 16, 17
 _CONTIGUOUS, _SOFT = 1, 2
 _FLOATS = {(2, 5, 10): "F16", (2, 8, 7): "BF16", (4, 8, 23): "F32", (8, 11, 52): "F64"}
@@ -74,6 +76,7 @@ class _Walk:
         self._names: set[str] = set()
         self._seen: set[int] = set()
         self._left = MAX_MESSAGES
+        self._unread = window.frontier
         self._offset = self._length = 8
 
     def layout(self) -> Layout:
@@ -90,7 +93,9 @@ class _Walk:
             if any(message.kind == _DATA_LAYOUT for message in messages):
                 self._dataset(path, {message.kind: message for message in messages})
             for name, child in self._links(messages):
-                objects.append((f"{path}.{name}" if path else name, child, depth + 1))
+                whole = f"{path}.{name}" if path else name
+                self._charge(len(whole) // BYTES_OF_MESSAGE)
+                objects.append((whole, child, depth + 1))
         storages = tuple(sorted(self._found, key=lambda storage: (storage.offset, storage.nbytes)))
         if 2 * sum(storage.nbytes for storage in storages) < size:
             return opaque(size, str(self._notes))  # there is more to be found in it without names
@@ -99,6 +104,15 @@ class _Walk:
         if problem:
             raise Malformed(problem)
         return layout
+
+    def _charge(self, count: int, nbytes: int = 0) -> None:
+        """Account for ``count`` messages or links, in ``nbytes`` of the file, which nothing else is in."""
+        self._left -= count
+        self._unread -= nbytes
+        if self._left < 0:
+            raise Malformed(f"it has more than {MAX_MESSAGES} messages")
+        if self._unread < 0:
+            raise Malformed("parts of it overlap")
 
     def _number(self, at: int, size: int) -> int:
         return self._window.little_endian(at, size)
@@ -138,10 +152,9 @@ class _Walk:
         while blocks:
             place, size = blocks.pop()
             end = self._window.end(place, size)
+            self._charge(0, max(size, 0))
             while place + head <= end:
-                self._left -= 1
-                if self._left < 0:
-                    raise Malformed(f"it has more than {MAX_MESSAGES} messages")
+                self._charge(1)
                 kind = self._number(place, 1 if second else 2)
                 length = self._number(place + (1 if second else 2), 2)
                 message = _Message(kind, place + head, length)
@@ -174,11 +187,12 @@ class _Walk:
 
     def _tree(self, at: int, names: int, depth: int) -> Iterator[tuple[str, int]]:
         signature, count = self._window.bytes(at, 4), self._number(at + 6, 2)
-        self._left -= count + 1
-        if self._left < 0 or depth > MAX_DEPTH:
-            raise Malformed(f"it has more than {MAX_MESSAGES} messages")
+        width = 2 * self._offset + 24 if signature == b"SNOD" else self._offset + self._length
+        self._charge(count + 1, 8 + count * width)
+        if depth > MAX_DEPTH:
+            raise Malformed("the tree of a group is too deep")
         if signature == b"SNOD":
-            for entry in range(at + 8, at + 8 + count * (2 * self._offset + 24), 2 * self._offset + 24):
+            for entry in range(at + 8, at + 8 + count * width, width):
                 if self._number(entry + 2 * self._offset, 4) != _SOFT:
                     yield self._text(names + self._address(entry)), self._address(entry + self._offset)
             return
@@ -186,7 +200,7 @@ class _Walk:
             raise Malformed("the tree of a group is damaged")
         first = at + 8 + 2 * self._offset + self._length
         for number in range(count):
-            yield from self._tree(self._address(first + number * (self._offset + self._length)), names, depth + 1)
+            yield from self._tree(self._address(first + number * width), names, depth + 1)
 
     def _link(self, message: _Message) -> Iterator[tuple[str, int]]:
         flags = self._window.byte(message.start + 1)
@@ -200,6 +214,8 @@ class _Walk:
             yield name, self._address(at + width + length)
 
     def _text(self, at: int) -> str:
+        if at > self._window.frontier:
+            raise TooShort
         raw = self._window.bytes(at, min(MAX_NAME, self._window.frontier - at))
         return raw.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 

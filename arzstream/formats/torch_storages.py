@@ -79,13 +79,14 @@ def plain_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int
 def distinct(storages: list[Storage]) -> list[Storage]:
     """Storages whose views have names of their own: where one appears again, ``#2`` and so on is appended."""
     taken: set[str] = set()
+    used: dict[str, int] = {}  # up to which number a name has appeared: it may do so very often
     found = []
     for storage in storages:
         views = []
         for view in storage.views:
-            name, times = view.name, 1
+            name = view.name
             while name in taken:
-                times += 1
+                used[view.name] = times = used.get(view.name, 1) + 1
                 name = f"{view.name}#{times}"
             taken.add(name)
             views.append(view if name == view.name else replace(view, name=name))

@@ -133,7 +133,7 @@ def directory_end(read: ReadAt, at: int, frontier: int, limits: Limits = DEFAULT
         else:
             end = (
                 at + _END.size + struct.unpack_from("<H", head, 20)[0]
-                if head[:4] == END and at > first
+                if head[:4] == END and len(head) >= _END.size and at > first
                 else frontier + 1
             )
             return end if end <= frontier else None

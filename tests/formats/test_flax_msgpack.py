@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from arzstream.formats.base import Layout
-from arzstream.formats.flax_msgpack import _DTYPES
+from arzstream.formats.flax_msgpack import _DTYPES, FlaxParser
 
 Whole = Callable[..., Layout]
 Grow = Callable[..., list[Layout]]
@@ -86,3 +87,17 @@ def test_a_growing_file_is_coded_as_it_lands(grow: Grow, whole: Whole) -> None:
 def test_a_file_without_a_telling_name_is_known_by_its_arrays(whole: Whole) -> None:
     assert whole(packed({"params": {"w": np.ones(30)}}), "checkpoint_100").format == "flax-msgpack"
     assert whole(packed({"params": {"w": 1, "x": "some text"}}), "checkpoint_100").format == "opaque"
+
+
+def test_long_keys_around_many_arrays_take_no_memory_for_each() -> None:
+    array = msgpack.packb(msgpack.ExtType(1, msgpack.packb(((1,), "uint8", b"x"))))
+    count = 200_000
+    items = b"".join(msgpack.packb(number) + array for number in range(count))
+    data = b"\x81" + msgpack.packb("k" * 1000) + b"\xdf" + count.to_bytes(4, "big") + items
+    tracemalloc.start()
+    try:
+        layout = FlaxParser().update(lambda o, n: data[o : o + n], len(data), True)
+        memory = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert layout.format == "opaque" and "items" in layout.note and memory < 150 << 20

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -92,3 +95,49 @@ def test_damaged_files_never_raise_or_break_a_layout(whole: Whole) -> None:
         seen = bytes(damaged)
         layout = Hdf5Parser().update(lambda o, n, d=seen: d[o : o + n], len(seen), True)
         assert problem_of(layout, len(seen)) == "" and layout.complete
+
+
+def test_names_that_lie_beyond_the_end_are_not_read(whole: Whole) -> None:
+    """The offset of a link's name, in the symbol table, is a number of 8 bytes."""
+    data = written(lambda file: file.create_dataset("a/w", data=np.ones(99)))
+    entries = data.index(b"SNOD") + 8
+    for offset in (len(data), 1 << 56, (1 << 63) - 1, (1 << 64) - 1):
+        damaged = data[:entries] + offset.to_bytes(8, "little") + data[entries + 8 :]
+        layout = whole(damaged, "model.h5")
+        assert layout.format == "opaque" and "cut off" in layout.note
+
+
+def traced(data: bytes) -> tuple[Layout, int]:
+    """The layout, and the bytes of memory it took."""
+    tracemalloc.start()
+    try:
+        return Hdf5Parser().update(lambda o, n: data[o : o + n], len(data), True), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_header_that_goes_on_in_itself_is_left_at_once() -> None:
+    data = bytearray(written(lambda file: file.create_dataset("w", data=np.ones(99))))
+    first = int.from_bytes(data[64:72], "little") + 16
+    data[first : first + 24] = struct.pack("<HHIQQ", 0x10, 16, 0, first, 24)
+    begin = time.process_time()
+    layout, memory = traced(bytes(data))
+    assert layout.note == "not a valid HDF5 file: parts of it overlap"
+    assert memory < 1 << 20 and time.process_time() - begin < 1
+
+
+def test_a_tree_that_leads_to_the_same_names_a_million_times_takes_no_memory() -> None:
+    data = bytearray(written(lambda file: file.create_dataset("w", data=np.ones(99))))
+    names = data.index(b"HEAP")
+    place = int.from_bytes(data[names + 24 : names + 32], "little")
+    table = data.index(struct.pack("<QQ", data.index(b"TREE"), names), int.from_bytes(data[64:72], "little"))
+    long = len(data) - place
+    data += b"n" * 2000
+    leaf = len(data)
+    data += b"SNOD\1\0" + struct.pack("<H", 1000)
+    data += b"".join(struct.pack("<QQQQQ", long, 1 << 40 | i, 0, 0, 0) for i in range(1000))
+    root = len(data)
+    data += b"TREE\0\1" + struct.pack("<HQQQ", 1000, 0, 0, 0) + struct.pack("<QQ", leaf, 0) * 1000
+    data[table : table + 8] = struct.pack("<Q", root)
+    layout, memory = traced(bytes(data))
+    assert layout.note == "not a valid HDF5 file: parts of it overlap" and memory < 10 << 20

@@ -241,3 +241,11 @@ def test_a_temporary_file_of_a_writer_that_crashed_is_not_waited_for() -> None:
     assert checkpoint.assess("step_1").waiting_for == ".tmpAbC to be renamed"
     checkpoint.open.clear()
     assert not checkpoint.put(".tmpAbC", WEIGHTS[:50], age=5.5).assess("step_1").complete  # it is the newest of all
+
+
+def test_what_is_waited_for_is_one_line_whatever_an_index_or_a_folder_names() -> None:
+    for name in ("a\nb.safetensors", "x" * 100_000, "\u2028\ud800.bin"):
+        index = {"weight_map": {"w": name}}
+        waiting = Checkpoint().json("model.safetensors.index.json", index).assess().waiting_for
+        assert waiting.isprintable() and 0 < len(waiting) < 1000
+    assert Checkpoint().put("a\nb.safetensors", WEIGHTS[:20]).assess().waiting_for == "the rest of a\\nb.safetensors"
