@@ -171,7 +171,7 @@ def _described(length: int, descr: Any, shape: tuple[int, ...], fortran: bool) -
     code = f"{kind}{width}"
     dtype, note = _DTYPES.get(code, ""), _SAID.get(code, "")
     if not dtype:
-        note = f"of NumPy type {descr[:16]} is kept as bytes"
+        note = f"of NumPy type {ascii(descr[:16])[1:-1]} is kept as bytes"
     elif order == ">" and width > 1:
         dtype, note = "", "is big-endian; it is kept as bytes"
     return ArrayHeader(length, nbytes, dtype, shape, fortran, note)

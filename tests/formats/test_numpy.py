@@ -224,3 +224,9 @@ def test_a_member_that_lies_about_its_size_is_bytes(whole: Whole) -> None:
     layout = whole(file.getvalue(), "model.npz")
     assert [view.name for storage in layout.storages for view in storage.views] == ["d"]
     assert "'a' is kept as bytes" in layout.note and "'b' is kept as bytes" in layout.note
+
+
+def test_a_type_that_is_no_line_is_shown_as_one(whole: Whole) -> None:
+    header = b"{'descr': '<g[a\r]', 'fortran_order': False, 'shape': (1,), }\n"
+    layout = whole(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(8), "a.npy")
+    assert layout.note.isascii() and layout.note.isprintable() and "NumPy type" in layout.note
