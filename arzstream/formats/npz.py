@@ -18,14 +18,14 @@ from arzstream.formats.base import (
     shown,
 )
 from arzstream.formats.npy import array_storage, read_array_header
-from arzstream.formats.zip_records import END, Record, descriptor_size, read_directory, read_local_header
+from arzstream.formats.zip_records import EndedFile, Record, descriptor_size, read_directory, read_local_header
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["FORMAT", "NpzParser"]
 
 FORMAT = "npz"
 _SUFFIX = ".npy"
-_END_SIZE, _DESCRIPTOR_SIZE = 22, 24
+_DESCRIPTOR_SIZE = 24
 
 
 class NpzParser:
@@ -33,7 +33,7 @@ class NpzParser:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._whole: tuple[int, bytes, Layout] | None = None
+        self._ended = EndedFile(_whole_layout, limits)
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         if final:
@@ -41,19 +41,7 @@ class NpzParser:
                 return _whole_layout(read, frontier, self._limits)
             except Malformed as error:
                 return opaque(frontier, f"not a valid NumPy zip file: {error}")
-        return self._ended(read, frontier) or _front_layout(read, frontier, self._limits)
-
-    def _ended(self, read: ReadAt, frontier: int) -> Layout | None:
-        """The whole file's layout if bytes [0, frontier) already are a whole file."""
-        tail = read(frontier - _END_SIZE, _END_SIZE) if frontier >= _END_SIZE else b""
-        if tail[:4] != END:
-            return None
-        if self._whole is None or self._whole[:2] != (frontier, tail):
-            try:
-                self._whole = frontier, tail, _whole_layout(read, frontier, self._limits)
-            except Malformed:
-                return None
-        return self._whole[2]
+        return self._ended.layout(read, frontier) or _front_layout(read, frontier, self._limits)
 
 
 def _whole_layout(read: ReadAt, size: int, limits: Limits) -> Layout:

@@ -29,7 +29,7 @@ from arzstream.formats.torch_pickle import Contents, read_contents
 from arzstream.formats.torch_storages import Facts, array_storages, distinct, storage_of
 from arzstream.formats.zip_records import (
     DESCRIPTOR,
-    END,
+    EndedFile,
     LocalHeader,
     Record,
     descriptor_size,
@@ -44,7 +44,6 @@ FORMAT, EXPORT = "torch-zip", "torch-export"
 _PAIRS = ((b"data.pkl", b"data/", ""), (b"constants.pkl", b"constants/", "constants."))
 _SEARCH_BLOCK = 256 << 10
 _SMALL_RECORD = 1 << 20
-_END_SIZE = 22
 _DESCRIPTOR_SIZE = 24  # the longer form; a file goes on for longer than that after any record
 
 
@@ -54,7 +53,7 @@ class TorchZipParser:
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self._front = _Front(limits)
-        self._whole: tuple[int, bytes, Layout] | None = None
+        self._ended = EndedFile(_whole_layout, limits)
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         if final:
@@ -63,26 +62,15 @@ class TorchZipParser:
             except Malformed as error:
                 return opaque(frontier, f"not a valid PyTorch zip file: {error}")
         if self._front.is_stale(read, frontier):
-            self._front, self._whole = _Front(self._limits), None
+            self._front = _Front(self._limits)
+            self._ended.forget()
         self._front.advance(read, frontier)
-        return self._ended(read, frontier) or self._front.layout()
+        return self._ended.layout(read, frontier) or self._front.layout()
 
     @property
     def walked(self) -> int:
         """Where the records end that were found from the front, in a file that is still growing."""
         return self._front.at
-
-    def _ended(self, read: ReadAt, frontier: int) -> Layout | None:
-        """The whole file's layout if bytes [0, frontier) already are a whole file."""
-        tail = read(frontier - _END_SIZE, _END_SIZE) if frontier >= _END_SIZE else b""
-        if tail[:4] != END:
-            return None
-        if self._whole is None or self._whole[:2] != (frontier, tail):
-            try:
-                self._whole = frontier, tail, _whole_layout(read, frontier, self._limits)
-            except Malformed:
-                return None
-        return self._whole[2]
 
 
 class _Front:

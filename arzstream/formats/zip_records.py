@@ -8,12 +8,21 @@ and pads local headers with an extra field so that data is aligned.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from arzstream.formats.base import Malformed, ReadAt
+from arzstream.formats.base import Layout, Malformed, ReadAt
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["LocalHeader", "Record", "descriptor_size", "directory_end", "read_directory", "read_local_header"]
+__all__ = [
+    "EndedFile",
+    "LocalHeader",
+    "Record",
+    "descriptor_size",
+    "directory_end",
+    "read_directory",
+    "read_local_header",
+]
 
 LOCAL = b"PK\x03\x04"
 CENTRAL = b"PK\x01\x02"
@@ -31,6 +40,30 @@ _LOCATOR64 = struct.Struct("<4sIQI")
 ENCRYPTED, HAS_DESCRIPTOR = 1, 8
 _MAX_COMMENT = 0xFFFF
 _MAX32 = 0xFFFFFFFF
+
+
+class EndedFile:
+    """Notices that a file which is believed to grow is a whole one already; its layout is kept while its end is."""
+
+    def __init__(self, whole: Callable[[ReadAt, int, Limits], Layout], limits: Limits) -> None:
+        """``whole`` gives the layout of a complete file, or raises :class:`Malformed`."""
+        self._whole, self._limits = whole, limits
+        self._known: tuple[int, bytes, Layout] | None = None
+
+    def forget(self) -> None:
+        self._known = None
+
+    def layout(self, read: ReadAt, frontier: int) -> Layout | None:
+        """The layout of bytes [0, ``frontier``), if these are a whole file."""
+        tail = read(frontier - _END.size, _END.size) if frontier >= _END.size else b""
+        if tail[:4] != END:
+            return None
+        if self._known is None or self._known[:2] != (frontier, tail):
+            try:
+                self._known = frontier, tail, self._whole(read, frontier, self._limits)
+            except Malformed:
+                return None
+        return self._known[2]
 
 
 @dataclass(frozen=True)
