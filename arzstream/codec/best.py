@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.delta_ctx import encode_delta
+from arzstream.codec.delta_ctx import encode_delta, same
 from arzstream.codec.delta_estimate import estimate_delta, fewest_bits
 from arzstream.codec.dequantised import encode_dequantised
 from arzstream.codec.float_ctx import EFFORTS, encode_ctx
@@ -197,7 +197,7 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     if not ctx.references:
         return _encode_alone(data, ctx, wish)
     parents = dataclasses.replace(ctx, references=ctx.parents(), role=Role.OTHER, roles=())
-    if ctx.role != Role.OTHER and not (parents.references and _same(parents.references[0], data)):
+    if ctx.role != Role.OTHER and not (parents.references and same(parents.references[0], data)):
         return _encode_state(data, ctx, parents, wish)
     given = encode_delta(data, parents)
     if given is None:
@@ -238,12 +238,6 @@ def _encode_state(
             if payload is not None and len(payload) / (1 - gains[codec]) < limit:
                 best_id, best, limit = codec, payload, len(payload) / (1 - gains[codec])
     return (best_id, best) if best is not None else _encode_alone(data, ctx, wish)
-
-
-def _same(one: memoryview, other: memoryview) -> bool:
-    if one[:PIECE] != other[:PIECE]:
-        return False
-    return np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8))
 
 
 def _alone_share(data: memoryview, ctx: ChunkContext) -> float:

@@ -120,7 +120,8 @@ def delta_raw(
 ) -> tuple[U8, U32]:
     """(raw streams of all segments, bytes of each). ``raw_bits``: how many there are."""
     raw_bytes = np.empty(-(-len(symbols) // per_segment), np.uint32)
-    out = np.empty(raw_bits // 8 + len(raw_bytes), np.uint8)
+    # Room for a word more, which is how bits are written where there is.
+    out = np.empty(raw_bits // 8 + len(raw_bytes) + 8, np.uint8)
     written = kernels().delta_raw(data, parent, symbols, *kind.arguments, top, per_segment, out, raw_bytes)
     return out[:written], raw_bytes
 

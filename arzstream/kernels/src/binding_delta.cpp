@@ -51,7 +51,7 @@ void check_top(unsigned itemsize, unsigned top) {
 }
 
 void all_below(const In<uint8_t>& values, size_t limit) {
-  for (size_t i = 0; i < values.size(); ++i) need(values.data()[i] < limit, "a class out of range");
+  need(values.size() == 0 || active().highest8(values.data(), values.size()) < limit, "a class out of range");
 }
 
 void delta_fields(In<uint8_t> data, In<uint8_t> parent, unsigned itemsize, unsigned exponent_bits,
@@ -75,15 +75,13 @@ void delta_cells(In<uint8_t> data, References references, unsigned itemsize, uns
 
 size_t delta_classes(In<uint16_t> cells, In<uint8_t> class_of, In<uint16_t> freqs, In<uint8_t> stand_ins,
                      Out<uint8_t> symbols, Out<uint8_t> classes, Out<uint32_t> exceptions) {
-  need(freqs.size() == 256 * stand_ins.size() && symbols.size() == cells.size() && classes.size() == cells.size(),
+  need(stand_ins.size() <= arz::kMaxDeltaClasses && freqs.size() == 256 * stand_ins.size() && symbols.size() == cells.size() && classes.size() == cells.size(),
        "classes do not fit");
   all_below(class_of, stand_ins.size());
-  uint16_t highest = 0;
-  for (size_t i = 0; i < cells.size(); ++i) highest = cells.data()[i] > highest ? cells.data()[i] : highest;
-  need(cells.size() == 0 || highest < class_of.size(), "a cell out of range");
+  need(cells.size() == 0 || active().highest16(cells.data(), cells.size()) < class_of.size(), "a cell out of range");
   nb::gil_scoped_release unlocked;
   return active().delta_classes(cells.data(), cells.size(), class_of.data(), freqs.data(), stand_ins.data(),
-                                symbols.data(), classes.data(), exceptions.data(), exceptions.size());
+                                stand_ins.size(), symbols.data(), classes.data(), exceptions.data(), exceptions.size());
 }
 
 bool rans_tables(In<uint16_t> freqs, bool halved, Out<uint32_t> slots) {

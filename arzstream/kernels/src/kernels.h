@@ -142,6 +142,7 @@ struct FloatCtxDecode {
 // Bits of a cell: spec/registry.md, section 8.
 constexpr unsigned kScaleBits = 6, kMantissaBits = 3, kStepBits = 4, kEarlierBits = 3;
 constexpr unsigned kMaxReferences = 3;
+constexpr size_t kMaxDeltaClasses = 256;  // classes are bytes
 
 inline size_t delta_cells(unsigned references) {
   const unsigned bits = kScaleBits + kMantissaBits + (references > 1 ? kStepBits : 0) + (references > 2 ? kEarlierBits : 0);
@@ -259,6 +260,8 @@ struct Kernels {
   void (*merge_planes)(const uint8_t* planes, size_t count, unsigned stride, uint8_t* out);
   void (*histogram8)(const uint8_t* symbols, size_t count, uint32_t* counts /* 256 */);
   void (*histogram16)(const uint16_t* symbols, size_t count, uint32_t* counts, size_t size);
+  uint8_t (*highest8)(const uint8_t* symbols, size_t count);  // 0 of none
+  uint16_t (*highest16)(const uint16_t* symbols, size_t count);
   // The streams of all segments, one after the other, end at out + capacity; returns where they begin, or SIZE_MAX if
   // a symbol has no frequency. capacity must be rans_capacity().
   size_t (*rans_encode)(const uint8_t* symbols, size_t count, size_t per_segment, Alphabet, uint8_t* out,
@@ -299,8 +302,8 @@ struct Kernels {
   void (*delta_cells)(const DeltaKnown&, const uint8_t* data, unsigned top, uint8_t* symbols, uint16_t* cells);
   // Symbols that have no frequency become stand_ins of their classes, and exceptions; SIZE_MAX if these are too many.
   size_t (*delta_classes)(const uint16_t* cells, size_t count, const uint8_t* class_of, const uint16_t* freqs,
-                          const uint8_t* stand_ins, uint8_t* symbols, uint8_t* classes, uint32_t* exceptions,
-                          size_t capacity);
+                          const uint8_t* stand_ins, size_t n_classes, uint8_t* symbols, uint8_t* classes,
+                          uint32_t* exceptions, size_t capacity);
   // slots: kSlots for each class, all of which must have a table; half as many if halved
   bool (*rans_tables)(const uint16_t* freqs, size_t classes, bool halved, uint32_t* slots);
   size_t (*delta_raw)(const DeltaRaw&, const uint8_t* symbols, uint8_t* out, size_t capacity, uint32_t* raw_bytes);
