@@ -107,7 +107,8 @@ class Decoder:
 
     def chunk_into(self, entry: UnitEntry, chunk: int, out: memoryview) -> None:
         """Decode one chunk of a unit that is no duplicate into ``out``, checking the stored and the decoded bytes."""
-        place = ChunkEntry(*self.directory.chunk_table(entry.number)[chunk].item()[:6])
+        with self._open():  # the table may have to be read
+            place = ChunkEntry(*self.directory.chunk_table(entry.number)[chunk].item()[:6])
         reader, prologue, number = self.home(entry.number)
         try:
             if place.stored > 2 * self._limits.chunk_bytes:  # a sparse file holds any length, the memory does not

@@ -89,10 +89,16 @@ class LocalReader:
             self.close()
             raise StorageError(f"{self.name}: not a regular file; name a file")
 
+    def _open(self) -> int:
+        """The descriptor. StorageError after :meth:`close`."""
+        if self._fd < 0:
+            raise StorageError(f"{self.name}: was closed; open it again")
+        return self._fd
+
     def status(self) -> os.stat_result:
         """``fstat`` of the open file."""
         try:
-            return os.fstat(self._fd)
+            return os.fstat(self._open())
         except OSError as error:
             raise StorageError.from_os_error(error, "look at it", self.name) from error
 
@@ -144,17 +150,17 @@ class LocalReader:
     def _pread(self, offset: int, length: int) -> bytes:
         try:
             if hasattr(os, "pread"):
-                return os.pread(self._fd, length, offset)
+                return os.pread(self._open(), length, offset)
             with self._lock:  # Windows: the position is shared, so seek and read are one step
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, length)
+                os.lseek(self._open(), offset, os.SEEK_SET)
+                return os.read(self._open(), length)
         except OSError as error:
             raise StorageError.from_os_error(error, f"read at byte {offset}", self.name) from error
 
     def _preadv(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):
             try:
-                return os.preadv(self._fd, [view], offset)
+                return os.preadv(self._open(), [view], offset)
             except OSError as error:
                 raise StorageError.from_os_error(error, f"read at byte {offset}", self.name) from error
         data = self._pread(offset, len(view))

@@ -100,6 +100,18 @@ def test_only_regular_files_and_links_only_if_wanted(tmp_path, file):
     assert caught.value.errno == errno.ENOENT and "nothing" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "read", [LocalReader.status, lambda r: r.read_at(0, 1), lambda r: r.read_into(0, memoryview(bytearray(1)))]
+)
+def test_a_closed_file_says_so_and_no_other_that_has_its_number_is_read(tmp_path, read):
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "other").write_bytes(b"2")
+    reader = LocalReader(tmp_path / "one")
+    reader.close()
+    with LocalReader(tmp_path / "other"), pytest.raises(StorageError, match="one: was closed; open it again"):
+        read(reader)
+
+
 def test_failures_leak_no_descriptor(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):

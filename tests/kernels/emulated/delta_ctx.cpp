@@ -54,8 +54,8 @@ bool delta_ctx(const arz::Kernels& kernels, Case c) {
   std::vector<uint32_t> found_exceptions(exceptions.size());
   const auto classify = [&](size_t room) {
     found = symbols;
-    return kernels.delta_classes(cells.data(), count, class_of.data(), freqs.data(), stand_ins.data(), found.data(),
-                                 found_classes.data(), found_exceptions.data(), room);
+    return kernels.delta_classes(cells.data(), count, class_of.data(), freqs.data(), stand_ins.data(),
+                                 stand_ins.size(), found.data(), found_classes.data(), found_exceptions.data(), room);
   };
   if (!exceptions.empty() && classify(exceptions.size() - 1) != SIZE_MAX) return false;
   if (classify(exceptions.size()) != exceptions.size()) return false;
