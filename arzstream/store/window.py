@@ -14,6 +14,10 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
+from arzstream.kernels.memory import Results
+
 __all__ = ["Announced", "Window"]
 
 REQUEST_BYTES = 8 << 20
@@ -23,6 +27,9 @@ GAP_BYTES = 256 << 10
 AT_FIRST = 2
 """So many requests are made at once in the beginning, and one more for each that was answered: what is read first does
 not share the way with all the rest."""
+IDLE_BYTES = 2 * REQUEST_BYTES
+"""How much memory of requests that were read is kept for the next ones. malloc would keep twice as much for each of the
+threads, and fresh pages for each request cost a tenth of what receiving it does."""
 LINGER_SECONDS = 0.002
 """A request that may still grow waits so long for its neighbours, if nobody waits for it."""
 
@@ -35,7 +42,7 @@ class _Request:
     left: int = 0
     """Announced bytes that were not read yet."""
     owners: set[int] = dataclasses.field(default_factory=set)
-    data: bytearray | None = None
+    data: np.ndarray | None = None
     error: BaseException | None = None
     begun: bool = False
     done: bool = False
@@ -87,6 +94,7 @@ class Window:
         """The last one that was announced, while it may grow."""
         self._held = self._numbered = self._owners = self._newest = self._under_way = 0
         self._allowed = AT_FIRST
+        self._memory = Results(IDLE_BYTES)
         self._closed = False
 
     def announce(self) -> Announced:
@@ -121,7 +129,7 @@ class Window:
             if data is None:
                 return 0
         count = min(len(out), request.end - offset)
-        out[:count] = memoryview(data)[offset - request.start : offset - request.start + count]
+        out[:count] = data[offset - request.start : offset - request.start + count].data
         with self._changed:
             request.left -= count
             self._newest = max(self._newest, request.number)
@@ -152,6 +160,7 @@ class Window:
             for request in list(self._requests):
                 self._drop(request)
             self._changed.notify_all()
+        self._memory.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -243,28 +252,34 @@ class Window:
     # -- fetching
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                request = self._next_request()
-                if request is None:
-                    return
-                self._waiting.remove(request)
-                self._begun.append(request)
-                request.begun = True
-                self._under_way += 1
-                self._held += request.end - request.start
-                if self._last is request:
-                    self._last = None
-            data, error = bytearray(request.end - request.start), None
-            try:
-                self._fetch(request.start, memoryview(data))
-            except BaseException as failure:  # noqa: BLE001  (raised where it is read)
-                error = failure
-            with self._changed:
-                self._under_way -= 1
-                self._allowed = min(self._count, self._allowed + 1)
-                request.data, request.error, request.done = (None if error else data), error, True
-                self._changed.notify_all()
+        while self._fetch_next():
+            pass
+
+    def _fetch_next(self) -> bool:
+        """Make one request; False at the end. A function of its own, so that a thread that waits for the next one holds
+        on to nothing that others have let go of."""
+        with self._changed:
+            request = self._next_request()
+            if request is None:
+                return False
+            self._waiting.remove(request)
+            self._begun.append(request)
+            request.begun = True
+            self._under_way += 1
+            self._held += request.end - request.start
+            if self._last is request:
+                self._last = None
+        data, error = self._memory.empty(request.end - request.start), None
+        try:
+            self._fetch(request.start, data.data)
+        except BaseException as failure:  # noqa: BLE001  (raised where it is read)
+            error = failure
+        with self._changed:
+            self._under_way -= 1
+            self._allowed = min(self._count, self._allowed + 1)
+            request.data, request.error, request.done = (None if error else data), error, True
+            self._changed.notify_all()
+        return True
 
     def _next_request(self) -> _Request | None:
         """What to fetch next: what someone waits for, else the oldest that there is room for. None at the end."""

@@ -150,6 +150,12 @@ def _shifted(x: F32) -> F32:
     return np.concatenate([np.zeros_like(x[:1]), x[:-1]])
 
 
+def _in_units(x: F32, scale: F32) -> F32:
+    """``x`` divided by two to the ``scale``, which is nothing where nothing changed."""
+    units: F32 = x / np.maximum(np.exp2(scale), np.finfo(np.float32).tiny)
+    return units
+
+
 def inputs(m: Matrix, now: Scales, names: tuple[str, ...]) -> F32:
     """What is known of each element, shape (rows, cols, len(names)). Past steps that the run lacks are no change."""
     step = [
@@ -160,8 +166,8 @@ def inputs(m: Matrix, now: Scales, names: tuple[str, ...]) -> F32:
     scale = now.rows[:, None] + now.cols
     moved = 0 * ulp  # along the direction, in units of its scale
     if len(m.values) > 2:
-        moved = (m.floats(1) - m.floats(2)) / np.exp2(before.rows[:, None] + before.cols) * way
-    change = (m.floats(0) - m.floats(1)) / np.exp2(scale)  # of rows above only
+        moved = _in_units(m.floats(1) - m.floats(2), before.rows[:, None] + before.cols) * way
+    change = _in_units(m.floats(0) - m.floats(1), scale)  # of rows above only
     size = np.log2(np.maximum(np.abs(m.floats(1)), 1e-30))
     past = [m.ordered(k) - m.ordered(k + 1) for k in range(1, len(m.values) - 1)] or [step[0]]
     known = {
