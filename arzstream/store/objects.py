@@ -109,6 +109,9 @@ class ObjectStore(abc.ABC):
         """Keys below ``folder``, from there on, of uploads that nobody finished, where the store keeps such."""
         return iter(())
 
+    def stop(self) -> None:  # noqa: B027  (most wait)
+        """Let reads that are under way fail where that is sooner than waiting for them: nobody wants them any more."""
+
     def close(self, key: str) -> None:  # noqa: B027  (most stores keep nothing open)
         """Nothing more is read from ``key``."""
 

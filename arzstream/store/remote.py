@@ -134,6 +134,7 @@ class RemoteReader:
         """End the threads. (fsspec keeps one session per file system.)"""
         self._closed = True
         if self._process == os.getpid():
+            self._store.stop()
             self._window.close()
             self._store.close(self._key)
 

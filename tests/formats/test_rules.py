@@ -149,6 +149,12 @@ def test_deepspeed_of_unknown_size_has_no_gaps_and_needs_quiet() -> None:
     assert doubted(gap, "global_step10", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt")
 
 
+def test_a_rank_of_any_number_in_a_name_is_not_counted_up_to() -> None:
+    for name in (f"mp_rank_{2**63}_model_states.pt", f"zero_pp_rank_{2**63}_mp_rank_00_model_states.pt"):
+        checkpoint = Checkpoint().put(f"global_step10/{name}", saved({}), 9)
+        assert checkpoint.assess("global_step10").rule == "deepspeed"
+
+
 def test_deepspeeds_latest_is_believed_if_it_is_newer_and_names_the_folder() -> None:
     waiting = "latest to name global_step10"
     for latest in (None, b"", b"global_step9"):

@@ -47,7 +47,7 @@ def _expected(
     data = {int(match["dp"]) for match in [*models, *optimizers] if match["dp"] is not None}
     model = {int(match["mp"]) for match in [*models, *optimizers]}
     dp, mp, zero = sizes or (max(data, default=-1) + 1, max(model) + 1, bool(optimizers))
-    if dp * mp > 1 << 16:
+    if max(dp, 1) * max(mp, 1) > 1 << 16:
         return []
     names = []
     third = models[0]["dp"] is not None  # the weights are partitioned, too

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from arzstream.store.backends import web
 from arzstream.store.backends.loop import LoopStore
+from arzstream.store.backends.wire import Connections
 from arzstream.store.objects import BadAnswer, ObjectChangedError, Properties, Version
+from arzstream.store.patience import Patience
 
 __all__ = ["HttpStore"]
 
@@ -17,6 +20,10 @@ class HttpStore(LoopStore):
 
     properties = Properties(pinned=True, suffix=True)
 
+    def __init__(self, fs: Any, patience: Patience) -> None:
+        super().__init__(fs, patience)
+        self._connections = Connections(patience)
+
     def head(self, key: str) -> Version:
         return self.run(self._head, key)
 
@@ -24,7 +31,36 @@ class HttpStore(LoopStore):
         return self.run(self._tail, key, length)
 
     def get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
-        self.run(self._get_into, key, start, out, version)
+        headers = self._headers()
+        if version.tag.startswith('"'):  # a weak one never matches
+            headers["If-Match"] = version.tag
+        try:
+            size, answer = self._got_into(key, start, out, headers)
+        except web.StatusError as error:
+            if error.status in (412, 416):
+                raise ObjectChangedError("it was replaced") from error
+            raise
+        if Version(size, _tag(answer)) != version:
+            raise ObjectChangedError("it was replaced")
+
+    def stop(self) -> None:
+        self._connections.stop()
+
+    def close(self, key: str) -> None:
+        self._connections.close()
+
+    def _got_into(
+        self, key: str, start: int, out: memoryview, headers: dict[str, str]
+    ) -> tuple[int, Mapping[str, str]]:
+        if self._plain:
+            return self._connections.get_into(str(self._fs.encode_url(key)), out, start, headers)
+        return self.run(self._get_into, key, start, out, headers)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether nothing is configured that only the library's client knows."""
+        fs, usual = self._fs, inspect.signature(type(self._fs).__init__).parameters["get_client"].default
+        return not (self._request() or fs.client_kwargs) and fs.get_client is usual
 
     async def _head(self, key: str) -> Version:
         session, url = await self._fs.set_session(), self._fs.encode_url(key)
@@ -56,22 +92,14 @@ class HttpStore(LoopStore):
         version = await self._head(key)
         out = bytearray(min(length, version.size))
         if out:
-            await self._get_into(key, version.size - len(out), memoryview(out), version)
+            await self._get_into(key, version.size - len(out), memoryview(out), self._headers())
         return version, bytes(out)
 
-    async def _get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
+    async def _get_into(
+        self, key: str, start: int, out: memoryview, headers: dict[str, str]
+    ) -> tuple[int, Mapping[str, str]]:
         session, url = await self._fs.set_session(), self._fs.encode_url(key)
-        headers = self._headers()
-        if version.tag.startswith('"'):  # a weak one never matches
-            headers["If-Match"] = version.tag
-        try:
-            size, answer = await web.get_into(session, url, out, start, self._patience, headers, **self._request())
-        except web.StatusError as error:
-            if error.status in (412, 416):
-                raise ObjectChangedError("it was replaced") from error
-            raise
-        if Version(size, _tag(answer)) != version:
-            raise ObjectChangedError("it was replaced")
+        return await web.get_into(session, url, out, start, self._patience, headers, **self._request())
 
     def _headers(self) -> dict[str, str]:
         return dict(self._fs.kwargs.get("headers") or {})

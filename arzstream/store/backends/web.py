@@ -8,7 +8,7 @@ from typing import Any
 from arzstream.store.objects import BadAnswer, answered
 from arzstream.store.patience import Patience
 
-__all__ = ["WHOLE_BYTES", "StatusError", "get_into", "get_tail", "raise_for", "timeout"]
+__all__ = ["WHOLE_BYTES", "StatusError", "get_into", "get_tail", "placed", "raise_for", "timeout"]
 
 WHOLE_BYTES = 1 << 20
 """A server without ranges may still serve files of up to so many bytes, whole."""
@@ -37,6 +37,19 @@ def timeout(patience: Patience, nbytes: int) -> Any:
     )  # fmt: skip
 
 
+def placed(headers: Mapping[str, str], status: int, start: int, length: int) -> int:
+    """Check that an answer is ``length`` bytes from ``start`` on. Returns the object's length, 0 if it does not say."""
+    said = headers.get("Content-Length") or ""
+    given = int(said) if said.isdigit() else None
+    if status == 200 and start == 0 and given == length:
+        size: int | None = length  # all there is was asked for
+    else:
+        size = answered(headers, status, start, length)
+    if given not in (None, length) or "Content-Encoding" in headers:
+        raise BadAnswer(f"asked for {length} bytes, it answers with {given}")
+    return size or 0
+
+
 async def get_into(
     session: Any, url: Any, out: memoryview, start: int, patience: Patience, headers: Mapping[str, str], **request: Any
 ) -> tuple[int, Mapping[str, str]]:
@@ -45,14 +58,9 @@ async def get_into(
     request = {"timeout": timeout(patience, len(out)), **request}
     async with session.get(url, headers=asked, **request) as response:
         raise_for(response)
-        if response.status == 200 and start == 0 and response.content_length == len(out):
-            size: int | None = len(out)  # all there is was asked for
-        else:
-            size = answered(response.headers, response.status, start, len(out))
-        if response.content_length not in (None, len(out)) or "Content-Encoding" in response.headers:
-            raise BadAnswer(f"asked for {len(out)} bytes, it answers with {response.content_length}")
+        size = placed(response.headers, response.status, start, len(out))
         await _fill(response, out)
-        return size or 0, response.headers
+        return size, response.headers
 
 
 async def get_tail(

@@ -1,0 +1,169 @@
+"""Ranges on sockets of our own: connections are used again, secrets stay with their server, and closing ends it all."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from arzstream.store.backends.web import StatusError
+from arzstream.store.backends.wire import Connections
+from arzstream.store.objects import BadAnswer
+from arzstream.store.patience import Patience
+from arzstream.store.remote import RemoteReader
+
+DATA = bytes(range(256)) * 4096
+
+
+class Web(ThreadingHTTPServer):
+    """A server of ``DATA`` with ranges. ``moves``: where it sends to; ``stalls``: seconds before each body;
+    ``forgets``: it closes connections after an answer without saying so."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.moves, self.stalls, self.forgets, self.encoding, self.refuses = "", 0.0, False, "", 0
+        self.seen: list[dict[str, str]] = []
+        self.connections = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/x"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Web
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_GET(self) -> None:
+        self.server.seen.append(dict(self.headers))
+        if self.server.moves:
+            self.send_response(302)
+            self.send_header("Location", self.server.moves)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.server.refuses:
+            self.send_error(self.server.refuses)
+            return
+        span = self.headers["Range"].removeprefix("bytes=")
+        low, _, high = span.partition("-")
+        start, end = (int(low), int(high) + 1) if low else (len(DATA) - int(high), len(DATA))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(DATA)}")
+        self.send_header("ETag", '"one"')
+        if self.server.encoding:
+            self.send_header("Transfer-Encoding", self.server.encoding)
+        else:
+            self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        body = DATA[start:end]
+        if self.server.encoding:
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        self.wfile.write(body[:10])
+        time.sleep(self.server.stalls)
+        self.wfile.write(body[10:])
+        self.close_connection = self.server.forgets
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def wire() -> Iterator[Connections]:
+    connections = Connections(Patience(stall=5))
+    yield connections
+    connections.close()
+
+
+def got(wire: Connections, url: str, start: int = 1000, length: int = 70000, **headers: str) -> bytes:
+    out = bytearray(length)
+    size, _ = wire.get_into(url, memoryview(out), start, headers)
+    assert size == len(DATA)
+    return bytes(out)
+
+
+def test_a_connection_is_used_again(web: Web, wire: Connections) -> None:
+    for start in (0, 5000, 70000):
+        assert got(wire, web.url, start) == DATA[start : start + 70000]
+    assert web.connections == 1
+
+
+def test_a_connection_that_the_server_has_closed_is_replaced(web: Web, wire: Connections) -> None:
+    web.forgets = True
+    assert got(wire, web.url) == got(wire, web.url) == DATA[1000:71000]
+    assert web.connections == 2
+
+
+def test_a_body_in_pieces_is_read_to_its_end(web: Web, wire: Connections) -> None:
+    web.encoding = "chunked"
+    assert got(wire, web.url) == got(wire, web.url) == DATA[1000:71000]
+    assert web.connections == 1
+
+
+def test_secrets_stay_with_the_server_that_they_are_for(web: Web, wire: Connections) -> None:
+    with Web() as first:
+        threading.Thread(target=first.serve_forever, daemon=True).start()
+        first.moves = web.url
+        named = first.url.replace("//", "//me:p%40ss@")
+        assert got(wire, named, **{"X-Other": "1"}) == DATA[1000:71000]
+        first.shutdown()
+    assert first.seen[0]["Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    assert "Authorization" not in web.seen[0] and web.seen[0]["X-Other"] == "1"
+
+
+def test_going_in_circles_ends_and_other_schemes_are_not_followed(web: Web, wire: Connections) -> None:
+    web.moves = web.url
+    with pytest.raises(BadAnswer, match="redirections"):
+        got(wire, web.url)
+    web.moves = "file:///etc/passwd"
+    with pytest.raises(BadAnswer, match="elsewhere"):
+        got(wire, web.url)
+
+
+def test_a_refusal_is_an_error_with_its_status(web: Web, wire: Connections) -> None:
+    web.refuses = 503
+    with pytest.raises(StatusError) as caught:
+        got(wire, web.url)
+    assert caught.value.status == 503
+
+
+def test_closing_ends_what_is_being_received(web: Web) -> None:
+    web.stalls = 8.0
+    with RemoteReader(web.url, patience=Patience(stall=20)) as reader:
+        announced = reader.announce()
+        announced.add([(0, len(DATA))])
+        deadline = time.monotonic() + 5
+        while len(web.seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+
+
+def test_what_only_the_library_knows_is_left_to_it(web: Web) -> None:
+    asked: list[bool] = []
+    for options in ({}, {"client_kwargs": {"headers": {"X-Mine": "1"}}}):
+        web.seen.clear()
+        with RemoteReader(web.url, options) as reader:
+            out = bytearray(100)
+            reader.read_into(10, memoryview(out))
+            assert bytes(out) == DATA[10:110]
+        asked.append(any(header.get("X-Mine") == "1" and header["Range"] == "bytes=10-109" for header in web.seen))
+    assert asked == [False, True]
