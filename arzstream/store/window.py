@@ -27,6 +27,9 @@ GAP_BYTES = 256 << 10
 AT_FIRST = 2
 """So many requests are made at once in the beginning, and one more for each that was answered: what is read first does
 not share the way with all the rest."""
+EAGER = 4
+"""In the beginning as many bytes are held as the first requests bring, and one more for each so many that were read:
+a model's first layers are there before much else has come."""
 IDLE_BYTES = 2 * REQUEST_BYTES
 """How much memory of requests that were read is kept for the next ones. malloc would keep twice as much for each of the
 threads, and fresh pages for each request cost a tenth of what receiving it does."""
@@ -92,7 +95,7 @@ class Window:
         self._begun: list[_Request] = []
         self._last: _Request | None = None
         """The last one that was announced, while it may grow."""
-        self._held = self._numbered = self._owners = self._newest = self._under_way = 0
+        self._held = self._read = self._numbered = self._owners = self._newest = self._under_way = 0
         self._allowed = AT_FIRST
         self._memory = Results(IDLE_BYTES)
         self._closed = False
@@ -132,6 +135,7 @@ class Window:
         out[:count] = data[offset - request.start : offset - request.start + count].data
         with self._changed:
             request.left -= count
+            self._read += count
             self._newest = max(self._newest, request.number)
             if request.left <= 0:
                 self._drop(request)
@@ -297,7 +301,8 @@ class Window:
                 self._changed.wait(LINGER_SECONDS)
                 lingered = True
                 continue
-            if self._held + first.end - first.start <= self._most or not self._held:
+            most = min(self._most, AT_FIRST * self._request_bytes + self._read // EAGER)
+            if self._held + first.end - first.start <= most or not self._held:
                 return first
             if not self._let_go_of_stale():
                 self._changed.wait()

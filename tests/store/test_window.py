@@ -87,6 +87,21 @@ def test_no_more_is_held_than_the_window_is_large_until_somebody_reads(window, s
     assert sum(length for _, length in source.fetched) == 100_000
 
 
+def test_what_is_held_grows_with_what_was_read(source):
+    window = Window(source.fetch, threads=8, most_bytes=20_000, request_bytes=2_000, gap_bytes=0)
+    window.announce().add([(0, 60_000)])
+    held = []
+    for start in range(0, 40_000, 2_000):
+        deadline, most = time.monotonic() + 5, min(20_000, 4_000 + start // 4) // 2_000 * 2_000
+        while sum(length for _, length in source.fetched) - start < most and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        held.append(sum(length for _, length in source.fetched) - start)
+        assert read(window, start, 2_000) == DATA[start : start + 2_000]
+    window.close()
+    assert held == [min(20_000, 4_000 + start // 4) // 2_000 * 2_000 for start in range(0, 40_000, 2_000)]
+
+
 def test_what_somebody_waits_for_goes_first_though_the_window_is_full(window, source):
     window.announce().add([(at, 5_000) for at in range(0, 100_000, 5_000)])
     assert read(window, 90_000, 1_000) == DATA[90_000:91_000]

@@ -1,6 +1,6 @@
 """Ranges over HTTP on sockets of our own, each received by the thread that asked, to where the bytes belong.
 
-An event loop that hands a body on in pieces takes twice the processor time (``tools.measure.remote --clients``), and
+An event loop that hands a body on in pieces takes twice the processor time (``tools.measure.remote --obstore``), and
 one processor then sees a link of some hundred megabytes a second only half full. What a user configures of a library's
 client is that library's: who has such options is served by it (:mod:`arzstream.store.backends.web`).
 """
