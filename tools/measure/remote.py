@@ -114,8 +114,11 @@ def downloaded(url: str, folder: Path) -> Any:
 
 def processor_time(url: str, folder: str, rounds: int) -> None:
     """What a gigabyte costs of this process's processor time, and of the clock, beside obstore's client."""
-    import obstore
-    from obstore.store import HTTPStore
+    try:
+        import obstore
+        from obstore.store import HTTPStore
+    except ImportError:
+        raise SystemExit("--obstore compares with the package obstore; install it") from None
 
     store = HTTPStore.from_url(folder, client_options={"allow_http": True})
     with RemoteReader(url) as reader:
