@@ -149,6 +149,7 @@ class Supervisor:
             settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
+            self._steering.let_go(entry)
         if not self._distant:
             self._hints.start()
         enable_leases()
@@ -182,7 +183,7 @@ class Supervisor:
                 waits = track.entry.state in (State.LANDING, State.SETTLING)
                 track.entry.move(State.SEEN, waiting=track.entry.waiting if waits else "a daemon to go on")
                 self._memory.changed(track.entry)
-            track.close()
+            track.close(park=True)
         self._steering.close()
         self._keeper.close()
         self._dest.close()

@@ -353,11 +353,11 @@ class Track:
         files = [watched.file for watched in self.watched.values()]
         return bool(files) and all(file.keep for file in files)
 
-    def close(self) -> None:
-        """Stop the job and close the files."""
+    def close(self, *, park: bool = False) -> None:
+        """Stop the job and close the files. ``park`` leaves what another life can go on with."""
         job, self.job = self.job, None
         if job is not None:
-            job.discard()
+            job.discard(park=park)
         for file in [*self._retired, *(watched.file for watched in self.watched.values())]:
             file.close()
         self._retired, self.watched = [], {}
