@@ -363,9 +363,8 @@ class Steering:
         return free >= 0 and self._dest.free() > free + FREED_BYTES
 
     def let_go(self, entry: Entry) -> None:
-        """If nothing is left to do for it, nothing has to be kept that was sent of another try."""
-        if entry.state in (*DONE, State.GONE):
-            self._dest.drop(publish.archive_name(entry.path, self._source))
+        """Nothing is left to do for it, so nothing has to be kept that was sent of another try."""
+        self._dest.drop(publish.archive_name(entry.path, self._source))
 
     # ------------------------------------------------------------------------------------ telling
 
@@ -387,6 +386,7 @@ class Steering:
                 before=before.value, now=state.value, waiting=waiting or None, reason=entry.reason or None,
             )  # fmt: skip
             self._memory.changed(entry)
-            self.let_go(entry)
+            if state in (*DONE, State.GONE):
+                self.let_go(entry)
         elif waiting != waited:
             self._memory.changed(entry)

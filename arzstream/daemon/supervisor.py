@@ -67,6 +67,8 @@ class Supervisor:
         self._scan_seconds = 0.0
         self._entries: dict[bytes, Entry] = {}
         self._problem = ""
+        self._looked = False
+        """At everything, in this life."""
         self._memory: Memory
         self._roster: Roster
         self._steering: Steering
@@ -149,7 +151,6 @@ class Supervisor:
             settle_retired(self.dest, self._memory)
         for entry in self._entries.values():
             self._take_over(entry)
-            self._steering.let_go(entry)
         if not self._distant:
             self._hints.start()
         enable_leases()
@@ -250,6 +251,11 @@ class Supervisor:
         self._scan_seconds = time.monotonic() - started
         wait = self.settings.rescan if self._hints.live or self._distant else min(BLIND_RESCAN, self.settings.rescan)
         self._next_scan = time.monotonic() + max(wait, STORM * self._scan_seconds)
+        if not problem and not self._looked:
+            self._looked = True
+            for path, entry in self._entries.items():
+                if path not in self._roster.tracks:
+                    self._steering.let_go(entry)
         if problem != self._problem:
             level = logging.WARNING if problem else logging.INFO
             log.event(

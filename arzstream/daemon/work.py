@@ -216,7 +216,7 @@ class Job:
     def _follow_script(self, frontiers: Mapping[bytes, int]) -> bool:
         """Code what an earlier life coded, in the same pieces, as far as it is there; True if there was any."""
         builder, script, more = self._draft.open(self.path), self._draft.script, False
-        while (turn := script.next) is not None and not turn.settles and not self._interrupted:
+        while (turn := script.next) is not None and not turn.settles and (self.finishing or not self._interrupted):
             file = self._known.get(turn.path)
             if file is None or turn.end <= file.coded:
                 script.leave()
