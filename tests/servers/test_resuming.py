@@ -122,6 +122,8 @@ def test_a_pack_that_is_killed_is_gone_on_with_by_the_next_one(link: Link, sourc
         link.until(link.pack(source))
         sent.append(link.sent)
         assert len(left(state)) == 1
+        if link.server.url.startswith("az:"):  # or the names of blocks prove nothing
+            assert all("content-md5" in request.headers for request in link.proxy.requests if is_part(request))
     link.proxy.script([])
     assert link.pack(source).wait(60) == 0
     sent.append(link.sent)
