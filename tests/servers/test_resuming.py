@@ -279,6 +279,35 @@ def test_a_daemon_goes_on_with_what_was_sent_while_the_files_landed(watched: Wat
     )  # fmt: skip
 
 
+def test_what_was_coded_against_a_parent_is_gone_on_with_against_it(watched: Watched, data: bytes) -> None:
+    head = 8 + int.from_bytes(data[:8], "little")
+    noise = np.random.default_rng(1).integers(0, 256, (len(data) - head) // 2, np.uint16)
+    later = data[:head] + (np.frombuffer(data, np.uint16, offset=head) ^ noise).tobytes()
+    watched.land(data, 1)
+    watched.proxy.script([])
+    with watched.daemon("--once") as daemon:
+        assert daemon.wait() == 0
+    second = watched.source / "step-2"
+    second.mkdir()
+    (second / "model.safetensors").write_bytes(later)
+    (second / "config.json").write_text("{}")
+    watched.proxy.script([None, Stall(60.0)], is_part)
+    with watched.daemon() as daemon:
+        daemon.until(lambda: not watched.proxy.faults, "a part")
+        daemon.kill()
+    sent = watched.sent()
+    watched.proxy.script([])
+    with watched.daemon("--once") as daemon:
+        assert daemon.wait() == 0
+        assert "upload-resumed" in daemon.output()
+    size = watched._store.head(f"{watched._key}/step-2.arz").size
+    assert PART_BYTES < size < 0.6 * len(data)
+    assert sent > PART_BYTES and watched.sent() < size - PART_BYTES + NOISE
+    with arzstream.open(f"{watched.url}/step-2.arz", watched.server.storage_options) as archive:
+        assert [hint for hint, _ in archive.parents()] == ["step-1.arz"]
+        assert archive.read_file("model.safetensors") == later
+
+
 def test_a_daemon_whose_store_was_away_goes_on_when_it_is_back(watched: Watched, data: bytes) -> None:
     watched.land(data, 1)
 
