@@ -123,7 +123,7 @@ class Bucket(Destination):
             sink = NewObject(self.place_of(name), owner=self._owner, resume=notes.started if notes else None)
         except BaseException:
             if notes is not None:
-                self._park(notes)
+                self.park(notes)
             raise
         if notes is not None and not sink.resumed:
             notes.begin(sink.started, archive=name)
@@ -132,7 +132,7 @@ class Bucket(Destination):
     def _notes_folder(self, name: str = "") -> str:
         return os.path.join(self.home, FOLDER, UPLOADS, name)
 
-    def _park(self, notes: UploadNotes) -> None:
+    def park(self, notes: UploadNotes) -> None:
         """Keep them until the archive is begun again, or not needed any more."""
         name = notes.facts.get("archive")
         with self._lock:
@@ -146,15 +146,17 @@ class Bucket(Destination):
         with self._lock:
             notes = self._parked.pop(name, None)
         if notes is not None:
-            self.abort(lambda: self._discard(notes))
+            self._aborting.submit(self._discard, notes)
 
-    def _discard(self, notes: UploadNotes) -> None:
-        """Remove what was sent."""
+    def _discard(self, notes: UploadNotes) -> str:
+        """Remove what was sent; its name."""
+        name = ""
         if notes.started is not None:
-            folder = posixpath.dirname(str(notes.facts.get("archive", "")))
+            name = posixpath.join(posixpath.dirname(str(notes.facts.get("archive", ""))), notes.started.name)
             with contextlib.suppress(StorageError):
-                self._remove(posixpath.join(folder, notes.started.name))
+                self._remove(name)
         notes.remove()
+        return name
 
     def own(self, owner: str) -> None:
         """Temporary objects carry this from now on, hexadecimal digits that no other daemon has: those are ours."""
@@ -162,17 +164,18 @@ class Bucket(Destination):
 
     def sweep(self) -> list[str]:
         """As in folders; but what can be gone on with stays, for some days."""
+        old = []
         for notes in list(notes_in(self._notes_folder())):
             if notes.old:
-                self._discard(notes)
+                old.append(self._discard(notes))
             else:
-                self._park(notes)
+                self.park(notes)
         kept = {notes.started.name for notes in self._parked.values() if notes.started is not None}
         found = sorted(self._temporaries()) if self._owner else []
         names = [name for name in found if posixpath.basename(name) not in kept]
         for name in names:
             self._remove(name)
-        return names
+        return [*filter(None, old), *names]
 
     def _remove(self, name: str) -> None:
         self._patiently(lambda: self._store.remove(self._key_of(name)), "sweep it")
@@ -251,4 +254,4 @@ class _GrowingObject(Growing):
             self.abort()
         else:
             self._object.park()
-            self._bucket._park(self._notes)
+            self._bucket.park(self._notes)

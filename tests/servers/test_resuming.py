@@ -314,7 +314,7 @@ def test_a_daemon_whose_store_was_away_goes_on_when_it_is_back(watched: Watched,
     def refused(request: Request) -> bool:
         return request.method == "PUT" and watched.parts() >= 2
 
-    watched.proxy.script([Status(503)] * 8, refused)
+    watched.proxy.script([Status(503)] * 14, refused)  # six tries for each of two parts, and some more
     with watched.daemon() as daemon:
         daemon.until(lambda: "step-1.arz" in watched.names(), "the archive", timeout=90)
         daemon.until(lambda: not watched.notes(), "it to be noted")
