@@ -2,9 +2,9 @@
 
 Going on means to make the same bytes once more and not to send what the store has already, by digests that the store
 made (:meth:`~arzstream.store.objects.Upload.has`). Coding again is cheaper than the link, and nothing that is written
-down here has to be believed: a note that is wrong or lost makes bytes that differ, and these are sent. (To begin behind
-the last part instead would take a writer's state that is believed, for bytes which no store lets anybody read before the
-object is complete.)
+down here has to be believed: a note that is wrong or lost makes bytes that differ, and these are sent. (To begin
+behind the last part instead would take a writer's state that is believed, for bytes which no store lets anybody read
+before the object is complete.)
 
 An archive that is coded again has the same bytes if two things are the same: the random id that stands in each of its
 frames, and, where it was coded while its files landed, the order and the places in which that was done. Those are

@@ -203,6 +203,17 @@ def test_etags_that_are_no_md5_are_not_believed(
 # -- the daemon
 
 
+def environment(server: Server, port: int) -> dict[str, str]:
+    """Of somebody who uses the store through ``port``."""
+    options = server.through(port).storage_options
+    return {
+        **aws(port),
+        "AZURE_STORAGE_CONNECTION_STRING": options.get("connection_string", ""),
+        "FSSPEC_GS_TOKEN": "anon",
+        "FSSPEC_GS_ENDPOINT_URL": options.get("endpoint_url", ""),
+    }
+
+
 class Watched:
     """A source that lands in a daemon's folder, and the bucket that it archives to."""
 
@@ -214,7 +225,7 @@ class Watched:
         self._store, self._key = connect(self.url, server.storage_options)
 
     def daemon(self, *options: str) -> process.Daemon:
-        env = aws(self.proxy.port)
+        env = environment(self.server, self.proxy.port)
         return process.Daemon(str(self.source), self.url, "--quiet-time", "0.3", "--rescan", "1", *options, env=env)
 
     def land(self, data: bytes, share: float) -> None:
@@ -228,7 +239,7 @@ class Watched:
 
     def parts(self) -> int:
         """How many came."""
-        return sum(is_part(request) and request.status == 200 for request in self.proxy.requests)
+        return sum(is_part(request) and request.status in (200, 201, 308) for request in self.proxy.requests)
 
     def sent(self) -> int:
         return sum(request.sent_bytes for request in self.proxy.requests)
@@ -242,11 +253,13 @@ class Watched:
 
 @pytest.fixture
 def watched(
-    moto: Server, proxies: Callable[[Server], FaultProxy], tmp_path: Path, request: pytest.FixtureRequest, state: Path
+    proxies: Callable[[Server], FaultProxy], tmp_path: Path, request: pytest.FixtureRequest, state: Path
 ) -> Watched:
-    return Watched(moto, proxies(moto), tmp_path, re.sub(r"\W", "-", request.node.name))
+    server = request.getfixturevalue(getattr(request, "param", "moto"))
+    return Watched(server, proxies(server), tmp_path, re.sub(r"\W", "-", request.node.name))
 
 
+@pytest.mark.parametrize("watched", ["moto", "azurite", "gcs"], indirect=True)
 def test_a_daemon_goes_on_with_what_was_sent_while_the_files_landed(watched: Watched, data: bytes) -> None:
     """Killed, told to end, killed again while it reads back: each part is sent once, and one of them perhaps twice."""
     lives = []
