@@ -1,7 +1,7 @@
 """A run saved to one bucket and archived in another, whatever happens.
 
     python -m tools.measure.buckets --minutes 10
-    python -m tools.measure.buckets --uploads 4 --mib 256
+    python -m tools.measure.buckets --uploads 1 --mib 256
 
 moto is both buckets. A proxy between it and ``arzstream watch`` refuses, resets, cuts off and holds up one request in
 ``--every``; the daemon is killed (SIGKILL) at random moments and started again. Meanwhile everything that can be seen
