@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from arzstream.archive.verify import verify_reader
 from arzstream.errors import StorageError
 from arzstream.store import local
 from arzstream.store.address import is_remote, redacted
+from arzstream.store.notes import UploadNotes, state_folder
 from arzstream.store.publishing import NewObject, stat_object, store_for_writing
 from arzstream.store.ranges import LocalReader
 
@@ -29,6 +32,7 @@ def check_free(dest: str, *, replace: bool, storage_options: Mapping[str, Any] |
             raise StorageError(f"{redacted(dest)}: is a folder; name the archive", errno=errno.EISDIR)
         store_for_writing(dest, storage_options)
         if not replace and stat_object(dest, storage_options) is not None:
+            _forget_upload(dest, storage_options)
             raise StorageError(f"{redacted(dest)}: {TAKEN}", errno=errno.EEXIST)
         return
     if os.path.isdir(dest):
@@ -63,15 +67,71 @@ def new_archive(dest: str, *, replace: bool, mode: int = 0o600) -> Iterator[tupl
 
 
 @contextlib.contextmanager
-def new_object(dest: str, *, replace: bool, storage_options: Mapping[str, Any] | None = None) -> Iterator[NewObject]:
-    """Yield what to write a whole archive into, and to :meth:`~arzstream.store.publishing.NewObject.complete` then.
+def new_object(
+    dest: str, *, replace: bool, storage_options: Mapping[str, Any] | None = None, file_id: bytes | None = None
+) -> Iterator[tuple[NewObject, bytes]]:
+    """Yield what to write a whole archive into, and to :meth:`~arzstream.store.publishing.NewObject.complete` then, and
+    the file id that it is to have: ``file_id``, or that of an upload to ``dest`` which was interrupted and is gone on
+    with, or a random one.
 
-    When the block ends well, the archive gets its name. When it does not, nothing is left behind.
+    When the block ends well, the archive gets its name. When the store, or a source, cannot be reached any more, what
+    was sent stays there for the next try. When it fails otherwise, nothing is left behind.
     """
-    written = NewObject(dest, storage_options)
+    notes = _upload_notes(dest, storage_options)
+    known = _id_of(notes) if notes is not None else None
+    identity = file_id or known or secrets.token_bytes(16)
     try:
-        yield written
-        written.publish(replace=replace)
+        written = NewObject(dest, storage_options, resume=notes.started if notes is not None else None)
     except BaseException:
-        written.abort()
+        if notes is not None:
+            notes.keep()
         raise
+    if notes is not None and not (written.resumed and known == identity):
+        notes.begin(written.started, place=redacted(dest), file_id=identity.hex())
+    try:
+        yield written, identity
+        written.publish(replace=replace)
+    except BaseException as error:
+        if notes is not None and isinstance(error, StorageError) and error.errno == errno.EAGAIN:
+            written.park()
+            notes.keep()
+        else:
+            written.abort()
+            if notes is not None:
+                notes.remove()
+        raise
+    if notes is not None:
+        notes.remove()
+
+
+def _upload_notes(dest: str, storage_options: Mapping[str, Any] | None) -> UploadNotes | None:
+    """What is known of an upload to ``dest`` by this user on this machine; None if nothing can be, or if another
+    process is at it."""
+    store, _ = store_for_writing(dest, storage_options)
+    if not store.properties.resumable:
+        return None
+    key = hashlib.sha256(redacted(dest).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    with contextlib.suppress(StorageError):
+        return UploadNotes.claim(state_folder("uploads", key))
+    return None
+
+
+def _id_of(notes: UploadNotes) -> bytes | None:
+    with contextlib.suppress(TypeError, ValueError):
+        found = bytes.fromhex(notes.facts.get("file_id", ""))
+        return found if len(found) == 16 else None
+    return None
+
+
+def _forget_upload(dest: str, storage_options: Mapping[str, Any] | None) -> None:
+    """There is an archive, perhaps because its upload was interrupted in the last moment: remove what is left of
+    that."""
+    notes = _upload_notes(dest, storage_options)
+    if notes is None:
+        return
+    if notes.started is not None:
+        store, final = store_for_writing(dest, storage_options)
+        temporary = final[: len(final) - len(final.rpartition("/")[2])] + notes.started.name
+        with contextlib.suppress(Exception):
+            store.remove(temporary)
+    notes.remove()

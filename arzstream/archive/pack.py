@@ -25,6 +25,7 @@ from arzstream.formats.detect import tells_of_others
 from arzstream.kernels.digests import blake3
 from arzstream.store import local
 from arzstream.store.address import is_remote
+from arzstream.store.objects import StaleUploadError
 from arzstream.store.ranges import LocalReader, RemoteReader
 
 __all__ = ["PROFILES", "Progress", "pack"]
@@ -88,9 +89,11 @@ def pack(
         try:
             return (_to_object if is_remote(dest) else _to_file)(work, os.fspath(dest), force)
         except _TwinFound as found:
-            twin = found.place
+            parent = found.place
+        except StaleUploadError:
+            pass  # what an earlier process sent is removed now
     return pack(
-        sources, dest, parent=twin, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
+        sources, dest, parent=parent, profile=profile, jobs=jobs, progress=progress, reproducible=reproducible,
         tensor_parallel=tensor_parallel, force=force, memory_bytes=memory_bytes, parents=parents, max_chain=max_chain,
         storage_options=storage_options,
     )  # fmt: skip
@@ -116,7 +119,9 @@ def _to_file(work: _Work, dest: str, force: bool) -> PackSummary:
 
 def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
     check_free(dest, replace=force, storage_options=work.storage_options)
-    with new_object(dest, replace=force, storage_options=work.storage_options) as written:
+    new = new_object(dest, replace=force, storage_options=work.storage_options, file_id=work.file_id)
+    with new as (written, file_id):
+        work.file_id = file_id
         summary = work.run(written, None, written.complete)
         work.check_twin(summary)
     return dataclasses.replace(summary, archive=written.name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from arzstream.container.directory import open_directory
 from arzstream.daemon.journal import FOLDER
+from arzstream.daemon.script import Script
 from arzstream.errors import ArzError, StorageError
 from arzstream.store import local
 from arzstream.store.folders import is_archive_name
@@ -25,10 +26,12 @@ class DestinationError(StorageError):
 
 
 class Growing(abc.ABC):
-    """An archive under a temporary name. ``place`` is where parents are looked for beside it."""
+    """An archive under a temporary name. ``place`` is where parents are looked for beside it; ``script`` is how it was
+    coded, if it was begun in an earlier life."""
 
     place: str
     sink: local.Sink
+    script: Script
 
     @property
     @abc.abstractmethod
@@ -52,6 +55,10 @@ class Growing(abc.ABC):
     @abc.abstractmethod
     def abort(self) -> None:
         """Remove it."""
+
+    def park(self) -> None:
+        """Leave what a later life can go on with, if there can be such."""
+        self.abort()
 
 
 class Destination(abc.ABC):
@@ -91,7 +98,11 @@ class Destination(abc.ABC):
 
     @abc.abstractmethod
     def new(self, name: str, folder_mode: int) -> Growing:
-        """Begin an archive that is to be called ``name``, or so; folders that have to be made get ``folder_mode``."""
+        """Begin an archive that is to be called ``name``, or so, or go on with one that was parked; folders that have
+        to be made get ``folder_mode``."""
+
+    def drop(self, name: str) -> None:  # noqa: B027  (what lies in a folder is not parked)
+        """What was parked of the archive ``name`` is of no use any more."""
 
     @abc.abstractmethod
     def sweep(self) -> list[str]:
@@ -172,7 +183,7 @@ class Folder(Destination):
 
 class _GrowingFile(Growing):
     def __init__(self, place: str) -> None:
-        self.place = place
+        self.place, self.script = place, Script()
         self.sink: local.LocalSink = local.LocalSink(place)
         self._reader = LocalReader(place)
 

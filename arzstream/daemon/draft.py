@@ -10,6 +10,7 @@ from arzstream.daemon import publish
 from arzstream.daemon.destination import Destination, Growing
 from arzstream.daemon.handover import Shared
 from arzstream.daemon.parentage import Choice, Parentage
+from arzstream.daemon.script import Script
 from arzstream.formats.beside import NOTHING, Beside
 from arzstream.store.ranges import DistantReader
 
@@ -37,16 +38,28 @@ class Draft:
 
     def open(self, path: bytes) -> CheckpointBuilder:
         """Begin, unless that was done; ``path`` is the checkpoint's."""
+        name = publish.archive_name(path, self._source)
         if self.builder is None:
-            self._growing = self._dest.new(publish.archive_name(path, self._source), self._folder_mode)
-            settings = self._shared.settings
+            self._growing = self._dest.new(name, self._folder_mode)
+            script, settings = self._growing.script, self._shared.settings
+            if script.parent is not None:
+                self.parentage.prefer(script.parent)
             self.others = {t.native_id or 0 for t in threading.enumerate()}
             # One thread while somebody writes: the second core is theirs.
+            lineage = self.parentage.open(self._growing.place)
+            script.coded_against(self.parentage.place)
             self.builder = CheckpointBuilder(
                 self._growing.sink, profile=settings.profile, jobs=1, memory_bytes=self._shared.memory_bytes,
-                lineage=self.parentage.open(self._growing.place), beside=self._beside,
+                lineage=lineage, beside=self._beside, file_id=script.file_id(),
             )  # fmt: skip
+        self.script.called(name)
         return self.builder
+
+    @property
+    def script(self) -> Script:
+        """How it was coded in an earlier life, and how it is; only while it is open."""
+        assert self._growing is not None
+        return self._growing.script
 
     def prove(self) -> None:
         """Decode what was written since the last call, and look at its frames, as readers do; where it can be read
@@ -99,11 +112,15 @@ class Draft:
         self._growing = None
         return name
 
-    def close(self) -> None:
-        """Remove what was not published. It may be opened again, and is empty then."""
+    def close(self, *, park: bool = False) -> None:
+        """Remove what was not published; or leave there what can be gone on with, to ``park`` it. It may be opened
+        again, and is empty then."""
         if self.builder is not None:
             self.builder.close()
         self.parentage.close()
         if self._growing is not None:
-            self._growing.abort()
+            if park:
+                self._growing.park()
+            else:
+                self._growing.abort()
         self.builder = self._growing = self._replay = None

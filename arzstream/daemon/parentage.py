@@ -104,6 +104,15 @@ class Parentage:
         """Where the parent lies; empty if there is none."""
         return self.lineage.parent.place if self.lineage is not None else ""
 
+    def prefer(self, place: str) -> None:
+        """What was begun was coded against the archive at ``place``, or alone: do it so again, if that can be."""
+        if not place:
+            self._candidates, self._base = [], ""
+        elif place != self._base:
+            self._candidates = [place, *(other for other in self._candidates if other != place)]
+        else:
+            self._candidates = []
+
     def open(self, dest: str) -> Lineage | None:
         """Choose, and open what was chosen, for an archive to be written as ``dest``."""
         with self._in_use.lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from arzstream.daemon.census import Census
 from arzstream.daemon.destination import Destination, DestinationError
 from arzstream.daemon.draft import Draft
 from arzstream.daemon.handover import Changed, Elsewhere, Failed, Published, Shared
-from arzstream.daemon.journal import Archive
+from arzstream.daemon.journal import Archive, Entry
 from arzstream.daemon.lineages import Lineages
 from arzstream.daemon.memory import Memory
 from arzstream.daemon.runs import family, folder_of
@@ -22,7 +23,7 @@ from arzstream.daemon.scan import Item
 from arzstream.daemon.states import DONE, Problem, Reason, State, backoff, problem_of
 from arzstream.daemon.track import Track
 from arzstream.daemon.work import Job
-from arzstream.errors import ArzError, SourceChangedError
+from arzstream.errors import ArzError, SourceChangedError, StorageError
 from arzstream.formats.checkpoint import Past
 
 __all__ = ["Steering"]
@@ -311,7 +312,8 @@ class Steering:
         elif isinstance(outcome, Failed):
             track.frozen = False
             track.job = None
-            job.discard()
+            # A store that cannot be reached has what was sent when it can be again.
+            job.discard(park=isinstance(outcome.error, StorageError) and outcome.error.errno == errno.EAGAIN)
             self.block(track, problem_of(outcome.error, in_source=outcome.in_source))
 
     def _take_published(self, track: Track, outcome: Published) -> None:
@@ -360,6 +362,10 @@ class Steering:
         free = self._free_when_blocked.get(track.path, -1)
         return free >= 0 and self._dest.free() > free + FREED_BYTES
 
+    def let_go(self, entry: Entry) -> None:
+        """Nothing is left to do for it, so nothing has to be kept that was sent of another try."""
+        self._dest.drop(publish.archive_name(entry.path, self._source))
+
     # ------------------------------------------------------------------------------------ telling
 
     def _progress(self, track: Track) -> None:
@@ -380,5 +386,7 @@ class Steering:
                 before=before.value, now=state.value, waiting=waiting or None, reason=entry.reason or None,
             )  # fmt: skip
             self._memory.changed(entry)
+            if state in (*DONE, State.GONE):
+                self.let_go(entry)
         elif waiting != waited:
             self._memory.changed(entry)

@@ -67,6 +67,8 @@ class Supervisor:
         self._scan_seconds = 0.0
         self._entries: dict[bytes, Entry] = {}
         self._problem = ""
+        self._looked = False
+        """At everything, in this life."""
         self._memory: Memory
         self._roster: Roster
         self._steering: Steering
@@ -182,7 +184,7 @@ class Supervisor:
                 waits = track.entry.state in (State.LANDING, State.SETTLING)
                 track.entry.move(State.SEEN, waiting=track.entry.waiting if waits else "a daemon to go on")
                 self._memory.changed(track.entry)
-            track.close()
+            track.close(park=True)
         self._steering.close()
         self._keeper.close()
         self._dest.close()
@@ -249,6 +251,11 @@ class Supervisor:
         self._scan_seconds = time.monotonic() - started
         wait = self.settings.rescan if self._hints.live or self._distant else min(BLIND_RESCAN, self.settings.rescan)
         self._next_scan = time.monotonic() + max(wait, STORM * self._scan_seconds)
+        if not problem and not self._looked:
+            self._looked = True
+            for path, entry in self._entries.items():
+                if path not in self._roster.tracks:
+                    self._steering.let_go(entry)
         if problem != self._problem:
             level = logging.WARNING if problem else logging.INFO
             log.event(

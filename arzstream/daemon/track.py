@@ -322,7 +322,7 @@ class Track:
         base = os.path.join(self.root, self.path) if self.path and not self.lone_file else self.root
         links: dict[bytes, tuple[bytes, int, int]] = {}
         folders: dict[bytes, tuple[int, int]] = {}
-        for path, item in self.items.items():
+        for path, item in sorted(self.items.items()):
             mode, mtime = stat.S_IMODE(item.status.st_mode), item.status.st_mtime_ns
             if item.kind is Kind.FOLDER:
                 folders[self.inside(path)] = (mode, mtime)
@@ -332,7 +332,8 @@ class Track:
                     log.event("link-left-out", level=logging.WARNING, checkpoint=self.path, link=path, to=item.target)
                 else:
                     links[self.inside(path)] = (target, mode, mtime)
-        files = {self.inside(p): w.file for p, w in self.watched.items() if not checkpoint.is_temporary(p)}
+        # Sorted, so that an archive that is coded once more is the same.
+        files = {self.inside(p): w.file for p, w in sorted(self.watched.items()) if not checkpoint.is_temporary(p)}
         self.frozen = True
         return Finish(files, links, folders, unchanged, not_before)
 
@@ -353,11 +354,11 @@ class Track:
         files = [watched.file for watched in self.watched.values()]
         return bool(files) and all(file.keep for file in files)
 
-    def close(self) -> None:
-        """Stop the job and close the files."""
+    def close(self, *, park: bool = False) -> None:
+        """Stop the job and close the files. ``park`` leaves what another life can go on with."""
         job, self.job = self.job, None
         if job is not None:
-            job.discard()
+            job.discard(park=park)
         for file in [*self._retired, *(watched.file for watched in self.watched.values())]:
             file.close()
         self._retired, self.watched = [], {}

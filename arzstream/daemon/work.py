@@ -24,9 +24,11 @@ from arzstream.daemon.handover import Changed, Elsewhere, Failed, Finish, Outcom
 from arzstream.daemon.neighbour import lower_this_thread, raise_threads
 from arzstream.daemon.publish import TakenError
 from arzstream.daemon.scan import Identity
+from arzstream.daemon.script import SETTLE, Turn
 from arzstream.daemon.source import SourceFile
 from arzstream.errors import ArzError, SourceChangedError
 from arzstream.store import local
+from arzstream.store.objects import StaleUploadError
 
 __all__ = ["Job"]
 
@@ -118,12 +120,13 @@ class Job:
             self._stopped = True
             self._condition.notify_all()
 
-    def discard(self) -> None:
-        """Wait for the threads, remove what was written, close the sources."""
+    def discard(self, *, park: bool = False) -> None:
+        """Wait for the threads, remove what was written, close the sources. ``park`` leaves in the destination what
+        another try can go on with."""
         self.stop()
         if self._thread is not None:
             self._thread.join()
-        self._start_over()
+        self._start_over(park=park)
 
     @property
     def parent(self) -> str:
@@ -173,30 +176,58 @@ class Job:
                     self._draft.prove()
                     self._look_at_parent()
             except ArzError as error:
-                if not self._parent_failed(error):
+                if not self._can_begin_anew(error):
                     raise
                 self._news = True
 
     def _advance(self, frontiers: Mapping[bytes, int]) -> bool:
         """Code a slice of each file; False when nothing is left to do before the next frontiers."""
-        more = False
+        if all(frontiers.get(path, 0) <= file.coded for path, file in self._known.items()) or self._interrupted:
+            return False
+        self._check_going()
+        with self._shared.landing:
+            builder = self._draft.open(self.path)
+        more = self._follow_script(frontiers)
+        if self._draft.script.next is not None:  # it goes on when there is more, or when all is there
+            return more
         for path, file in self._known.items():
             frontier = frontiers.get(path, 0)
             if frontier <= file.coded or self._interrupted:
                 continue
-            target = min(frontier, file.coded + SLICE_BYTES)
             self._check_going()
             with self._shared.landing:
-                builder = self._draft.open(self.path)
-                if file.job is None:
-                    file.job = builder.add_file(path, file)
-                with file.announced(file.coded, target):
-                    coded = builder.update(file.job, target)
+                self._code(builder, path, min(frontier, file.coded + SLICE_BYTES))
             self._note_encoders()
-            file.coded = target
             more = True
-            if coded:
-                self._count(builder)
+        return more
+
+    def _code(self, builder: CheckpointBuilder, path: bytes, target: int) -> None:
+        """One file, up to ``target``."""
+        file = self._known[path]
+        self._draft.script.take(Turn(path, target))
+        if file.job is None:
+            file.job = builder.add_file(path, file)
+        with file.announced(file.coded, target):
+            coded = builder.update(file.job, target)
+        file.coded = target
+        if coded:
+            self._count(builder)
+
+    def _follow_script(self, frontiers: Mapping[bytes, int]) -> bool:
+        """Code what an earlier life coded, in the same pieces, as far as it is there; True if there was any."""
+        builder, script, more = self._draft.open(self.path), self._draft.script, False
+        while (turn := script.next) is not None and not turn.settles and (self.finishing or not self._interrupted):
+            file = self._known.get(turn.path)
+            if file is None or turn.end <= file.coded:
+                script.leave()
+            elif turn.end > frontiers.get(turn.path, 0):
+                break
+            else:
+                self._check_going()
+                with self._shared.landing:
+                    self._code(builder, turn.path, turn.end)
+                self._note_encoders()
+                more = True
         return more
 
     def _note_encoders(self) -> None:
@@ -215,9 +246,11 @@ class Job:
                     continue
                 place = places.get(id(file))
                 if place is None:
+                    self._draft.script.leave()
                     builder.withdraw(file.job)
                     file.job, file.coded = None, 0
                 elif place != path:
+                    self._draft.script.renamed(path, place)
                     builder.rename(file.job, place)
         self._known = dict(files)
 
@@ -230,8 +263,13 @@ class Job:
             if complete:
                 raise _Again
 
-    def _parent_failed(self, error: BaseException) -> bool:
-        """Is it the parent's fault? Then begin anew without it."""
+    def _can_begin_anew(self, error: BaseException) -> bool:
+        """Is it the parent's fault? Then begin anew without it. Or that of what an earlier life sent? Then without
+        that."""
+        if isinstance(error, StaleUploadError):
+            log.event("upload-not-resumed", checkpoint=self.path, reason=error)
+            self._start_over()
+            return True
         place = self.parent
         if not self._draft.parentage.fails(error):
             return False
@@ -239,8 +277,8 @@ class Job:
         self._start_over()
         return True
 
-    def _start_over(self) -> None:
-        self._draft.close()
+    def _start_over(self, *, park: bool = False) -> None:
+        self._draft.close(park=park)
         for file in {*self._files.values(), *self._known.values()}:
             file.job, file.coded = None, 0
 
@@ -263,7 +301,7 @@ class Job:
             except _Again:
                 continue
             except ArzError as error:
-                if not self._parent_failed(error):
+                if not self._can_begin_anew(error):
                     raise
                 continue
             return
@@ -300,6 +338,8 @@ class Job:
 
     def _settle(self, builder: CheckpointBuilder, order: Finish) -> None:
         """Code what is left and compare every file with what was coded of it."""
+        self._follow_script({path: file.size for path, file in order.files.items()})
+        self._draft.script.take(SETTLE)
         with ThreadPoolExecutor(1, thread_name_prefix="arz-hash") as hashing:
             ahead = []
             for path, file in order.files.items():

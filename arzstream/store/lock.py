@@ -15,14 +15,16 @@ __all__ = ["FileLock"]
 class FileLock:
     """Held by an open descriptor, so it dies with the process, however that dies."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int = 0o644) -> None:
+        """``mode`` is that of the file, if it has to be made."""
         self.path = os.fsdecode(path)
+        self._mode = mode
         self._fd = -1
 
     def acquire(self) -> bool:
         """Take the lock without waiting; False if another process (or another lock object) holds it."""
         # The file stays for good: removing a lock file while others may hold it open is a race.
-        fd = open_shared(self.path)
+        fd = open_shared(self.path, self._mode)
         try:
             taken = _try_lock(fd)
         except OSError as error:
@@ -38,6 +40,10 @@ class FileLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)  # closing releases
+
+    def fileno(self) -> int:
+        """The descriptor of the file, while the lock is held."""
+        return self._fd
 
     @property
     def held(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from arzstream.errors import StorageError
 
-__all__ = ["BadAnswer", "ObjectChangedError", "ObjectStore", "Properties", "Upload", "Version"]
+__all__ = ["BadAnswer", "ObjectChangedError", "ObjectStore", "Properties", "StaleUploadError", "Upload", "Version"]
 
 
 class Version(NamedTuple):
@@ -27,6 +27,11 @@ class Version(NamedTuple):
 
 class ObjectChangedError(StorageError):
     """The object is not the one that was opened."""
+
+
+class StaleUploadError(StorageError):
+    """What an earlier process sent is not what this one would have sent. Everything has to be sent again, from the
+    beginning."""
 
 
 class BadAnswer(Exception):
@@ -52,10 +57,21 @@ class Properties:
     """Parts of an upload may be sent in any order and at once."""
     exclusive: bool = False
     """A commit that must not replace anything is refused by the store itself, in one step."""
+    resumable: bool = False
+    """Another process can go on with an upload: the store has digests, made by itself, of what was sent."""
 
 
 class Upload(abc.ABC):
     """An object that is being written under a temporary name; nothing is there before :meth:`finish`."""
+
+    id: str = ""
+    """What :meth:`ObjectStore.resume` wants to know of it. It may be as good as a password: not for logs."""
+
+    def has(self, number: int, data: memoryview) -> bool:
+        """Does the store have just ``data`` as part ``number`` already? Then it need not be sent. Asked for each part,
+        in order where parts go in order. A store whose digests are of the whole only may say so for now; then
+        :meth:`finish` raises StaleUploadError if it was wrong."""
+        return False
 
     @abc.abstractmethod
     def part(self, number: int, data: memoryview, last: bool) -> None:
@@ -95,6 +111,11 @@ class ObjectStore(abc.ABC):
     def upload(self, key: str) -> Upload:
         """Begin to write the object ``key``."""
         raise NotImplementedError
+
+    def resume(self, key: str, upload: str) -> Upload | None:
+        """Go on with the upload to ``key`` whose ``id`` is ``upload``, or with the object that it has become. None if
+        there is nothing any more, or the store cannot do it."""
+        return None
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
         """Give the object ``temporary`` of ``version`` the name ``final``, without its bytes passing through here.

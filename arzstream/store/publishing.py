@@ -10,6 +10,7 @@ import collections
 import contextlib
 import errno
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -18,6 +19,7 @@ from arzstream.errors import StorageError, UnsupportedError
 from arzstream.store.address import redacted
 from arzstream.store.backends import connect
 from arzstream.store.local import TEMPORARY_PREFIX
+from arzstream.store.notes import Started
 from arzstream.store.objects import ObjectStore, Upload, Version
 from arzstream.store.patience import PATIENCE, Patience, patiently
 from arzstream.store.remote import RemoteReader
@@ -52,7 +54,7 @@ class NewObject:
     """An object that is being written: :meth:`write`, then :meth:`complete` and read it back, then :meth:`publish`.
 
     At most about 32 MiB, and the part that grows, are held; parts are sent while more is written. ``abort`` leaves
-    nothing behind.
+    nothing behind, ``park`` what another process can go on with.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class NewObject:
         *,
         patience: Patience | None = None,
         owner: str = "",
+        resume: Started | None = None,
     ) -> None:
-        """Begin to write. ``owner`` stands in the temporary name, before the random part. Raises StorageError or
-        UnsupportedError."""
+        """Begin to write, or go on with what another process began, if the store has any of it: all of it is to be
+        written, and what is there already is not sent. ``owner`` stands in the temporary name, before the random part.
+        Raises StorageError or UnsupportedError."""
         self.name = redacted(url)
         self._url, self._options, self._patience = url, dict(storage_options or {}), patience or PATIENCE
         self._store, self._final = store_for_writing(url, self._options, self._patience)
@@ -74,7 +78,14 @@ class NewObject:
         self._temporary = (
             f"{folder}/{TEMPORARY_PREFIX}{short}-{token}" if folder else f"{TEMPORARY_PREFIX}{short}-{token}"
         )
-        self._upload: Upload | None = self._try(lambda: self._store.upload(self._temporary), "begin to write it")
+        self.bytes_found = 0
+        """What was not sent because the store has it."""
+        self._counting = threading.Lock()
+        self._upload: Upload | None = self._resumed(resume) if resume is not None else None
+        self.resumed = self._upload is not None
+        if self._upload is None:
+            self._upload = self._try(lambda: self._store.upload(self._temporary), "begin to write it")
+        self.started = Started(self._temporary.rpartition("/")[2], self._upload.id)
         self._threads = THREADS if self._store.properties.unordered_parts else 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="arz-upload")
         self._sending: collections.deque[Future[None]] = collections.deque()
@@ -82,6 +93,25 @@ class NewObject:
         self._number = self._position = 0
         self._reader: RemoteReader | None = None
         self._given_up = False
+
+    def _resumed(self, earlier: Started) -> Upload | None:
+        """The upload that an earlier process began, if there is something of it."""
+        folder = self._temporary[: len(self._temporary) - len(self._temporary.rpartition("/")[2])]
+        key = folder + earlier.name
+        try:
+            found: Upload | None = self._try(
+                lambda: self._store.resume(key, earlier.upload), "ask what was sent of it"
+            )  # fmt: skip
+        except StorageError as error:
+            if error.errno == errno.EAGAIN:
+                raise
+            found = None  # it may not be asked
+        if found is not None:
+            self._temporary = key
+        else:
+            with contextlib.suppress(StorageError):
+                self._try(lambda: self._store.remove(key), "remove what was sent of it")
+        return found
 
     # -- a sink
 
@@ -160,6 +190,13 @@ class NewObject:
         with contextlib.suppress(Exception):
             self._store.close(self._final)
 
+    def park(self) -> None:
+        """Leave what was sent where it is, for another process to go on with. Parts on their way are waited for."""
+        self._given_up = True
+        self._close()
+        with contextlib.suppress(Exception):
+            self._store.close(self._final)
+
     def _close(self) -> None:
         for future in self._sending:
             future.cancel()
@@ -189,6 +226,10 @@ class NewObject:
         assert upload is not None
 
         def send() -> None:
+            if upload.has(number, data):
+                with self._counting:
+                    self.bytes_found += len(data)
+                return
             self._try(
                 lambda: upload.part(number, data, last), f"write part {number + 1}",
                 stopped=lambda: self._given_up or not self._store.properties.repeatable,

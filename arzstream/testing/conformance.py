@@ -18,7 +18,8 @@ import pytest
 from arzstream.errors import StorageError
 from arzstream.store.backends import connect
 from arzstream.store.local import TEMPORARY_PREFIX
-from arzstream.store.objects import ObjectChangedError, ObjectStore
+from arzstream.store.notes import Started
+from arzstream.store.objects import ObjectChangedError, ObjectStore, StaleUploadError
 from arzstream.store.patience import Patience
 from arzstream.store.publishing import NewObject
 from arzstream.store.remote import TAIL_BYTES, RemoteReader
@@ -51,6 +52,22 @@ def connected(server: Server, name: str) -> Iterator[tuple[ObjectStore, str]]:
         yield store, key
     finally:
         store.close(key)
+
+
+def _parked(server: Server, url: str, data: bytes, *, complete: bool) -> Started:
+    """An upload that was given up for another one to go on with; as far as the store can do that."""
+    new = NewObject(url, server.storage_options)
+    try:
+        new.write(data)
+        if complete:
+            new.complete()
+        new.park()
+    except BaseException:
+        new.abort()
+        raise
+    if not new._store.properties.resumable:
+        new.abort()
+    return new.started
 
 
 class ReadableStore:
@@ -206,6 +223,47 @@ class WritableStore(ReadableStore):
             new.complete()
         new.abort()
         with connected(server, "given-up/it.arz") as (store, key):
+            assert list(store.names(key.rpartition("/")[0])) == []
+
+    @pytest.mark.parametrize("sent", [0, 20 * MIB, 21 * MIB])
+    def test_another_process_goes_on_with_what_was_sent_and_sends_the_rest(self, server: Server, sent: int) -> None:
+        """21 MiB are all: the object is complete then, and only has no name."""
+        data, url = random.Random(8).randbytes(21 * MIB), f"{server.url}/resumed-{sent}/it.arz"
+        earlier = _parked(server, url, data[:sent], complete=sent == len(data))
+        new = NewObject(url, server.storage_options, resume=earlier)
+        try:
+            new.write(data)
+            assert new.complete().read_at(0, len(data)) == data
+            new.publish()
+        finally:
+            new.abort()
+        if new._store.properties.resumable:
+            assert new.bytes_found in {0: [0], 20 * MIB: [8 * MIB, 16 * MIB], 21 * MIB: [21 * MIB]}[sent]
+            assert new.resumed or not sent
+        else:
+            assert not new.resumed and new.bytes_found == 0
+        with connected(server, url.removeprefix(f"{server.url}/")) as (store, key):
+            assert [name for name, _ in store.names(key.rpartition("/")[0])] == ["it.arz"]
+            assert not [name for name in store.unfinished(key.rpartition("/")[0]) if name.startswith(TEMPORARY_PREFIX)]
+
+    @pytest.mark.parametrize("complete", [False, True])
+    def test_what_another_process_sent_and_is_not_the_same_is_not_believed(
+        self, server: Server, complete: bool
+    ) -> None:
+        data, url = bytearray(random.Random(9).randbytes(21 * MIB)), f"{server.url}/other-{complete}/it.arz"
+        earlier = _parked(server, url, bytes(data[: 21 * MIB if complete else 20 * MIB]), complete=complete)
+        data[9 * MIB] ^= 1
+        new = NewObject(url, server.storage_options, resume=earlier)
+        try:
+            new.write(data)
+            assert new.complete().read_at(0, len(data)) == data
+        except StaleUploadError:
+            assert new.resumed
+        else:  # one by one, where parts can be told from each other
+            assert new.bytes_found in (0, 8 * MIB, 13 * MIB)
+        finally:
+            new.abort()
+        with connected(server, url.removeprefix(f"{server.url}/")) as (store, key):
             assert list(store.names(key.rpartition("/")[0])) == []
 
     def test_listings_say_what_is_in_a_folder_and_below_it(self, server: Server) -> None:

@@ -40,6 +40,8 @@ class Request:
     status: int = 0
     body_bytes: int = 0
     """Bytes of the answer's body that the client was sent."""
+    sent_bytes: int = 0
+    """Bytes of the body that the client sent."""
 
     @property
     def range(self) -> str:
@@ -195,6 +197,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         request = Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
         body = self._body()
+        request.sent_bytes = len(body)
         fault = self.proxy._next(request)
         if isinstance(fault, Status):
             self._answer(request, fault.status, list(fault.headers.items()), fault.body, None)

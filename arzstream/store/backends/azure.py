@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,9 @@ POLL_SECONDS = 0.2
 class AzureStore(LoopStore):
     """Block blobs. Versions are told by their ETags. (There are no suffix ranges: the length is asked for first.)"""
 
-    properties = Properties(pinned=True, writable=True, repeatable=True, unordered_parts=True, exclusive=True)
+    properties = Properties(
+        pinned=True, writable=True, repeatable=True, unordered_parts=True, exclusive=True, resumable=True
+    )
 
     @classmethod
     def options(cls, options: Mapping[str, Any], patience: Patience) -> dict[str, Any]:
@@ -34,6 +36,14 @@ class AzureStore(LoopStore):
 
     def upload(self, key: str) -> Upload:
         return _Blocks(self, key)
+
+    def resume(self, key: str, upload: str) -> Upload | None:
+        try:
+            return _Blocks(self, key, self.run(self._blocks, key))
+        except Exception as error:
+            if status_of(error) != 404:
+                raise
+            return None
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
         self.run(self._commit, temporary, final, version, replace)
@@ -91,6 +101,11 @@ class AzureStore(LoopStore):
         if found.copy.status != "success":
             raise ConnectionError(f"the copy ended with {found.copy.status}")
 
+    async def _blocks(self, key: str) -> frozenset[str]:
+        """Names of the blocks that are there, listed or not."""
+        listed, staged = await self._blob(key).get_block_list("all", **self._patient())
+        return frozenset(str(block.id) for block in [*listed, *staged])
+
     async def _remove(self, key: str) -> None:
         try:
             await self._blob(key).delete_blob(**self._patient())
@@ -122,15 +137,27 @@ async def _read_all(stream: Any, out: memoryview) -> None:
 
 
 class _Blocks(Upload):
-    """Blocks that are staged, and committed as a list."""
+    """Blocks that are staged, and committed as a list.
 
-    def __init__(self, store: AzureStore, key: str) -> None:
-        self._store, self._key = store, key
-        self._count = 0
+    A list of blocks tells names and no digests. So a block is named by its number and its MD5, which goes with it in
+    ``Content-MD5``, too: the store compares that with the bytes that came before it takes them under that name.
+    """
+
+    def __init__(self, store: AzureStore, key: str, there: frozenset[str] = frozenset()) -> None:
+        """``there`` are names of blocks that another process sent."""
+        self._store, self._key, self._there = store, key, there
+        self._names: dict[int, str] = {}
+
+    def has(self, number: int, data: memoryview) -> bool:
+        name = _block_name(number, data) if self._there else ""
+        if name not in self._there:
+            return False
+        self._names[number] = name
+        return True
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
-        self._count = max(self._count, number + 1)
-        self._store.run(self._stage, _block_id(number), io.BytesIO(data), len(data))
+        name = self._names[number] = _block_name(number, data)
+        self._store.run(self._stage, name, io.BytesIO(data), len(data))
 
     def finish(self) -> None:
         self._store.run(self._list)
@@ -138,15 +165,18 @@ class _Blocks(Upload):
     def abort(self) -> None:
         """Blocks that no list names go by themselves, within a week."""
 
-    async def _stage(self, block: str, data: io.BytesIO, length: int) -> None:
-        await self._store._blob(self._key).stage_block(block, data, length=length, **self._store._patient())
+    async def _stage(self, name: str, data: io.BytesIO, length: int) -> None:
+        await self._store._blob(self._key).stage_block(
+            name, data, length=length, validate_content=True, **self._store._patient()
+        )
 
     async def _list(self) -> None:
         from azure.storage.blob import BlobBlock
 
-        blocks = [BlobBlock(_block_id(number)) for number in range(self._count)]
+        blocks = [BlobBlock(self._names[number]) for number in sorted(self._names)]
         await self._store._blob(self._key).commit_block_list(blocks, **self._store._patient())
 
 
-def _block_id(number: int) -> str:
-    return base64.b64encode(f"{number:08d}".encode()).decode()
+def _block_name(number: int, data: memoryview) -> str:
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return f"{number:08d}-{digest}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,18 +11,22 @@ from urllib.parse import quote
 
 from arzstream.store.backends import web
 from arzstream.store.backends.loop import LoopStore
-from arzstream.store.objects import ObjectChangedError, Properties, Upload, Version
+from arzstream.store.objects import ObjectChangedError, Properties, StaleUploadError, Upload, Version
 from arzstream.store.patience import Patience
 
 __all__ = ["GcsStore"]
 
 REWRITE_BYTES = 1 << 30
+QUANTUM_BYTES = 256 << 10
+"""A session keeps multiples of this."""
+GONE = (400, 404, 410, 499)
+"""What is answered for a session that was ended, given up, or is too old."""
 
 
 class GcsStore(LoopStore):
     """Objects in Google Cloud Storage. Versions are told by their generations, which never change."""
 
-    properties = Properties(pinned=True, writable=True, repeatable=True, exclusive=True)
+    properties = Properties(pinned=True, writable=True, repeatable=True, exclusive=True, resumable=True)
 
     @classmethod
     def options(cls, options: Mapping[str, Any], patience: Patience) -> dict[str, Any]:
@@ -34,6 +40,18 @@ class GcsStore(LoopStore):
 
     def upload(self, key: str) -> Upload:
         return _Resumable(self, key)
+
+    def resume(self, key: str, upload: str) -> Upload | None:
+        try:
+            found = _Resumable(self, key, upload)
+        except web.StatusError as error:
+            if error.status not in GONE:
+                raise
+            return None
+        if not found.worth_it:
+            found.abort()
+            return None
+        return found
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
         self.run(self._commit, temporary, final, version, replace)
@@ -124,19 +142,49 @@ def _version(item: Mapping[str, Any]) -> Version:
 
 
 class _Resumable(Upload):
-    """A resumable upload: parts one after the other, and the object is there with the last."""
+    """A resumable upload: parts one after the other, and the object is there with the last.
 
-    def __init__(self, store: GcsStore, key: str) -> None:
-        self._store, self._at, self._uncertain = store, 0, False
+    ``id`` is the address of its session, which whoever knows it may write to. Of a session that another process began
+    the store says how many bytes it has, and not which, and it takes them once. So what is there is believed until the
+    object is, whose MD5 the store tells.
+    """
+
+    def __init__(self, store: GcsStore, key: str, session: str = "") -> None:
+        self._store, self._at, self._uncertain, self._key = store, 0, False, key
         bucket, _, name = key.partition("/")
-        self._place = store.run(self._begin, bucket, name)
+        self.id = session or store.run(self._begin, bucket, name)
+        self._md5 = hashlib.md5(usedforsecurity=False) if session else None
+        self._had, self._ended = store.run(self._status) if session else (0, False)
+
+    @property
+    def worth_it(self) -> bool:
+        """Is there anything of it?"""
+        return self._ended or self._had >= QUANTUM_BYTES
+
+    def has(self, number: int, data: memoryview) -> bool:
+        end = self._at + len(data)
+        if self._md5 is None or end > self._had:
+            self._uncertain |= self._at < self._had  # it has the beginning of this part
+            return False
+        self._md5.update(data)
+        self._at = end
+        return True
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
+        if self._ended:
+            raise _stale()
         self._store.run(self._send, data, last)
         self._at += len(data)
+        if self._md5 is not None:
+            self._md5.update(data)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """The object is there; if others began it, is it ours?"""
+        if self._md5 is None:
+            return
+        size, digest = self._store.run(self._digest)
+        if (size, digest) != (self._at, self._md5.digest()):
+            raise _stale()
 
     def abort(self) -> None:
         self._store.run(self._cancel)
@@ -151,6 +199,25 @@ class _Resumable(Upload):
         ) as response:  # fmt: skip
             web.raise_for(response)
             return str(response.headers["Location"])
+
+    async def _status(self) -> tuple[int, bool]:
+        """Bytes that the session has, and whether these are all, and the object is there."""
+        fs, session = self._store._fs, await self._store._session()
+        async with session.put(
+            self.id, data=b"", headers=fs._get_headers({"Content-Range": "bytes */*"}), allow_redirects=False,
+            timeout=web.timeout(self._store._patience, 0),
+        ) as response:  # fmt: skip
+            if response.status == 308:
+                return _received(response), False
+            if response.status not in GONE:  # one that ended may not be known any more, but the object is there then
+                web.raise_for(response)
+        size, _ = await self._digest()
+        return size, True
+
+    async def _digest(self) -> tuple[int, bytes]:
+        """Length and MD5 of the object."""
+        found = await self._store._json("GET", self._store._object(self._key), {})
+        return int(found.get("size", 0)), base64.b64decode(found.get("md5Hash", ""))
 
     async def _send(self, data: memoryview, last: bool) -> None:
         """A part; after a failure, what the store does not have of it."""
@@ -170,16 +237,25 @@ class _Resumable(Upload):
         """How many bytes the store has now."""
         fs, session = self._store._fs, await self._store._session()
         async with session.put(
-            self._place, data=io.BytesIO(data), headers=fs._get_headers({"Content-Range": said}), allow_redirects=False,
+            self.id, data=io.BytesIO(data), headers=fs._get_headers({"Content-Range": said}), allow_redirects=False,
             timeout=web.timeout(self._store._patience, len(data)),
         ) as response:  # fmt: skip
             if response.status == 308:
-                got = response.headers.get("Range", "").rpartition("-")[2]
-                return int(got) + 1 if got.isdigit() else 0
+                return _received(response)
             web.raise_for(response)
             return end
 
     async def _cancel(self) -> None:
         fs, session = self._store._fs, await self._store._session()
-        async with session.delete(self._place, headers=fs._get_headers({})):
+        async with session.delete(self.id, headers=fs._get_headers({})):
             pass
+
+
+def _received(response: Any) -> int:
+    """How many bytes a session has, as it says."""
+    last = response.headers.get("Range", "").rpartition("-")[2]
+    return int(last) + 1 if last.isdigit() else 0
+
+
+def _stale() -> StaleUploadError:
+    return StaleUploadError("an earlier try sent something else; it is sent again")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from arzstream.store.backends.loop import LoopStore
-from arzstream.store.objects import BadAnswer, ObjectChangedError, Properties, Upload, Version, answered
+from arzstream.store.objects import (
+    BadAnswer,
+    ObjectChangedError,
+    Properties,
+    StaleUploadError,
+    Upload,
+    Version,
+    answered,
+)
 from arzstream.store.patience import Patience, status_of
 
 __all__ = ["S3Store"]
@@ -23,7 +32,7 @@ class S3Store(LoopStore):
     """Objects in S3. Versions are told by their ETags."""
 
     properties = Properties(
-        pinned=True, suffix=True, writable=True, repeatable=True, unordered_parts=True, exclusive=True
+        pinned=True, suffix=True, writable=True, repeatable=True, unordered_parts=True, exclusive=True, resumable=True
     )
 
     @classmethod
@@ -55,6 +64,20 @@ class S3Store(LoopStore):
 
     def upload(self, key: str) -> Upload:
         return _S3Upload(self, key)
+
+    def resume(self, key: str, upload: str) -> Upload | None:
+        """With the parts that ListParts tells of. Of an upload that was completed there is the object."""
+        try:
+            return _S3Upload(self, key, upload)
+        except Exception as error:
+            if status_of(error) != 404:
+                raise
+        try:
+            return _S3Object(self, key)
+        except Exception as error:
+            if status_of(error) != 404:
+                raise
+            return None
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
         """A multipart copy of any length, completed with ``If-None-Match: *``."""
@@ -170,23 +193,47 @@ def _checked(answer: Any, start: int, length: int) -> int:
 
 
 class _S3Upload(Upload):
-    """A multipart upload."""
+    """A multipart upload; with ``upload``, one that another process began.
 
-    def __init__(self, store: S3Store, key: str) -> None:
+    A part's ETag is the MD5 of its bytes, unless a key of KMS or of the customer encrypts them: such a one is equal to
+    no MD5, and the part is sent again.
+    """
+
+    def __init__(self, store: S3Store, key: str, upload: str = "") -> None:
         self._store, self._key = store, key
-        self._id = store._call("create_multipart_upload", key)["UploadId"]
+        self._sent = self._listed(upload) if upload else {}
+        self.id = upload or store._call("create_multipart_upload", key)["UploadId"]
         self._parts: dict[int, str] = {}
+
+    def _listed(self, upload: str) -> dict[int, tuple[int, str]]:
+        """Length and ETag of each part that is there."""
+        found: dict[int, tuple[int, str]] = {}
+        more: dict[str, int] = {}
+        while True:
+            page = self._store._call("list_parts", self._key, UploadId=upload, **more)
+            for part in page.get("Parts", ()):
+                found[int(part["PartNumber"]) - 1] = (int(part["Size"]), str(part["ETag"]))
+            if not page.get("IsTruncated"):
+                return found
+            more = {"PartNumberMarker": int(page["NextPartNumberMarker"])}
+
+    def has(self, number: int, data: memoryview) -> bool:
+        size, tag = self._sent.get(number, (-1, ""))
+        if size != len(data) or tag.strip('"') != _md5(data).hexdigest():
+            return False
+        self._parts[number] = tag
+        return True
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
         answer = self._store._call(
-            "upload_part", self._key, UploadId=self._id, PartNumber=number + 1, Body=bytes(data)
+            "upload_part", self._key, UploadId=self.id, PartNumber=number + 1, Body=bytes(data)
         )  # fmt: skip
         self._parts[number] = answer["ETag"]
 
     def copy(self, number: int, source: Mapping[str, str], start: int, end: int, tag: str) -> None:
         pinned = {"CopySourceIfMatch": tag} if tag else {}
         answer = self._store._call(
-            "upload_part_copy", self._key, UploadId=self._id, PartNumber=number + 1, CopySource=dict(source),
+            "upload_part_copy", self._key, UploadId=self.id, PartNumber=number + 1, CopySource=dict(source),
             CopySourceRange=f"bytes={start}-{end - 1}", **pinned,
         )  # fmt: skip
         self._parts[number] = answer["CopyPartResult"]["ETag"]
@@ -195,8 +242,39 @@ class _S3Upload(Upload):
         listed = [{"PartNumber": number + 1, "ETag": self._parts[number]} for number in sorted(self._parts)]
         only_new = {"IfNoneMatch": "*"} if create else {}
         self._store._call(
-            "complete_multipart_upload", self._key, UploadId=self._id, MultipartUpload={"Parts": listed}, **only_new
+            "complete_multipart_upload", self._key, UploadId=self.id, MultipartUpload={"Parts": listed}, **only_new
         )
 
     def abort(self) -> None:
-        self._store._call("abort_multipart_upload", self._key, UploadId=self._id)
+        self._store._call("abort_multipart_upload", self._key, UploadId=self.id)
+
+
+class _S3Object(Upload):
+    """What was uploaded by another process, as a whole: nothing is left to send, or nothing of it is of use.
+
+    The ETag of an object that was uploaded in parts is the MD5 of their MD5s, and how many there were.
+    """
+
+    def __init__(self, store: S3Store, key: str) -> None:
+        self._version = store.head(key)
+        self._parts: dict[int, tuple[int, bytes]] = {}
+
+    def has(self, number: int, data: memoryview) -> bool:
+        self._parts[number] = (len(data), _md5(data).digest())
+        return True
+
+    def part(self, number: int, data: memoryview, last: bool) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        tag = f"{_md5(b''.join(digest for _, digest in parts)).hexdigest()}-{len(parts)}"
+        if (sum(size for size, _ in parts), tag) != (self._version.size, self._version.tag.strip('"')):
+            raise StaleUploadError("an earlier try sent something else; it is sent again")
+
+    def abort(self) -> None:
+        """The object is removed by whoever gives it up."""
+
+
+def _md5(data: bytes | memoryview) -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
