@@ -245,12 +245,13 @@ class Run:
 
     def _note_killed(self) -> None:
         """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
-        the files are those of the save before, and the one that came last then came last now, and as long."""
+        the files are those of the save of its kind before, and the one that came last then came last now, and as
+        long."""
         events = self.events()
-        before = [e for e in events if e["event"] == "done"]
+        path = events[-1]["path"] if events else ""
+        before = [e for e in events if e["event"] == "done" and _nameless(e["path"]) == _nameless(path)]
         if not before or events[-1]["event"] != "begin":
             return
-        path = events[-1]["path"]
         place = self.root / path
         if not place.exists():
             return
