@@ -245,8 +245,7 @@ class Run:
 
     def _note_killed(self) -> None:
         """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
-        the files are those of the save of its kind before, and the one that came last then came last now, and as
-        long."""
+        the files are those of the save of its kind before, all as long as they were then."""
         events = self.events()
         path = events[-1]["path"] if events else ""
         before = [e for e in events if e["event"] == "done" and _nameless(e["path"]) == _nameless(path)]
@@ -258,8 +257,7 @@ class Run:
         files, sizes = files_of(place), sizes_of(place)
         told = {_nameless(name): size for name, size in before[-1]["sizes"]}
         have = {_nameless(name): size for name, size in sizes}
-        last = _nameless(before[-1]["sizes"][-1][0])
-        if have.keys() == told.keys() and _nameless(sizes[-1][0]) == last and have[last] >= 0.98 * told[last]:
+        if have.keys() == told.keys() and all(have[name] >= 0.98 * size for name, size in told.items()):
             event = {"event": "done", "path": path, "time": time.time(), "files": files, "sizes": sizes, "killed": True}
             with open(self.log, "a") as file:
                 file.write(json.dumps(event) + "\n")
