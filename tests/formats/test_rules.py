@@ -59,6 +59,12 @@ def test_a_trainers_random_states_may_come_after_its_state_but_none_may_be_left_
     assert checkpoint.put("rng_state_1.pth", b"x", age=6).assess("checkpoint-10").complete
 
 
+def test_the_random_state_of_another_rank_is_no_checkpoint_of_a_trainer() -> None:
+    first = Checkpoint().put("rng_state_1.pth", b"", 9)
+    assert doubted(first, "checkpoint-2", "trainer_state.json")
+    assert doubted(first.json("config.json", {}, 8), "checkpoint-2", "trainer_state.json")
+
+
 def test_the_wait_for_what_is_only_expected_goes_with_the_wait_that_was_set() -> None:
     facts = dict.fromkeys((b"optimizer.bin", b"model.safetensors"), FileFacts(1, Layout("opaque"), True, 7.0))
     assert not assess(facts, lambda _: None, b"checkpoint-1").complete

@@ -19,11 +19,12 @@ def trainer(folder: Folder) -> Finding | None:
     """
     state = b"trainer_state.json"
     named = re.fullmatch(rb"checkpoint-\d+", folder.name) is not None
+    ranks = folder.matching(r"rng_state_\d+\.pth")
     if state not in folder.files and not (named and b"training_args.bin" in folder.files):
-        return None
+        # Another rank's state may come before anything of the first.
+        return Finding("weak", text(state), gives_up=True, doubt=True) if named and ranks else None
     if not isinstance(folder.json(state), dict):
         return Finding("good", text(state))
-    ranks = folder.matching(r"rng_state_\d+\.pth")
     if (missing := _missing_rank(folder, "rng_state_{}.pth", ranks)) is not None:
         return missing
     models = [p for p in folder.files if is_model_file(p) and not is_temporary(p) and b"/" not in p and p not in ranks]
