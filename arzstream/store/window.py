@@ -27,9 +27,9 @@ GAP_BYTES = 256 << 10
 AT_FIRST = 2
 """So many requests are made at once in the beginning, and one more for each that was answered: what is read first does
 not share the way with all the rest."""
-EAGER = 4
-"""In the beginning as many bytes are held as the first requests bring, and one more for each so many that were read:
-a model's first layers are there before much else has come."""
+HELD_AT_FIRST, EAGER = 3, 4
+"""In the beginning as many bytes are held as so many requests bring, and one more for each so many that were read: a
+model's first layers are there before much else has come."""
 IDLE_BYTES = 2 * REQUEST_BYTES
 """How much memory of requests that were read is kept for the next ones. malloc would keep twice as much for each of the
 threads, and fresh pages for each request cost a tenth of what receiving it does."""
@@ -301,7 +301,7 @@ class Window:
                 self._changed.wait(LINGER_SECONDS)
                 lingered = True
                 continue
-            most = min(self._most, AT_FIRST * self._request_bytes + self._read // EAGER)
+            most = min(self._most, HELD_AT_FIRST * self._request_bytes + self._read // EAGER)
             if self._held + first.end - first.start <= most or not self._held:
                 return first
             if not self._let_go_of_stale():

@@ -92,14 +92,14 @@ def test_what_is_held_grows_with_what_was_read(source):
     window.announce().add([(0, 60_000)])
     held = []
     for start in range(0, 40_000, 2_000):
-        deadline, most = time.monotonic() + 5, min(20_000, 4_000 + start // 4) // 2_000 * 2_000
+        deadline, most = time.monotonic() + 5, min(20_000, 6_000 + start // 4) // 2_000 * 2_000
         while sum(length for _, length in source.fetched) - start < most and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.01)
         held.append(sum(length for _, length in source.fetched) - start)
         assert read(window, start, 2_000) == DATA[start : start + 2_000]
     window.close()
-    assert held == [min(20_000, 4_000 + start // 4) // 2_000 * 2_000 for start in range(0, 40_000, 2_000)]
+    assert held == [min(20_000, 6_000 + start // 4) // 2_000 * 2_000 for start in range(0, 40_000, 2_000)]
 
 
 def test_what_somebody_waits_for_goes_first_though_the_window_is_full(window, source):
