@@ -473,6 +473,7 @@ def main() -> int:
         parser.error("name a writer, or --all")
     if args.writer and args.writer not in {writer.name for writer in everyone()}:
         parser.error(f"no writer is called {args.writer!r}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the daemon is not left behind
     counts: dict[tuple[str, str], Count] = {}
     wanted = chosen(args.writer, args.case, args.runs)
     for number in range(max(-(-runs // PASS) for *_, runs in wanted)):
