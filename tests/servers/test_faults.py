@@ -220,22 +220,27 @@ def test_packing_survives_each_request_that_fails_once(
     arzstream.verify(f"{moto.url}/{name}", deep=True, against=source, storage_options=moto.storage_options)
 
 
-def test_packing_that_fails_for_good_leaves_nothing(
+def test_packing_that_fails_for_good_publishes_nothing_and_the_next_try_leaves_the_archive_only(
     moto: Server, archive: Path, proxies: Proxies, quick: Patience
 ) -> None:
     source = archive.with_name("model.safetensors")
     for position in range(6):
         proxy = proxies(moto)
         server = moto.through(proxy.port)
+        url = f"{server.url}/never-{position}/w.arz"
 
         proxy.script([*[None] * position, *[Status(500)] * 4], _writing)
         try:
-            arzstream.pack(source, f"{server.url}/never-{position}/w.arz", storage_options=server.storage_options)
+            arzstream.pack(source, url, storage_options=server.storage_options)
         except arzstream.StorageError as error:
             assert "try again later" in str(error)
-            _only(moto, f"never-{position}/w.arz", there=False)
+            store, key = connect(url, server.storage_options)
+            assert "w.arz" not in [found for found, _ in store.names(key.rpartition("/")[0])]
+            proxy.script([])
+            arzstream.pack(source, url, storage_options=server.storage_options)
         else:
             assert proxy.faults  # there were fewer requests than that
+        _only(moto, f"never-{position}/w.arz")
 
 
 def test_an_archive_that_comes_back_damaged_is_not_published(
