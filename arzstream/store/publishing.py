@@ -72,12 +72,10 @@ class NewObject:
         self.name = redacted(url)
         self._url, self._options, self._patience = url, dict(storage_options or {}), patience or PATIENCE
         self._store, self._final = store_for_writing(url, self._options, self._patience)
-        folder, _, name = self._final.rpartition("/")
+        name = self._final.rpartition("/")[2]
         token = owner + secrets.token_hex(TOKEN_BYTES)
         short = name[: LONGEST_NAME - len(TEMPORARY_PREFIX) - len(token) - 1]
-        self._temporary = (
-            f"{folder}/{TEMPORARY_PREFIX}{short}-{token}" if folder else f"{TEMPORARY_PREFIX}{short}-{token}"
-        )
+        self._temporary = _beside(self._final, f"{TEMPORARY_PREFIX}{short}-{token}")
         self.bytes_found = 0
         """What was not sent because the store has it."""
         self._counting = threading.Lock()
@@ -96,8 +94,7 @@ class NewObject:
 
     def _resumed(self, earlier: Started) -> Upload | None:
         """The upload that an earlier process began, if there is something of it."""
-        folder = self._temporary[: len(self._temporary) - len(self._temporary.rpartition("/")[2])]
-        key = folder + earlier.name
+        key = _beside(self._final, earlier.name)
         try:
             found: Upload | None = self._try(
                 lambda: self._store.resume(key, earlier.upload), "ask what was sent of it"
@@ -156,7 +153,7 @@ class NewObject:
         StorageError with EEXIST if it is taken and not ``replace``; then another one may be tried."""
         assert self._reader is not None
         if name:
-            self._final = self._final[: len(self._final) - len(self._final.rpartition("/")[2])] + name
+            self._final = _beside(self._final, name)
         version = self._reader.version
         try:
             self._try(
@@ -241,6 +238,12 @@ class NewObject:
         return patiently(
             function, self.name, doing, patience=self._patience, options=self._options, stopped=stopped
         )  # fmt: skip
+
+
+def _beside(key: str, name: str) -> str:
+    """The key of an object called ``name`` in the same folder."""
+    folder, slash, _ = key.rpartition("/")
+    return folder + slash + name
 
 
 def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> Version | None:

@@ -58,7 +58,11 @@ class RemoteReader:
         self.requests = self.bytes_moved = 0
         """Requests for bytes, tries not counted, and how much they brought."""
         self._counting = threading.Lock()
-        self.version, self.end = self._opened()
+        try:
+            self.version, self.end = self._opened()
+        except BaseException:
+            self._store.close(self._key)
+            raise
         self._tail = self.end
         if cache is None and keep and os.environ.get(ENVIRONMENT_CACHE):
             cache = BlockCache(os.environ[ENVIRONMENT_CACHE])

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from arzstream.errors import StorageError
 from arzstream.store.backends.web import StatusError
 from arzstream.store.backends.wire import Connections
 from arzstream.store.objects import BadAnswer
@@ -28,6 +29,7 @@ class Web(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.moves, self.stalls, self.forgets, self.encoding, self.refuses = "", 0.0, False, "", 0
+        self.suffixless, self.tag = False, '"one"'
         self.seen: list[dict[str, str]] = []
         self.connections = 0
 
@@ -56,11 +58,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(self.server.refuses)
             return
         span = self.headers["Range"].removeprefix("bytes=")
+        if self.server.suffixless and span.startswith("-"):
+            self.send_error(416)
+            return
         low, _, high = span.partition("-")
         start, end = (int(low), int(high) + 1) if low else (len(DATA) - int(high), len(DATA))
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(DATA)}")
-        self.send_header("ETag", '"one"')
+        self.send_header("ETag", self.server.tag)
         if self.server.encoding:
             self.send_header("Transfer-Encoding", self.server.encoding)
         else:
@@ -73,6 +78,12 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.stalls)
         self.wfile.write(body[10:])
         self.close_connection = self.server.forgets
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("ETag", '"one"')
+        self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -124,9 +135,12 @@ def test_secrets_stay_with_the_server_that_they_are_for(web: Web, wire: Connecti
         first.moves = web.url
         named = first.url.replace("//", "//me:p%40ss@")
         assert got(wire, named, **{"X-Other": "1"}) == DATA[1000:71000]
+        assert got(wire, first.url, Authorization="Bearer x", Cookie="y") == DATA[1000:71000]
         first.shutdown()
     assert first.seen[0]["Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
-    assert "Authorization" not in web.seen[0] and web.seen[0]["X-Other"] == "1"
+    assert first.seen[1]["Authorization"] == "Bearer x"
+    assert not any(name in seen for seen in web.seen for name in ("Authorization", "Cookie"))
+    assert web.seen[0]["X-Other"] == "1"
 
 
 def test_going_in_circles_ends_and_other_schemes_are_not_followed(web: Web, wire: Connections) -> None:
@@ -167,3 +181,12 @@ def test_what_only_the_library_knows_is_left_to_it(web: Web) -> None:
             assert bytes(out) == DATA[10:110]
         asked.append(any(header.get("X-Mine") == "1" and header["Range"] == "bytes=10-109" for header in web.seen))
     assert asked == [False, True]
+
+
+def test_the_end_of_a_file_that_was_replaced_since_it_was_asked_about_is_not_believed(web: Web) -> None:
+    web.suffixless = True
+    with RemoteReader(web.url) as reader:
+        assert reader.end == DATA[-len(reader.end) :]
+    web.tag = '"two"'
+    with pytest.raises(StorageError, match="replaced"):
+        RemoteReader(web.url)

@@ -23,12 +23,16 @@ class HttpStore(LoopStore):
     def __init__(self, fs: Any, patience: Patience) -> None:
         super().__init__(fs, patience)
         self._connections = Connections(patience)
+        usual = inspect.signature(type(fs).__init__).parameters["get_client"].default
+        self._plain = not (self._request() or fs.client_kwargs) and fs.get_client is usual
+        """Nothing is configured that only the library's client knows."""
 
     def head(self, key: str) -> Version:
         return self.run(self._head, key)
 
     def tail(self, key: str, length: int) -> tuple[Version, bytes]:
-        return self.run(self._tail, key, length)
+        found = self.run(self._tail, key, length)
+        return super().tail(key, length) if found is None else found
 
     def get_into(self, key: str, start: int, out: memoryview, version: Version) -> None:
         headers = self._headers()
@@ -56,12 +60,6 @@ class HttpStore(LoopStore):
             return self._connections.get_into(str(self._fs.encode_url(key)), out, start, headers)
         return self.run(self._get_into, key, start, out, headers)
 
-    @property
-    def _plain(self) -> bool:
-        """Whether nothing is configured that only the library's client knows."""
-        fs, usual = self._fs, inspect.signature(type(self._fs).__init__).parameters["get_client"].default
-        return not (self._request() or fs.client_kwargs) and fs.get_client is usual
-
     async def _head(self, key: str) -> Version:
         session, url = await self._fs.set_session(), self._fs.encode_url(key)
         asked = {"Accept-Encoding": "identity"}
@@ -79,21 +77,18 @@ class HttpStore(LoopStore):
                 raise BadAnswer("it does not say how long the file is")
             return Version(response.content_length, _tag(response.headers))
 
-    async def _tail(self, key: str, length: int) -> tuple[Version, bytes]:
+    async def _tail(self, key: str, length: int) -> tuple[Version, bytes] | None:
+        """None from a server that does not know the question."""
         session, url = await self._fs.set_session(), self._fs.encode_url(key)
         found = await web.get_tail(session, url, length, self._patience, self._headers(), **self._request())
-        if found is not None:
-            size, headers, data = found
-            version = Version(size, _tag(headers))
-            # A whole file instead of its end may be an error message that came with the wrong status.
-            if "Content-Range" not in headers and await self._head(key) != version:
-                raise BadAnswer("it answers with something else than the file")
-            return version, data
-        version = await self._head(key)
-        out = bytearray(min(length, version.size))
-        if out:
-            await self._get_into(key, version.size - len(out), memoryview(out), self._headers())
-        return version, bytes(out)
+        if found is None:
+            return None
+        size, headers, data = found
+        version = Version(size, _tag(headers))
+        # A whole file instead of its end may be an error message that came with the wrong status.
+        if "Content-Range" not in headers and await self._head(key) != version:
+            raise BadAnswer("it answers with something else than the file")
+        return version, data
 
     async def _get_into(
         self, key: str, start: int, out: memoryview, headers: dict[str, str]
