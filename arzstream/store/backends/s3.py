@@ -100,9 +100,13 @@ class S3Store(LoopStore):
             for upload in self._unfinished(key):
                 self._call("abort_multipart_upload", key, UploadId=upload)
 
-    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
+    def _below(self, folder: str) -> tuple[str, str]:
+        """The bucket, and what the keys of all objects below ``folder`` begin with."""
         bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
-        prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        return bucket, prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+
+    def names(self, folder: str, *, deep: bool = False) -> Iterator[tuple[str, Version]]:
+        bucket, prefix = self._below(folder)
         more: dict[str, str] = {} if deep else {"Delimiter": "/"}
         while True:
             page = self.run(self._invoke, "list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
@@ -113,8 +117,7 @@ class S3Store(LoopStore):
             more["ContinuationToken"] = page["NextContinuationToken"]
 
     def unfinished(self, folder: str) -> Iterator[str]:
-        bucket, prefix, _ = self._fs.split_path(folder.rstrip("/") + "/")
-        prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        bucket, prefix = self._below(folder)
         more: dict[str, str] = {}
         while True:
             page = self.run(self._invoke, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
