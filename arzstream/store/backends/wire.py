@@ -1,8 +1,8 @@
 """Ranges over HTTP on sockets of our own, each received by the thread that asked, to where the bytes belong.
 
-An event loop that hands a body on in pieces takes half as much processor time again (``tools.measure.remote
---clients``). What a user configures of a library's client is that library's: who has such options is served by it
-(:mod:`arzstream.store.backends.web`).
+All answers to an event loop pass through its one thread, in pieces, which takes half as long again
+(``tools.measure.remote --clients``). What a user configures of a library's client is that library's: who has such
+options is served by it (:mod:`arzstream.store.backends.web`).
 """
 
 from __future__ import annotations
