@@ -129,7 +129,7 @@ def test_a_pack_that_is_killed_is_gone_on_with_by_the_next_one(link: Link, sourc
     sent.append(link.sent)
     size = link.size()
     assert 3 * PART_BYTES < size < 4 * PART_BYTES
-    assert 3 * PART_BYTES <= sent[0] < size + NOISE
+    assert 2 * PART_BYTES < sent[0] < size + NOISE  # it may have been killed while it sent the third
     # GCS is told of the second part that it came, and not of the third; others have it, told or not.
     assert sent[1] <= size - 2 * PART_BYTES + NOISE and sum(sent) <= size + PART_BYTES + 3 * NOISE
     assert sent[2] < NOISE, "it was complete, and only had no name"
