@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -57,6 +59,47 @@ def test_a_trainers_random_states_may_come_after_its_state_but_none_may_be_left_
         checkpoint.put(f"rng_state_{rank}.pth", b"x", age=6)
     assert doubted(checkpoint, "checkpoint-10", "rng_state_1.pth")
     assert checkpoint.put("rng_state_1.pth", b"x", age=6).assess("checkpoint-10").complete
+
+
+def of_a_trainer(ranks: list[int], processes: int | None) -> Checkpoint:
+    state = {} if processes is None else {"distributed_state": SimpleNamespace(num_processes=processes)}
+    checkpoint = Checkpoint().json("config.json", {}, 9).put("model.safetensors", WEIGHTS, 8)
+    checkpoint.put("training_args.bin", saved(SimpleNamespace(**state)), 7).json("trainer_state.json", {}, 5.5)
+    for rank in ranks:
+        checkpoint.put(f"rng_state_{rank}.pth", b"x", 6)
+    return checkpoint
+
+
+def test_a_trainer_of_many_processes_waits_for_as_many_random_states_as_its_arguments_say() -> None:
+    verdict = of_a_trainer([0, 1], 2).assess("checkpoint-10")
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "trainer", "good")
+    assert of_a_trainer([0, 1], None).assess("checkpoint-10").strength == "weak"
+    assert doubted(of_a_trainer([0, 1], 3), "checkpoint-10", "rng_state_2.pth")
+    assert doubted(of_a_trainer([0], 2), "checkpoint-10", "rng_state_1.pth")
+    assert of_a_trainer([], 2).assess("checkpoint-10").strength == "good"  # it saves the model alone
+
+
+def test_a_trainers_ranks_with_another_disk_are_not_waited_for_twice() -> None:
+    checkpoint = of_a_trainer([0, 1], 4)
+    assert doubted(checkpoint, "checkpoint-10", "rng_state_2.pth")
+    checkpoint.past = Past(common([list(checkpoint.content)]))
+    assert checkpoint.assess("checkpoint-20").strength == "good" and checkpoint.assess("checkpoint-20").complete
+
+
+def test_a_random_state_that_a_killed_save_left_is_not_believed() -> None:
+    assert doubted(of_a_trainer([0, 1], 2).put("rng_state_1.pth", b"x", 11.5), "checkpoint-10",
+                   "rng_state_1.pth to be written again")  # fmt: skip
+    assert of_a_trainer([0, 1], 2).put("rng_state_1.pth", b"x", 10).assess("checkpoint-10").complete
+
+
+def test_transformers_own_arguments_tell_how_many_processes_there_are() -> None:
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments("/nonexistent", report_to=[], use_cpu=True)
+    arguments.distributed_state.num_processes = 3
+    checkpoint = of_a_trainer([0, 1], None).put("training_args.bin", saved(arguments), 7)
+    arguments.distributed_state.num_processes = 1
+    assert checkpoint.assess("checkpoint-10").waiting_for == "rng_state_2.pth"
 
 
 def test_the_random_state_of_another_rank_is_no_checkpoint_of_a_trainer() -> None:

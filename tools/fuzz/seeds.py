@@ -10,6 +10,7 @@ import lzma
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -257,7 +258,10 @@ def folders() -> Iterator[Seed]:
     small = saved({"step": 1})
     yield b"", pretrained
     ranks = {b"rng_state_%d.pth" % rank: small for rank in range(2)}
-    yield b"", {**pretrained, **ranks, b"optimizer.pt": small, b"trainer_state.json": b'{"global_step": 7}'}
+    trained = {**pretrained, **ranks, b"optimizer.pt": small, b"trainer_state.json": b'{"global_step": 7}'}
+    yield b"", trained
+    processes = saved(SimpleNamespace(distributed_state=SimpleNamespace(num_processes=2)))
+    yield b"", {**trained, b"training_args.bin": processes}
     whole = st.save({"w": torch.ones(2)})
     yield b"", {b"model.safetensors": whole, b"optimizer.bin": small, b"random_states_0.pkl": b"x"}
     _, parts = next(distcp())

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from arzstream.formats.base import Malformed
 from arzstream.formats.evidence import Finding, Folder, join, place_of, text
-from arzstream.formats.pickle_walk import Dict, Machine
-from arzstream.formats.zip_records import read_directory
+from arzstream.formats.rules.stated import count, stated
 
 __all__ = ["deepspeed"]
 
 _MODEL = re.compile(rb"(?:zero_pp_rank_(?P<dp>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(rb"(?P<bf16>bf16_)?zero_pp_rank_(?P<dp>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 LATEST = b"latest"
-MOST_PICKLE = 8 << 20
-"""Bytes of a pickle that is searched for the number of ranks."""
 
 
 def deepspeed(folder: Folder) -> Finding | None:
@@ -67,33 +62,11 @@ def _expected(
 
 def _world(folder: Folder, path: bytes) -> tuple[int, int, bool] | None:
     """(data parallel ranks, model parallel ranks, ZeRO) as a model's states say; None if they do not, or not yet."""
-    facts = folder.files[path]
-    if facts.layout is None or not facts.layout.complete or facts.layout.format == "opaque":
-        return None
-    found: tuple[int, int, bool] | None = folder.once("ranks", path, lambda: _read_world(folder, path, facts.size))
-    return found
-
-
-def _read_world(folder: Folder, path: bytes, size: int) -> tuple[int, int, bool] | None:
-    def read(offset: int, length: int) -> bytes:
-        return folder.read(path, offset, length) or b""
-
-    try:
-        records = read_directory(read, size)
-        pickles = [
-            r for r in records or () if r.name.endswith(b"/data.pkl") and r.method == 0 and r.size <= MOST_PICKLE
-        ]
-        state = _plain(Machine(read(pickles[0].start, pickles[0].size)).run()) if pickles else {}
-    except Malformed:
-        return None
-    dp, mp = state.get("dp_world_size"), state.get("mp_world_size", 1)
-    if not isinstance(dp, int) or not isinstance(mp, int) or not (0 < dp < 1 << 20 and 0 < mp < 1 << 20):
+    state = stated(folder, path)
+    dp, mp = count(state.get("dp_world_size")), count(state.get("mp_world_size", 1))
+    if dp is None or mp is None:
         return None
     return dp, mp, "optimizer" in state and state["optimizer"] is None
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {key: item for key, item in value.pairs if isinstance(key, str)} if isinstance(value, Dict) else {}
 
 
 def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool) -> Finding:

@@ -6,29 +6,51 @@ import re
 
 from arzstream.formats.evidence import Finding, Folder, Strength, join, place_of, text
 from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
+from arzstream.formats.rules.stated import attributes, count, stated
 
 __all__ = ["accelerate", "sharded", "trainer"]
 
 _RANK = re.compile(rb"(?:rng_state|random_states)_(\d+)\.(?:pth|pkl)")
+_STATE, _ARGUMENTS = b"trainer_state.json", b"training_args.bin"
+_BEGINNINGS = (b"config.json", b"adapter_config.json")
+"""What the Trainer's first rank writes before the model."""
+AHEAD = 2_000_000_000
+"""Nanoseconds by which another rank's clock or start may be ahead of the first one's."""
 
 
 def trainer(folder: Folder) -> Finding | None:
-    """transformers' Trainer: ``trainer_state.json`` comes last from the first rank; other ranks may lag.
-
-    It speaks for what lies beside it, but for the ranks' ``rng_state_N.pth``.
-    """
-    state = b"trainer_state.json"
+    """transformers' Trainer: ``trainer_state.json`` comes last from the first rank, and speaks for what lies beside it;
+    other ranks write a ``rng_state_N.pth`` each, as many as ``training_args.bin`` says there are processes, sooner or
+    later than that."""
     named = re.fullmatch(rb"checkpoint-\d+", folder.name) is not None
     ranks = folder.matching(r"rng_state_\d+\.pth")
-    if state not in folder.files and not (named and b"training_args.bin" in folder.files):
+    if _STATE not in folder.files and not (named and _ARGUMENTS in folder.files):
         # Another rank's state may come before anything of the first.
-        return Finding("weak", text(state), gives_up=True, doubt=True) if named and ranks else None
-    if not isinstance(folder.json(state), dict):
-        return Finding("good", text(state))
-    if (missing := _missing_rank(folder, "rng_state_{}.pth", ranks)) is not None:
-        return missing
+        return Finding("weak", text(_STATE), gives_up=True, doubt=True) if named and ranks else None
+    if not isinstance(folder.json(_STATE), dict):
+        return Finding("good", text(_STATE))
+    processes = _processes(folder)
+    lacking = _missing_rank(folder, "rng_state_{}.pth", ranks, processes) or _left_behind(folder, ranks)
+    if lacking is not None:
+        return lacking
     models = [p for p in folder.files if is_model_file(p) and not is_temporary(p) and b"/" not in p and p not in ranks]
-    return folder.speaks(state, models, "weak" if ranks else "good")
+    return folder.speaks(_STATE, models, "weak" if ranks and processes is None else "good")
+
+
+def _processes(folder: Folder) -> int | None:
+    """How many processes trained, as the pickled ``TrainingArguments`` say (``distributed_state.num_processes``)."""
+    return count(attributes(stated(folder, _ARGUMENTS).get("distributed_state")).get("num_processes"))
+
+
+def _left_behind(folder: Folder, ranks: list[bytes]) -> Finding | None:
+    """All ranks begin a save together, so what another rank wrote long before the first one began is of an earlier save
+    of this checkpoint, which did not come to its end."""
+    first = [path for path in folder.files if path in _BEGINNINGS or (is_model_file(path) and path not in ranks)]
+    began = min((folder.files[path].changed for path in first), default=0)
+    for path in sorted(ranks):
+        if folder.files[path].changed < began - AHEAD:
+            return Finding("weak", f"{text(path)} to be written again", gives_up=True, doubt=True)
+    return None
 
 
 def accelerate(folder: Folder) -> Finding | None:
@@ -51,11 +73,16 @@ def accelerate(folder: Folder) -> Finding | None:
     return folder.speaks(state, models, "weak")
 
 
-def _missing_rank(folder: Folder, name: str, ranks: list[bytes]) -> Finding | None:
-    """Ranks count from 0 without gaps."""
+def _missing_rank(folder: Folder, name: str, ranks: list[bytes], known: int | None = None) -> Finding | None:
+    """Ranks count from 0 without gaps. ``known``: how many there are, of which each has written if one has; but for
+    those whose disk is another one, as the checkpoints before tell."""
     numbers = {int(match[1]) for path in ranks if (match := _RANK.fullmatch(path)) is not None}
+    before = folder.past.names
     for number in range(min(max(numbers, default=-1), len(numbers) + 1)):
         if number not in numbers:
+            return Finding("weak", name.format(number), gives_up=True, doubt=True)
+    for number in range(len(numbers), known or 0) if numbers else ():
+        if not before or name.format(number).encode() in before:
             return Finding("weak", name.format(number), gives_up=True, doubt=True)
     return None
 
