@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import warnings
 from typing import Any
 
 from arzstream.daemon import log
@@ -45,6 +46,9 @@ class Hints:
         from watchdog import events
         from watchdog.observers import Observer
 
+        # It looks into a new folder twice, once for the folder and once for the one around it, and is right to; but it
+        # says so, with all that it watches, as a warning that Python would keep.
+        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, r"watchdog\.")
         observer = Observer()
         kinds = [
             events.FileClosedEvent,

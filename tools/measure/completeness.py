@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -245,19 +246,16 @@ class Run:
 
     def _note_killed(self) -> None:
         """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
-        the files are those of the save of its kind before, all as long as they were then."""
+        the files are those of the save of its kind before, all as long as they were then; or it is one file, and a
+        whole one."""
         events = self.events()
-        path = events[-1]["path"] if events else ""
+        place = self.root / events[-1]["path"] if events else self.root
+        if not events or events[-1]["event"] != "begin" or not place.exists():
+            return
+        path = events[-1]["path"]
         before = [e for e in events if e["event"] == "done" and _nameless(e["path"]) == _nameless(path)]
-        if not before or events[-1]["event"] != "begin":
-            return
-        place = self.root / path
-        if not place.exists():
-            return
         files, sizes = files_of(place), sizes_of(place)
-        told = {_nameless(name): size for name, size in before[-1]["sizes"]}
-        have = {_nameless(name): size for name, size in sizes}
-        if have.keys() == told.keys() and all(have[name] >= 0.98 * size for name, size in told.items()):
+        if _as_long(before[-1]["sizes"], sizes) if before else _is_whole(place):
             event = {"event": "done", "path": path, "time": time.time(), "files": files, "sizes": sizes, "killed": True}
             with open(self.log, "a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -405,6 +403,22 @@ def _checkpoint(path: Path, dest: Path) -> str:
 def _difference(files: frozenset[tuple[str, str]], left: set[frozenset[tuple[str, str]]]) -> str:
     nearest = max(left, key=lambda state: len(state & files), default=frozenset())
     return f"not as left: {sorted({name for name, _ in nearest ^ files})[:6]}"
+
+
+def _as_long(before: list[tuple[str, int]], now: list[tuple[str, int]]) -> bool:
+    """Are there the same files, none of them shorter but by what numbers of other lengths take?"""
+    told = {_nameless(name): size for name, size in before}
+    have = {_nameless(name): size for name, size in now}
+    return have.keys() == told.keys() and all(have[name] >= 0.98 * size for name, size in told.items())
+
+
+def _is_whole(path: Path) -> bool:
+    """One file of torch.save, with the directory that comes last, and all of its bytes."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _nameless(name: str) -> str:

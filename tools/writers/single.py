@@ -115,6 +115,7 @@ class Accelerate(Writer):
     """accelerate's ``save_state``."""
 
     name = "accelerate"
+    withstands = 4.0  # of its first checkpoint only quiet tells, until optimizer.bin follows the model
     markers = ("random_states_0.pkl",)
 
     def path(self, step: int) -> str:

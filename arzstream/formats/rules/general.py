@@ -38,12 +38,16 @@ def as_before(folder: Folder) -> Finding | None:
 
 
 def single_file(folder: Folder) -> Finding | None:
-    """One file that itself says where it ends: safetensors by its header, torch.save by the directory at its end."""
+    """One file that itself says where it ends: safetensors by its header, torch.save by the directory at its end.
+
+    Alone in a folder it may be the first of several, unless earlier archives of the run tell that there is no other.
+    """
     if len(folder.files) != 1:
         return None
     (facts,) = folder.files.values()
     known = facts.layout is not None and facts.layout.format != "opaque"
-    return Finding("good" if known else "weak")
+    alone = not folder.name or folder.past.names or folder.past.written
+    return Finding("good" if known and alone else "weak")
 
 
 def any_folder(folder: Folder) -> Finding | None:
