@@ -25,7 +25,7 @@ from arzstream.formats.base import Layout, Malformed, ReadAt, Storage, View, pro
 from arzstream.formats.beside import NOTHING, Beside, folder_of, inside
 from arzstream.formats.pickle_data import attributes, numbers, pairs
 from arzstream.formats.pickle_walk import Machine
-from arzstream.formats.torch_pickle import read_contents
+from arzstream.formats.torch_pickle import Contents, read_contents
 from arzstream.formats.torch_zip import FORMAT, TorchZipParser
 from arzstream.formats.zip_records import read_directory
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -82,7 +82,8 @@ class DeepSpeedParser:
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         layout = self._plain.update(read, frontier, final)
-        flat = _flat(layout)
+        # The state comes before the weights, whose lengths tell where it is to be cut: the pickle has both.
+        flat = _flat(layout) if layout.complete else _flat_to_come(self._plain.described)
         if layout.format != FORMAT or not flat or (not final and self._beside is NOTHING):
             return layout
         try:
@@ -205,13 +206,24 @@ def _check_mappings(mappings: Sequence[Mapping[str, tuple[int, int]]], slices: M
 
 def _flat(layout: Layout) -> dict[str, tuple[str, int, int]]:
     """The flat tensors of a file by name: what of the optimiser they are, their group, their elements."""
+    views = [(s.dtype, view) for s in layout.storages for view in s.views if view.strides is None]
+    return _flat_among((view.name, dtype, view.shape) for dtype, view in views)
+
+
+def _flat_to_come(contents: Contents) -> dict[str, tuple[str, int, int]]:
+    """The same, of tensors that a pickle tells of."""
+    dtypes = {key: storage.dtype for key, storage in contents.storages.items()}
+    flat = [tensor for tensor in contents.tensors if tensor.strides == (1,)]
+    return _flat_among((t.name, t.dtype or dtypes.get(t.key), t.shape) for t in flat)
+
+
+def _flat_among(tensors: Iterable[tuple[str, str | None, tuple[int, ...]]]) -> dict[str, tuple[str, int, int]]:
     found: dict[str, tuple[str, int, int]] = {}
-    for storage in layout.storages:
-        for view in storage.views:
-            match = _FLAT.match(view.name)
-            if match and len(view.shape) == 1 and view.strides is None and storage.dtype == "F32":
-                key = "fp32" if match["key"] else match["state"]
-                found[view.name] = key, int(match["group"] or match["number"]), view.shape[0]
+    for name, dtype, shape in tensors:
+        match = _FLAT.match(name)
+        if match and len(shape) == 1 and dtype == "F32":
+            key = "fp32" if match["key"] else match["state"]
+            found[name] = key, int(match["group"] or match["number"]), shape[0]
     sizes = {group: count for key, group, count in found.values() if key == "fp32"}
     return {name: item for name, item in found.items() if item[1] in sizes and item[2] >= sizes[item[1]] > 0}
 

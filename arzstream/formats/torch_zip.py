@@ -68,6 +68,11 @@ class TorchZipParser:
         return self._ended.layout(read, frontier) or self._front.layout()
 
     @property
+    def described(self) -> Contents:
+        """What the pickle at the beginning of a growing file tells of, whether the bytes are there or not."""
+        return self._front.described
+
+    @property
     def walked(self) -> int:
         """Where the records end that were found from the front, in a file that is still growing."""
         return self._front.at
@@ -107,6 +112,10 @@ class _Front:
     @property
     def at(self) -> int:
         return self._at
+
+    @property
+    def described(self) -> Contents:
+        return self._facts.contents if self._facts is not None else Contents()
 
     def layout(self) -> Layout:
         if self._facts is None:

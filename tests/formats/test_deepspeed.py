@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import arzstream
+from arzstream.formats.deepspeed import DeepSpeedParser
 from arzstream.testing.zero import write_zero
 
 SHAPES = {"embed.weight": (33, 16), "layers.0.w": (16, 16), "layers.0.b": (16,), "layers.1.w": (48, 16), "scale": ()}
@@ -75,6 +76,48 @@ def test_ranks_are_coded_against_the_same_parameters_of_the_step_before(tmp_path
         assert torch.equal(
             archive.get_tensor("optimizer.state.layers.0.w.fp32").flatten(), weights["layers.0.w"].flatten()
         )
+
+
+class Folder:
+    """The files of a folder, for a parser of one of them."""
+
+    def __init__(self, place: Path) -> None:
+        self.files = {path.name.encode(): path.read_bytes() for path in place.iterdir()}
+
+    def paths(self) -> list[bytes]:
+        return list(self.files)
+
+    def version(self, path: bytes) -> int | None:
+        return len(self.files[path]) if path in self.files else None
+
+    def size(self, path: bytes) -> int:
+        return len(self.files.get(path, b""))
+
+    def read(self, path: bytes, offset: int, length: int) -> bytes:
+        return self.files.get(path, b"")[offset : offset + length]
+
+    def foretold(self, path: bytes) -> None:
+        return None
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_while_a_file_lands_its_state_has_the_names_it_will_have(tmp_path: Path, stage: int) -> None:
+    """The state is written before the weights, which tell where it is cut; the pickle tells of both."""
+    folder(tmp_path / "run", ranks=2, stage=stage)
+    beside = Folder(tmp_path / "run" / "global_step1")
+    name = b"bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    data = beside.files[name]
+
+    def layout_at(frontier: int) -> set[str]:
+        parser = DeepSpeedParser(name, beside)
+        layout = parser.update(lambda offset, length: data[offset : min(frontier, offset + length)], frontier, False)
+        return {view.name for storage in layout.storages for view in storage.views}
+
+    whole = layout_at(len(data))
+    assert any(found.startswith("optimizer.state.layers.1.w.exp_avg") for found in whole)
+    landing = [layout_at(frontier) for frontier in range(0, len(data), len(data) // 50)]
+    assert all(found <= whole for found in landing)
+    assert sum(bool(found) for found in landing) > 40
 
 
 @pytest.mark.parametrize("missing", ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"])
