@@ -127,7 +127,8 @@ def _files_missing(files: Mapping[bytes, FileFacts]) -> Finding:
 
 
 def _files_open(folder: Folder) -> list[Finding]:
-    """The files that are not whole, or not yet under their own name.
+    """The files that are not whole, or not yet under their own name. One with state that is empty was opened, and what
+    is written to it is still in its writer's memory.
 
     A ``.distcp`` file is a row of files of torch.save and others; where it ends, only the ``.metadata`` tells.
     """
@@ -136,6 +137,8 @@ def _files_open(folder: Folder) -> list[Finding]:
         layout = folder.files[path].layout
         if is_temporary(path):
             found.append(Finding("weak", f"{text(path)} to be renamed", gives_up=True))
+        elif not folder.files[path].size and holds_state(path):
+            found.append(Finding("weak", f"the first bytes of {text(path)}", gives_up=True))
         elif layout is None:
             found.append(Finding("weak", f"{text(path)} to be readable", gives_up=True))
         elif layout.format != "opaque" and not layout.complete and not path.endswith(b".distcp"):

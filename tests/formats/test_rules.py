@@ -103,7 +103,7 @@ def test_transformers_own_arguments_tell_how_many_processes_there_are() -> None:
 
 
 def test_the_random_state_of_another_rank_is_no_checkpoint_of_a_trainer() -> None:
-    first = Checkpoint().put("rng_state_1.pth", b"", 9)
+    first = Checkpoint().put("rng_state_1.pth", b"x", 9)
     assert doubted(first, "checkpoint-2", "trainer_state.json")
     assert doubted(first.json("config.json", {}, 8), "checkpoint-2", "trainer_state.json")
 
@@ -296,6 +296,15 @@ def test_a_temporary_file_of_a_writer_that_crashed_is_not_waited_for() -> None:
     assert checkpoint.assess("step_1").waiting_for == ".tmpAbC to be renamed"
     checkpoint.open.clear()
     assert not checkpoint.put(".tmpAbC", WEIGHTS[:50], age=5.5).assess("step_1").complete  # it is the newest of all
+
+
+def test_a_file_with_state_that_was_opened_and_has_nothing_yet_is_waited_for() -> None:
+    """However long its writer takes: a file that is written again begins empty, and its other files are whole."""
+    checkpoint = Checkpoint().put("__0_0.distcp", b"x", 30).put(".metadata", b"x", 29).put("meta.pt", b"", 28)
+    checkpoint.open.add(b"meta.pt")
+    assert checkpoint.assess("last.ckpt").waiting_for == "the first bytes of meta.pt"
+    assert checkpoint.assess("last.ckpt", later=GIVE_UP).complete
+    assert Checkpoint().put("model.pt", saved({}), 9).put("notes.txt", b"", 9).assess("step-1").complete
 
 
 def test_what_is_waited_for_is_one_line_whatever_an_index_or_a_folder_names() -> None:
