@@ -307,6 +307,19 @@ def test_a_file_with_state_that_was_opened_and_has_nothing_yet_is_waited_for() -
     assert Checkpoint().put("model.pt", saved({}), 9).put("notes.txt", b"", 9).assess("step-1").complete
 
 
+def test_json_that_nobody_closed_and_that_does_not_end_is_waited_for() -> None:
+    checkpoint = Checkpoint().put("model.safetensors", WEIGHTS, 30).json("config.json", {"a": [1]}, 9)
+    for content in (b"", b'{"a": 1, ', b'{"a": '):
+        checkpoint.put("generation_config.json", content, 9)
+        checkpoint.open = {b"generation_config.json", b"config.json"}
+        assert checkpoint.assess("checkpoint-2").waiting_for == "the rest of generation_config.json"
+        assert checkpoint.assess("checkpoint-2", later=GIVE_UP).complete
+        checkpoint.open.clear()
+        assert checkpoint.assess("checkpoint-2").complete
+    checkpoint.put("generation_config.json", b'{"a": 1}\n', 9).open = {b"generation_config.json"}
+    assert checkpoint.assess("checkpoint-2").complete
+
+
 def test_what_is_waited_for_is_one_line_whatever_an_index_or_a_folder_names() -> None:
     for name in ("a\nb.safetensors", "x" * 100_000, "\u2028\ud800.bin"):
         index = {"weight_map": {"w": name}}
