@@ -246,16 +246,19 @@ class Run:
 
     def _note_killed(self) -> None:
         """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
-        the files are those of the save of its kind before, all as long as they were then; or it is one file, and a
-        whole one."""
+        the files are those of the save of its kind before, all as long as they were then; or, of its first one, those
+        of another save of the run, with the same one written last; or it is one file, and a whole one."""
         events = self.events()
         place = self.root / events[-1]["path"] if events else self.root
         if not events or events[-1]["event"] != "begin" or not place.exists():
             return
         path = events[-1]["path"]
-        before = [e for e in events if e["event"] == "done" and _nameless(e["path"]) == _nameless(path)]
+        done = [e for e in events if e["event"] == "done"]
+        before = [e["sizes"] for e in done if _nameless(e["path"]) == _nameless(path)][-1:]
         files, sizes = files_of(place), sizes_of(place)
-        if _as_long(before[-1]["sizes"], sizes) if before else _is_whole(place):
+        if place.is_dir() and not before:
+            before = [e["sizes"] for e in done if sizes and e["sizes"][-1][0] == sizes[-1][0]][-1:]
+        if _as_long(before[0], sizes) if before else _is_whole(place):
             event = {"event": "done", "path": path, "time": time.time(), "files": files, "sizes": sizes, "killed": True}
             with open(self.log, "a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -417,7 +420,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile):  # a folder, too
         return False
 
 
