@@ -344,8 +344,20 @@ class Steering:
         )  # fmt: skip
         track.close()
 
+    def fail(self, track: Track, error: Exception) -> None:
+        """It could not be looked at, or decided upon: stop work on it for a while, as for any other trouble."""
+        entry = track.entry
+        if entry.state is State.BLOCKED and time.time() < entry.retry:
+            return  # it is known to be in trouble
+        if not isinstance(error, ArzError):
+            error = log.mistake(track.path, error)
+        if entry.state in (*DONE, State.GONE):
+            self._move(track, State.SEEN)
+        self.block(track, problem_of(error, in_source=not isinstance(error, DestinationError)))
+
     def block(self, track: Track, problem: Problem) -> None:
         """Stop work on it for a while."""
+        track.frozen = track.queued = False
         job, track.job = track.job, None
         if job is not None:
             job.discard()

@@ -65,6 +65,24 @@ class _Watched:
         self.layout = self.parser.update(self._read, self.frontier, False)
         self._seen = seen
 
+    @property
+    def is_there(self) -> bool:
+        """Can it still be read? Not if it was replaced, and on a network file system not if another machine deleted it,
+        though it is open."""
+        try:
+            self.file.status()
+        except ArzError:
+            return False
+        return True
+
+    @property
+    def is_deleted(self) -> bool:
+        """Has it no name any more? Told of files that are kept open."""
+        try:
+            return not self.file.status().st_nlink
+        except ArzError:
+            return True
+
     def _read(self, offset: int, length: int) -> bytes:
         length = min(length, max(0, self.file.size - offset))
         return self.file.read_at(offset, length) if length else b""
@@ -98,6 +116,8 @@ class Track:
         """There is nothing of its name any more."""
         self.unreadable: Problem | None = None
         """Why it, or a folder in it, cannot be looked into."""
+        self.failure: Exception | None = None
+        """What went wrong when its folder was looked at; it is blocked for that."""
         self._retired: list[SourceFile] = []
         self.deleted = False
         """It looked complete, and now it is being deleted."""
@@ -151,9 +171,11 @@ class Track:
         return changed
 
     def _forget_changed_links(self, items: Mapping[bytes, Item]) -> None:
-        """A link that was made anew may lead elsewhere, and must be judged again."""
+        """A link that was made anew may lead elsewhere, and what it leads to may be another file: judge it again."""
         for path, watched in list(self.watched.items()):
-            if watched.file.target and (path not in items or items[path].identity != watched.link):
+            if not watched.file.target:
+                continue
+            if path not in items or items[path].identity != watched.link or not watched.is_there:
                 del self.watched[path]
                 self._retired.append(watched.file)
 
@@ -182,7 +204,7 @@ class Track:
         if not self.rests or not self.items.keys() > items.keys():
             return False
         missing = [self.watched[path] for path in self.items.keys() - items.keys() if path in self.watched]
-        return bool(missing) and all(watched.file.keep and not watched.file.status().st_nlink for watched in missing)
+        return bool(missing) and all(watched.file.keep and watched.is_deleted for watched in missing)
 
     def _close_retired(self) -> None:
         """Close files that are no longer there, once the job has let go of them."""
@@ -351,8 +373,7 @@ class Track:
     @property
     def survives_deletion(self) -> bool:
         """Are all its files open, so that it can be finished although its folder is gone?"""
-        files = [watched.file for watched in self.watched.values()]
-        return bool(files) and all(file.keep for file in files)
+        return bool(self.watched) and all(file.file.keep and file.is_there for file in self.watched.values())
 
     def close(self, *, park: bool = False) -> None:
         """Stop the job and close the files. ``park`` leaves what another life can go on with."""
