@@ -295,7 +295,7 @@ class Steering:
         if isinstance(outcome, Published):
             self._take_published(track, outcome)
         elif isinstance(outcome, Changed):
-            track.frozen = False
+            track.frozen = track.deleted = False  # what seemed to be deleted may be written again
             self._move(track, State.LANDING, "the writer: it changed again")
             log.event("changed", checkpoint=track.path, what=outcome.text)
             track.restless = True

@@ -203,6 +203,8 @@ class Track:
         """Are files of a checkpoint that looked complete being deleted, and nothing else?"""
         if not self.rests or not self.items.keys() > items.keys():
             return False
+        if any(not _is_left_alone(item, self.items[path]) for path, item in items.items()):
+            return False  # written again under its old names
         missing = [self.watched[path] for path in self.items.keys() - items.keys() if path in self.watched]
         return bool(missing) and all(watched.file.keep and watched.is_deleted for watched in missing)
 
@@ -383,3 +385,10 @@ class Track:
         for file in [*self._retired, *(watched.file for watched in self.watched.values())]:
             file.close()
         self._retired, self.watched = [], {}
+
+
+def _is_left_alone(now: Item, before: Item) -> bool:
+    """Is a name what it was, though names beside it are being deleted?"""
+    if now.kind is not before.kind or now.target != before.target:
+        return False
+    return now.kind is not Kind.FILE or now.identity.same_content(before.identity)
