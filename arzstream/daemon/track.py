@@ -216,9 +216,16 @@ class Track:
                 self._retired.remove(file)
 
     def rename(self, path: bytes) -> None:
-        """The whole checkpoint has another name; its files are found again by their inodes."""
+        """The whole checkpoint has another name; its files are found again by their inodes. Its archive grows in the
+        folder that it will lie in, coded against what lies there: in another folder it is begun anew."""
+        moved = os.path.dirname(path) != os.path.dirname(self.path)
         self.entry.path = path
-        if self.job is not None:
+        if moved:
+            self.company.told = None
+        if self.job is not None and moved:
+            job, self.job = self.job, None
+            job.discard()
+        elif self.job is not None:
             self.job.path = path
 
     def note_closed(self, path: bytes) -> None:
