@@ -185,6 +185,7 @@ class _GrowingFile(Growing):
     def __init__(self, place: str) -> None:
         self.place, self.script = place, Script()
         self.sink: local.LocalSink = local.LocalSink(place)
+        self._closed = False
         self._reader = LocalReader(place)
 
     @property
@@ -201,8 +202,10 @@ class _GrowingFile(Growing):
         self.sink.start_writeback()
 
     def publish(self, name: str, mode: int) -> None:
-        self.sink.set_mode(mode)
-        self.sink.close()
+        if not self._closed:  # another name was taken
+            self.sink.set_mode(mode)
+            self.sink.close()
+            self._closed = True
         local.publish(self.place, os.path.join(os.path.dirname(self.place), os.path.basename(name)))
         self._reader.close()
 

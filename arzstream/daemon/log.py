@@ -6,8 +6,11 @@ import logging
 import os
 import sys
 import time
+import traceback
 
-__all__ = ["event", "logger", "set_up"]
+from arzstream.errors import ArzError
+
+__all__ = ["event", "logger", "mistake", "set_up"]
 
 logger = logging.getLogger("arzstream.daemon")
 
@@ -30,6 +33,14 @@ def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
     if logger.isEnabledFor(level):
         pairs = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
         logger.log(level, "%s%s", f"event={name}", f" {pairs}" if pairs else "")
+
+
+def mistake(checkpoint: bytes, error: Exception) -> ArzError:
+    """Log a mistake of ours, which must stop one checkpoint only, and be seen; the error that it is blocked with."""
+    lines = "".join(traceback.format_exception(error))
+    event("internal-error", level=logging.ERROR, checkpoint=checkpoint, traceback=lines)
+    what = f"{type(error).__name__}: {error}"
+    return ArzError(f"{os.fsdecode(checkpoint)}: cannot be archived: {what}; please report this")
 
 
 class _Line(logging.Formatter):

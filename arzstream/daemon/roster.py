@@ -55,7 +55,7 @@ class Roster:
         fresh = [path for path in groups if path not in self.tracks]
         for path, track in self.tracks.items():
             if not track.frozen and track.unreadable is None:
-                track.update(groups.get(path, {}), now, trusted=self._trusted)
+                self._update(track, groups.get(path, {}), now)
         for path in fresh:
             self._meet(path, groups[path], now)
         self._note_unreadable(groups, problems)  # also of those just met
@@ -68,9 +68,10 @@ class Roster:
             if track.frozen or track.queued or track.unreadable is not None or track.entry.state is State.BLOCKED:
                 continue
             try:
-                track.update(self.census.one(path), now, trusted=self._trusted)
+                items = self.census.one(path)
             except StorageError:
                 return True
+            self._update(track, items, now)
             if track.gone:  # or renamed; only a look at everything tells
                 return True
         return False
@@ -134,7 +135,13 @@ class Roster:
                 track.rename(path)
             log.event("renamed", checkpoint=path, before=old)
         self.tracks[path] = track
-        track.update(items, now, trusted=self._trusted)
+        self._update(track, items, now)
+
+    def _update(self, track: Track, items: Mapping[bytes, Item], now: tuple[float, float]) -> None:
+        try:
+            track.update(items, now, trusted=self._trusted)
+        except Exception as error:  # noqa: BLE001 (one checkpoint stops no other)
+            track.failure = error
 
     def _new_entry(self, path: bytes) -> Entry:
         entry = self._memory.entries[path] = Entry(path, since=time.time(), seen=time.time())

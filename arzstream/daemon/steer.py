@@ -295,7 +295,7 @@ class Steering:
         if isinstance(outcome, Published):
             self._take_published(track, outcome)
         elif isinstance(outcome, Changed):
-            track.frozen = False
+            track.frozen = track.deleted = False  # what seemed to be deleted may be written again
             self._move(track, State.LANDING, "the writer: it changed again")
             log.event("changed", checkpoint=track.path, what=outcome.text)
             track.restless = True
@@ -344,8 +344,20 @@ class Steering:
         )  # fmt: skip
         track.close()
 
+    def fail(self, track: Track, error: Exception) -> None:
+        """It could not be looked at, or decided upon: stop work on it for a while, as for any other trouble."""
+        entry = track.entry
+        if entry.state is State.BLOCKED and time.time() < entry.retry:
+            return  # it is known to be in trouble
+        if not isinstance(error, ArzError):
+            error = log.mistake(track.path, error)
+        if entry.state in (*DONE, State.GONE):
+            self._move(track, State.SEEN)
+        self.block(track, problem_of(error, in_source=not isinstance(error, DestinationError)))
+
     def block(self, track: Track, problem: Problem) -> None:
         """Stop work on it for a while."""
+        track.frozen = track.queued = False
         job, track.job = track.job, None
         if job is not None:
             job.discard()

@@ -200,7 +200,7 @@ class Supervisor:
         while frozen and time.monotonic() < deadline:
             self._hints.wait(0.05)
             for track in frozen:
-                self._steering.decide(track, self._clock.now())
+                self._decide(track, self._clock.now())
             frozen = [track for track in frozen if track.frozen]
 
     def _exit_code(self) -> int:
@@ -234,6 +234,16 @@ class Supervisor:
                 return
 
     def _decide(self, track: Track, now: tuple[float, float]) -> None:
+        """One checkpoint's trouble, be it a mistake of ours, stops that one only."""
+        try:
+            failure, track.failure = track.failure, None
+            if failure is not None:
+                raise failure
+            self._take_decision(track, now)
+        except Exception as error:  # noqa: BLE001
+            self._steering.fail(track, error)
+
+    def _take_decision(self, track: Track, now: tuple[float, float]) -> None:
         if track.unreadable is not None and not track.frozen:
             if track.entry.state not in (State.BLOCKED, *DONE):
                 self._steering.block(track, track.unreadable)

@@ -65,6 +65,24 @@ class _Watched:
         self.layout = self.parser.update(self._read, self.frontier, False)
         self._seen = seen
 
+    @property
+    def is_there(self) -> bool:
+        """Can it still be read? Not if it was replaced, and on a network file system not if another machine deleted it,
+        though it is open."""
+        try:
+            self.file.status()
+        except ArzError:
+            return False
+        return True
+
+    @property
+    def is_deleted(self) -> bool:
+        """Has it no name any more? Told of files that are kept open."""
+        try:
+            return not self.file.status().st_nlink
+        except ArzError:
+            return True
+
     def _read(self, offset: int, length: int) -> bytes:
         length = min(length, max(0, self.file.size - offset))
         return self.file.read_at(offset, length) if length else b""
@@ -98,6 +116,8 @@ class Track:
         """There is nothing of its name any more."""
         self.unreadable: Problem | None = None
         """Why it, or a folder in it, cannot be looked into."""
+        self.failure: Exception | None = None
+        """What went wrong when its folder was looked at; it is blocked for that."""
         self._retired: list[SourceFile] = []
         self.deleted = False
         """It looked complete, and now it is being deleted."""
@@ -151,9 +171,11 @@ class Track:
         return changed
 
     def _forget_changed_links(self, items: Mapping[bytes, Item]) -> None:
-        """A link that was made anew may lead elsewhere, and must be judged again."""
+        """A link that was made anew may lead elsewhere, and what it leads to may be another file: judge it again."""
         for path, watched in list(self.watched.items()):
-            if watched.file.target and (path not in items or items[path].identity != watched.link):
+            if not watched.file.target:
+                continue
+            if path not in items or items[path].identity != watched.link or not watched.is_there:
                 del self.watched[path]
                 self._retired.append(watched.file)
 
@@ -181,8 +203,10 @@ class Track:
         """Are files of a checkpoint that looked complete being deleted, and nothing else?"""
         if not self.rests or not self.items.keys() > items.keys():
             return False
+        if any(not _is_left_alone(item, self.items[path]) for path, item in items.items()):
+            return False  # written again under its old names
         missing = [self.watched[path] for path in self.items.keys() - items.keys() if path in self.watched]
-        return bool(missing) and all(watched.file.keep and not watched.file.status().st_nlink for watched in missing)
+        return bool(missing) and all(watched.file.keep and watched.is_deleted for watched in missing)
 
     def _close_retired(self) -> None:
         """Close files that are no longer there, once the job has let go of them."""
@@ -192,9 +216,16 @@ class Track:
                 self._retired.remove(file)
 
     def rename(self, path: bytes) -> None:
-        """The whole checkpoint has another name; its files are found again by their inodes."""
+        """The whole checkpoint has another name; its files are found again by their inodes. Its archive grows in the
+        folder that it will lie in, coded against what lies there: in another folder it is begun anew."""
+        moved = os.path.dirname(path) != os.path.dirname(self.path)
         self.entry.path = path
-        if self.job is not None:
+        if moved:
+            self.company.told = None
+        if self.job is not None and moved:
+            job, self.job = self.job, None
+            job.discard()
+        elif self.job is not None:
             self.job.path = path
 
     def note_closed(self, path: bytes) -> None:
@@ -351,8 +382,7 @@ class Track:
     @property
     def survives_deletion(self) -> bool:
         """Are all its files open, so that it can be finished although its folder is gone?"""
-        files = [watched.file for watched in self.watched.values()]
-        return bool(files) and all(file.keep for file in files)
+        return bool(self.watched) and all(file.file.keep and file.is_there for file in self.watched.values())
 
     def close(self, *, park: bool = False) -> None:
         """Stop the job and close the files. ``park`` leaves what another life can go on with."""
@@ -362,3 +392,10 @@ class Track:
         for file in [*self._retired, *(watched.file for watched in self.watched.values())]:
             file.close()
         self._retired, self.watched = [], {}
+
+
+def _is_left_alone(now: Item, before: Item) -> bool:
+    """Is a name what it was, though names beside it are being deleted?"""
+    if now.kind is not before.kind or now.target != before.target:
+        return False
+    return now.kind is not Kind.FILE or now.identity.same_content(before.identity)

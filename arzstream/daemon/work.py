@@ -12,7 +12,6 @@ import os
 import stat
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -148,11 +147,8 @@ class Job:
             self.outcome = Failed(error, in_source=_in_source(error))
         except _Stopped:
             pass
-        except Exception as error:  # noqa: BLE001 (a mistake of ours must stop this checkpoint only, and be seen)
-            log.event("internal-error", level=40, checkpoint=self.path, traceback=traceback.format_exc())
-            what = f"{type(error).__name__}: {error}"
-            failure = ArzError(f"{os.fsdecode(self.path)}: cannot be archived: {what}; please report this")
-            self.outcome = Failed(failure, in_source=True)
+        except Exception as error:  # noqa: BLE001 (a mistake of ours stops this checkpoint only)
+            self.outcome = Failed(log.mistake(self.path, error), in_source=True)
         finally:
             self._shared.wake()
 

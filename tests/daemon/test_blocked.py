@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import arzstream
-from arzstream.daemon import census, draft, source, work
+from arzstream.daemon import census, draft, roster, source, work
 from arzstream.daemon.source import SourceError
 from arzstream.daemon.states import Reason, State, backoff, problem_of
+from arzstream.daemon.track import Track
 from arzstream.errors import CorruptError, StorageError
 from arzstream.store import local
+from arzstream.store.ranges import LocalReader
 from arzstream.testing import process, tensors
 
 from .conftest import Running, temporaries
@@ -204,3 +206,70 @@ def test_errors_have_reasons_and_advice(error, in_source, reason):
     problem = problem_of(error, in_source=in_source)
     assert problem.reason is reason and problem.advice and "\n" not in problem.text
     assert State.BLOCKED.value == "blocked"
+
+
+def _lost_when_removed(monkeypatch):
+    """An open file is lost when its name is: what NFS says when another machine removed it."""
+    real = LocalReader.status
+
+    def status(self):
+        found = real(self)
+        if not found.st_nlink:
+            raise StorageError(f"{self.name}: cannot look at it: {os.strerror(errno.ESTALE)}", errno=errno.ESTALE)
+        return found
+
+    monkeypatch.setattr(LocalReader, "status", status)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_checkpoint_that_another_machine_deletes_is_gone_and_stops_no_other(running, places, monkeypatch, left):
+    source_folder, _ = places
+    _lost_when_removed(monkeypatch)
+    daemon = running(quiet_time=1.0)
+    folder = _checkpoint(source_folder / "checkpoint-1")
+    daemon.state("checkpoint-1", "settling")
+    (folder / "config.json").unlink()
+    if not left:
+        (folder / "model.safetensors").unlink()
+    daemon.state("checkpoint-1", "gone")
+    _checkpoint(source_folder / "checkpoint-2")
+    daemon.published("checkpoint-2.arz")
+
+
+def test_a_file_that_is_replaced_behind_a_followed_link_is_opened_again(running, places, tmp_path, monkeypatch):
+    source_folder, _ = places
+    monkeypatch.setattr(roster, "_keep_open", lambda: 0)  # as of a checkpoint of very many files
+    blob, folder = tmp_path / "blob", source_folder / "checkpoint-1"
+    blob.write_bytes(LARGE)
+    daemon = running(quiet_time=1.0)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    os.symlink(blob, folder / "model.safetensors")
+    daemon.state("checkpoint-1", "settling")
+    (tmp_path / "new").write_bytes(SMALL)
+    (tmp_path / "new").rename(blob)
+    arzstream.unpack(str(daemon.published("checkpoint-1.arz")), str(tmp_path / "back"))
+    assert (tmp_path / "back/model.safetensors").read_bytes() == SMALL
+
+
+@pytest.mark.parametrize("where", ["update", "judge", "open_files"])
+@pytest.mark.parametrize("error", [KeyError("made up"), SourceError("made up", errno=errno.EIO)])
+def test_whatever_goes_wrong_with_one_checkpoint_stops_no_other(running, places, monkeypatch, where, error):
+    source_folder, _ = places
+    real, faulty = getattr(Track, where), {"on": True}
+
+    def failing(self, *arguments, **keywords):
+        if faulty["on"] and self.path == b"checkpoint-1":
+            raise error
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Track, where, failing)
+    daemon = running()
+    for number in (1, 2):
+        _checkpoint(source_folder / f"checkpoint-{number}")
+    daemon.published("checkpoint-2.arz")
+    entry = daemon.state("checkpoint-1", "blocked")
+    assert "made up" in entry.reason and ("report" in entry.reason) == isinstance(error, KeyError)
+    daemon.until(lambda: daemon.entry("checkpoint-1").attempts == 2, "it to be tried again")
+    faulty["on"] = False
+    daemon.published("checkpoint-1.arz")

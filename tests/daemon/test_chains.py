@@ -67,6 +67,28 @@ def same(archive: Path, source: Path) -> None:
     arzstream.verify(archive, deep=True, against=source)
 
 
+def test_a_checkpoint_that_is_renamed_into_another_folder_joins_the_run_there(
+    watching: Callable[..., Running], tmp_path: Path
+) -> None:
+    daemon = watching()
+    for name in ("staging/step-0", "step-0"):
+        archived(daemon, name, model(0))
+    staged, final = daemon.source / "staging" / "step-10", daemon.source / "step-10"
+    data = tensors.safetensors_bytes(model(10))
+    staged.mkdir()
+    (staged / "model.safetensors").write_bytes(data[:-1000])
+    daemon.until(lambda: (entry := daemon.entry("staging/step-10")) and entry.bytes_coded, "some of it to be coded")
+    staged.rename(final)
+    with open(final / "model.safetensors", "ab") as file:
+        file.write(data[-1000:])
+    archive = daemon.published("step-10.arz")
+    same(archive, final)
+    assert daemon.state("step-10", "published").archive == "step-10.arz"
+    assert parents(archive) == ["step-0.arz"]
+    assert sorted(path.name for path in daemon.dest.rglob("*.arz")) == ["step-0.arz", "step-0.arz", "step-10.arz"]
+    assert b"staging/step-10" not in daemon.entries() and temporaries(daemon.dest) == []
+
+
 def test_checkpoints_of_a_run_make_chains_and_full_archives_on_schedule(watching: Callable[..., Running]) -> None:
     daemon = watching(max_chain=2)
     archives = [archived(daemon, f"run/checkpoint-{step}", model(step)) for step in range(10, 70, 10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import arzstream
 from arzstream.daemon import draft, work
+from arzstream.daemon.census import Census
 from arzstream.testing import process, tensors, writers
 
 from .conftest import Running, temporaries
@@ -362,6 +364,57 @@ def test_nothing_is_left_open(running, places, tmp_path):
         daemon.published(f"checkpoint-{number}.arz")
         daemon.state(f"checkpoint-{number}", "published")
     daemon.until(lambda: descriptors() <= before, "descriptors to be closed")
+
+
+@pytest.mark.parametrize("seen", ["partly deleted", "gone", "partly written again"])
+def test_a_checkpoint_that_is_deleted_and_written_again_is_archived_as_it_ends_up(running, places, monkeypatch, seen):
+    """Whatever of that is seen, before anything of it was published."""
+    source, dest = places
+    folder, between, looks = source / "last", threading.Lock(), [0]
+    real = Census.one
+
+    def one(self, checkpoint):
+        with between:
+            looks[0] += 1
+            return real(self, checkpoint)
+
+    monkeypatch.setattr(Census, "one", one)
+
+    def write(*numbers, seed):
+        folder.mkdir(exist_ok=True)
+        for number in numbers:
+            weights = tensors.model(layers=1, width=64, vocabulary=64, seed=seed + number)
+            (folder / f"{number}.safetensors").write_bytes(tensors.safetensors_bytes(weights))
+
+    def archived():
+        paths = list(folder.iterdir())
+        for place in dest.glob("last*.arz"):
+            with arzstream.open(str(place)) as archive:
+                held = {name: archive.read_file(name) for name in archive.files()}
+            if held == {path.name: path.read_bytes() for path in paths}:
+                return True
+        return False
+
+    daemon = running(quiet_time=1.5)
+    with between:
+        write(0, 1, 2, seed=0)
+    daemon.state("last", "settling")
+    daemon.until(lambda: len(daemon.supervisor._roster.tracks[b"last"].watched) == 3, "all of it to be seen")
+    track = daemon.supervisor._roster.tracks[b"last"]
+    if seen == "partly deleted":
+        (folder / "0.safetensors").unlink()
+        daemon.until(lambda: track.deleted and track.frozen, "that to be seen")
+    if seen == "gone":
+        shutil.rmtree(folder)
+        daemon.until(lambda: track.gone and track.frozen, "that to be seen")
+    with between:
+        before = looks[0]
+        shutil.rmtree(folder, ignore_errors=True)
+        write(0, 1, seed=10)
+    daemon.until(lambda: looks[0] > before + 1, "it to be looked at")
+    write(2, seed=10)
+    daemon.until(archived, "what was written last to be archived")
+    daemon.state("last", "published")
 
 
 def _change(path):

@@ -138,6 +138,12 @@ def test_without_collectives_each_rank_has_metadata_of_its_own() -> None:
     assert checkpoint.put("__1.metadata", b"x", 1).assess().complete
 
 
+def test_parts_that_are_not_named_after_a_rank_are_spoken_for_by_none() -> None:
+    checkpoint = Checkpoint().put("model.distcp", b"x", 3).put("__0.metadata", b"x", 2).put("__x_.distcp", b"x", 3)
+    assert checkpoint.assess().complete
+    assert checkpoint.put("__7_0.distcp", b"x", 3).assess().waiting_for == "__7.metadata"
+
+
 def test_lightning_in_shards_waits_for_its_meta() -> None:
     checkpoint = Checkpoint().put("__0_0.distcp", b"x", 3).put(".metadata", b"x", 2)
     assert checkpoint.assess("step-1").complete

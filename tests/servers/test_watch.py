@@ -107,6 +107,27 @@ def test_checkpoints_go_to_a_bucket_as_chains_and_nothing_else_does(bucket: Buck
     assert "step-2.2.arz" in said and f"→ {bucket.url}" in said
 
 
+def test_a_checkpoint_that_is_renamed_into_another_folder_is_archived_there(
+    bucket: Bucket, run: Run, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    staged, final = source / "staging" / "step-1", source / "step-1"
+    data = run(1)["model.safetensors"]
+    land(source / "step-0", run(0))
+    with bucket.daemon(source) as daemon:
+        daemon.until(lambda: bucket.archives() == ["step-0.arz"], "step-0")
+        land(staged, {"model.safetensors": data[:-1000]})
+        daemon.until(lambda: (e := bucket.entries().get(b"staging/step-1")) and e.bytes_coded, "some of it to be coded")
+        staged.rename(final)
+        with open(final / "model.safetensors", "ab") as file:
+            file.write(data[-1000:])
+        daemon.until(lambda: len(bucket.archives()) == 2, "step-1")
+        daemon.until(lambda: bucket.entries()[b"step-1"].archive, "the journal to know it")
+        assert bucket.entries()[b"step-1"].archive == "step-1.arz"
+    assert bucket.names() == ["step-0.arz", "step-1.arz"] and bucket.unfinished() == []
+    bucket.verify("step-1.arz", final)
+
+
 def test_a_daemon_that_is_killed_anywhere_begins_again_and_archives_each_checkpoint_once(
     bucket: Bucket, run: Run, tmp_path: Path, proxies: Callable[[Server], FaultProxy]
 ) -> None:

@@ -9,6 +9,7 @@ from arzstream.formats.evidence import Finding, Folder, join, place_of, text
 __all__ = ["distributed", "lightning", "megatron"]
 
 _PART = re.compile(rb"__\d+_\d+\.distcp")
+_RANK = re.compile(rb"__(\d+)_\d+\.distcp")
 TRACKER = b"latest_checkpointed_iteration.txt"
 
 
@@ -41,8 +42,9 @@ def _spoken_for(parts: list[bytes], markers: list[bytes], place: bytes) -> dict[
         return {join(place, b".metadata"): parts}
     found: dict[bytes, list[bytes]] = {marker: [] for marker in own}
     for part in parts:
-        rank = part[len(place) + 1 if place else 0 :].split(b"_")[2]
-        found.setdefault(join(place, b"__%s.metadata" % rank), []).append(part)
+        named = _RANK.fullmatch(part[len(place) + 1 if place else 0 :])
+        if named is not None:  # else it is no rank's, whatever it is
+            found.setdefault(join(place, b"__%s.metadata" % named[1]), []).append(part)
     return found
 
 
