@@ -48,6 +48,8 @@ class Inventory:
 
     held: dict[str, Held] = dataclasses.field(default_factory=dict)
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+    unknown: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The same of destinations below: what such an archive needs may lie anywhere."""
 
     @functools.cached_property
     def providers(self) -> dict[bytes, list[Held]]:
@@ -99,19 +101,20 @@ class Inventory:
 
 
 def take(dest: str, journal: Mapping[str, Archive], before: Inventory | None = None) -> Inventory:
-    """Look at every archive below ``dest``; those that are as they were ``before`` are not opened again."""
+    """Look at every archive below ``dest``; those that are as they were ``before`` are not opened again. What lies in
+    folders that are destinations of their own may need ours, and is never ours."""
     known = before.held if before is not None else {}
     inventory = Inventory()
-    for name in _names(dest):
+    for name, nested in _names(dest):
         try:
             identity = identity_of(os.path.join(dest, name))
             earlier = known.get(name)
             held = earlier if earlier is not None and earlier.identity == identity else _look(dest, name, identity)
-            inventory.held[name] = _with_journal(held, journal.get(name))
+            inventory.held[name] = _with_journal(held, None if nested else journal.get(name))
         except FileNotFoundError:
             continue  # removed since the folder was read
         except (ArzError, OSError) as error:
-            inventory.unreadable[name] = " ".join(str(error).split())
+            (inventory.unknown if nested else inventory.unreadable)[name] = " ".join(str(error).split())
     return inventory
 
 
@@ -121,16 +124,16 @@ def identity_of(place: str) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _names(dest: str) -> Iterator[str]:
-    """Archives below ``dest``, folders that are destinations of their own left out."""
+def _names(dest: str) -> Iterator[tuple[str, bool]]:
+    """Archives below ``dest``, each with whether it lies in a folder that is a destination of its own."""
+    nested: set[str] = set()
     for folder, folders, names in os.walk(dest):
-        if folder != dest and FOLDER in folders:
-            folders.clear()
-            continue
+        if folder != dest and (FOLDER in folders or os.path.dirname(folder) in nested):
+            nested.add(folder)
         folders[:] = sorted(name for name in folders if name != FOLDER)
         for name in sorted(names):
             if is_archive_name(name) and os.path.isfile(os.path.join(folder, name)):
-                yield os.path.relpath(os.path.join(folder, name), dest)
+                yield os.path.relpath(os.path.join(folder, name), dest), folder in nested
 
 
 def _look(dest: str, name: str, identity: Identity) -> Held:

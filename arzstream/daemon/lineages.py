@@ -21,6 +21,7 @@ from arzstream.daemon.runs import candidates, family
 from arzstream.errors import ArzError
 from arzstream.formats.base import Layout
 from arzstream.formats.checkpoint import Past, common
+from arzstream.store.address import is_remote
 from arzstream.store.ranges import is_url, open_reader
 
 __all__ = ["Lineages", "recorded"]
@@ -40,6 +41,8 @@ class Lineages:
     def __init__(self, dest: Destination, shared: Shared, memory: Memory) -> None:
         self._dest, self._shared, self._memory = dest, shared, memory
         self._holdings: dict[str, Mapping[bytes, tuple[int, int]]] = {}
+        self._timeless = is_remote(shared.settings.source)
+        """Archives tell lengths and times, but no versions: of objects they do not tell which are the old ones."""
 
     def choice(self, path: bytes, layouts: Mapping[bytes, Layout]) -> Choice:
         """What the checkpoint ``path`` may be coded against, as far as names and the journal tell."""
@@ -70,7 +73,8 @@ class Lineages:
     def past(self, path: bytes) -> Past:
         """What the archives of its run tell of what will belong to the checkpoint ``path``.
 
-        Opens the newest archives of its own and of the two steps before it, once each.
+        Opens the newest archives of its own and of the two steps before it, once each. Nothing is ``written`` where
+        the source is a store's.
         """
         name, numbers = family(path)
         own: list[str] = []
@@ -84,7 +88,7 @@ class Lineages:
                 before.setdefault(archive.path, archive.name)
         written = self._held(own[0]) if own else {}
         saves = [written] if written else [held for n in list(before.values())[:ALIKE] if (held := self._held(n))]
-        return Past(common([list(held) for held in saves]), written)
+        return Past(common([list(held) for held in saves]), {} if self._timeless else written)
 
     def _held(self, name: str) -> Mapping[bytes, tuple[int, int]]:
         """(size, mtime in ns) of each regular file in an archive; nothing if it cannot be read."""

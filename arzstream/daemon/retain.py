@@ -1,7 +1,8 @@
 """Retention: which archives stay, which may go, and which are coded anew first so that others may go.
 
-An archive that a kept one needs stays, whatever the rules say of it. Only archives that the journal knows, of runs
-whose newest one stays, are ever removed. Deciding changes nothing; see ``prune``.
+An archive that a kept one needs stays, whatever the rules say of it; those of destinations below are kept ones. Only
+archives that the journal knows, of runs whose newest one stays, are ever removed. Deciding changes nothing; see
+``prune``.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def plan(
     runs: dict[str, list[Held]] = {}
     for name, reason in inventory.unreadable.items():
         result.left_alone.setdefault(os.path.dirname(name), reason)
+    for reason in inventory.unknown.values():
+        for name in inventory.held:
+            result.left_alone.setdefault(os.path.dirname(name), reason)
     for held in inventory.held.values():
         if held.ours and os.path.dirname(held.name) not in result.left_alone:
             runs.setdefault(held.run, []).append(held)

@@ -25,11 +25,10 @@ from arzstream.formats import checkpoint
 from arzstream.formats.base import Layout, Parser
 from arzstream.formats.checkpoint import FileFacts, Past, Verdict
 from arzstream.formats.detect import parser_for
+from arzstream.formats.evidence import SMALL_BYTES
 
 __all__ = ["Track"]
 
-SMALL_BYTES = 8 << 20
-"""Files that rules may want to read whole (indexes, states) are at most this long."""
 BESIDE_BYTES = 4096
 """And what lies beside a checkpoint, and names it."""
 OPAQUE_BYTES = 64 << 20

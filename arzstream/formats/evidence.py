@@ -11,8 +11,25 @@ from typing import Any, Literal
 from arzstream.formats.base import Layout
 from arzstream.formats.grouping import is_model_file, is_temporary
 
-__all__ = ["FileFacts", "Finding", "Folder", "Past", "Rule", "Strength", "holds_state", "join", "place_of", "text"]
+__all__ = [
+    "SMALL_BYTES",
+    "FileFacts",
+    "Finding",
+    "Folder",
+    "Past",
+    "Rule",
+    "Strength",
+    "holds_state",
+    "join",
+    "place_of",
+    "text",
+]
 
+SMALL_BYTES = 64 << 20
+"""Markers and indexes are read whole up to this length: a Trainer's state grows with each step that is logged, to 8 MiB
+in some thousand, and the index of a model of 100,000 tensors is as long. What is longer is never taken for missing."""
+TAIL_BYTES = 64
+"""Of a file's end, which tells at once that a JSON object is not whole yet."""
 MAX_SHOWN = 512
 """Bytes of a path that are shown."""
 
@@ -66,9 +83,9 @@ class Finding:
 class Folder:
     """The files of one checkpoint, by their paths relative to its folder; ``name`` is the folder's own name.
 
-    ``read`` gives bytes of a file of it (path, offset, length); ``beside`` content and modification time (ns) of a
-    small file in the folder around it. Both give None if they cannot. ``memo`` lives as long as the checkpoint is
-    followed.
+    ``read_small`` gives a file of up to :data:`SMALL_BYTES`; ``read`` bytes of any (path, offset, length); ``beside``
+    content and modification time (ns) of a small file in the folder around it. They give None if they cannot. ``memo``
+    lives as long as the checkpoint is followed.
     """
 
     files: Mapping[bytes, FileFacts]
@@ -80,16 +97,35 @@ class Folder:
     memo: dict[tuple[str, bytes], tuple[object, Any]] = field(default_factory=dict)
 
     def json(self, path: bytes) -> Any:
-        """The parsed file, or None if it is missing or does not parse."""
+        """The parsed object, or None if the file is missing, too large (see :meth:`is_large`), or no whole one."""
+        return self.once("json", path, lambda: self._parsed(path))
 
-        def parse() -> Any:
-            raw = self.read_small(path)
-            try:
-                return None if raw is None else json.loads(raw)
-            except (ValueError, RecursionError):
-                return None
+    def is_whole(self, path: bytes) -> bool:
+        """Is the file one JSON object, whole? Of one that is too large to be parsed its last byte tells."""
+        return bool(self.once("whole", path, lambda: self._is_whole(path)))
 
-        return self.once("json", path, parse)
+    def is_large(self, path: bytes) -> bool:
+        """Is the file too large to be read as a whole?"""
+        return self.files[path].size > SMALL_BYTES
+
+    def _is_whole(self, path: bytes) -> bool:
+        return self._ends(path) if self.is_large(path) else self._parsed(path) is not None
+
+    def _parsed(self, path: bytes) -> dict[str, Any] | None:
+        raw = self.read_small(path) if self._ends(path) else None
+        try:
+            parsed = None if raw is None else json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+        return parsed if isinstance(parsed, dict) else None
+
+    def _ends(self, path: bytes) -> bool:
+        """Might an object end here? While a file grows it is parsed no more often than that."""
+        size = self.files[path].size
+        tail = self.read(path, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
+        if tail is None:
+            return not self.is_large(path)
+        return tail.isspace() or tail.rstrip().endswith(b"}")
 
     def once(self, what: str, path: bytes, work: Callable[[], Any]) -> Any:
         """``work()``, done again only if the file ``path`` has changed; None if there is no such file."""

@@ -103,6 +103,41 @@ def test_kept_archives_are_coded_anew_and_the_rest_goes(arz: Arz, run: Path) -> 
     assert again["removed"] == [] and again["rebased"] == []
 
 
+def nested(run: Path, step: int) -> Path:
+    """An archive in a destination of its own below ``run``, coded against the one of ``step``."""
+    place = run / "run" / "ft"
+    (place / FOLDER).mkdir(parents=True)
+    arzstream.pack(run.parent / "run" / "step-60", place / "step-1.arz", parent=run / "run" / f"step-{step}.arz")
+    return place / "step-1.arz"
+
+
+@pytest.mark.parametrize("rebase", [(), ("--no-rebase",)])
+def test_what_a_destination_below_needs_stays(arz: Arz, run: Path, rebase: tuple[str, ...]) -> None:
+    other = nested(run, 30)
+    found = arz("prune", run, "--keep-last", "1", *rebase, "--yes", "--json").json
+    assert found["keep"]["run/ft/step-1.arz"] == "not of a run"
+    assert {10, 20, 30} <= set(there(run)) and "run/step-30.arz" not in found["removed"]
+    arzstream.verify(other, deep=True, against=run.parent / "run" / "step-60")
+    same(run)
+
+
+def test_archives_of_a_destination_below_are_never_removed(arz: Arz, run: Path) -> None:
+    with Journal.read(str(run)) as journal:
+        records = journal.archives()
+    (run / "run" / FOLDER).mkdir()  # another daemon works here now
+    inventory = take(str(run), records)
+    assert len(inventory.held) == len(STEPS) and not any(held.ours for held in inventory.held.values())
+    found = arz("prune", run, "--keep-last", "1", "--yes", "--json").json
+    assert found["removed"] == found["rebased"] == [] and there(run) == list(STEPS)
+
+
+def test_nothing_is_removed_while_an_archive_of_a_destination_below_cannot_be_read(arz: Arz, run: Path) -> None:
+    other = nested(run, 30)
+    other.write_bytes(other.read_bytes()[:-9])
+    found = arz("prune", run, "--keep-last", "1", "--no-rebase", "--yes", "--json").json
+    assert found["removed"] == [] and "step-1.arz" in found["left_alone"]["run"]
+
+
 def test_without_rebase_what_a_kept_archive_needs_stays(arz: Arz, run: Path) -> None:
     done = arz("prune", run, "--keep-last", "2", "--no-rebase", "--yes")
     assert done.out.splitlines()[-1] == "nothing is removed" and "needs it" in done.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
@@ -70,6 +71,21 @@ def test_a_checkpoint_that_is_written_again_is_no_mixture_of_two(running, places
     torch.save({"step": 2}, folder / "optimizer.pt")
     daemon.published("last.2.arz")
     assert _names(dest) == ["last.2.arz", "last.arz"]
+
+
+def test_a_long_training_whose_state_has_grown_large_is_archived_all_the_same(running, places):
+    """As that of a Trainer that has logged some thousand steps."""
+    source, _ = places
+    entry = {f"rewards/{name}": 0.123456789012345 for name in range(30)}
+    state = {"log_history": [{"step": step, **entry} for step in range(9000)]}
+    text = json.dumps(state, indent=2) + "\n"
+    assert len(text) > 9 << 20
+    daemon = running(quiet_time=0.5)
+    folder = source / "checkpoint-90000"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "trainer_state.json").write_text(text)
+    daemon.published("checkpoint-90000.arz", 30)
 
 
 def test_what_is_only_expected_is_given_up(running, places):

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from arzstream.formats import evidence
 from arzstream.formats.checkpoint import FileFacts, Past, Verdict, assess
 from arzstream.formats.detect import parser_for
 
@@ -55,4 +56,5 @@ class Checkpoint:
             changed = 10**18 - int(self.age[path] * 1e9)
             entries[path] = FileFacts(len(content), layout, path not in self.open, self.age[path] + later, changed)
         read_at = lambda path, offset, length: self.content[path][offset : offset + length]  # noqa: E731
-        return assess(entries, self.content.get, name.encode(), past=self.past, beside=self.around.get, read=read_at)
+        small = {path: content for path, content in self.content.items() if len(content) <= evidence.SMALL_BYTES}
+        return assess(entries, small.get, name.encode(), past=self.past, beside=self.around.get, read=read_at)

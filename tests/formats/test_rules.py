@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from arzstream.formats import evidence
 from arzstream.formats.base import Layout
 from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, Past, assess, common
 
@@ -113,6 +115,66 @@ def test_the_wait_for_what_is_only_expected_goes_with_the_wait_that_was_set() ->
     assert not assess(facts, lambda _: None, b"checkpoint-1").complete
     quiet = {"strong": 0.5, "good": 0.5, "weak": 0.5}
     assert assess(facts, lambda _: None, b"checkpoint-1", quiet).complete
+
+
+# ------------------------------------------------------------------------------------ too large to be read
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of more than 200 bytes is read as a whole."""
+    monkeypatch.setattr(evidence, "SMALL_BYTES", 200)
+
+
+LOG = {"log_history": [{"step": step} for step in range(100)]}
+
+
+@pytest.mark.usefixtures("little")
+def test_a_state_that_is_too_large_to_be_read_is_whole_when_its_last_byte_says_so() -> None:
+    checkpoint = Checkpoint().put("model.safetensors", age=9).json("trainer_state.json", LOG, age=8)
+    assert checkpoint.assess("checkpoint-10").complete
+    half = checkpoint.content[b"trainer_state.json"][:-1]
+    checkpoint.put("trainer_state.json", half, 8)
+    assert checkpoint.assess("checkpoint-10", later=900).waiting_for == "trainer_state.json"
+    assert checkpoint.put("trainer_state.json", half + b"}\n\n", 8).assess("checkpoint-10").complete
+    megatron = Checkpoint().put("common.pt", age=9).put(".metadata", b"x", 8).json("metadata.json", LOG, 7)
+    assert megatron.assess("iter_0000010").complete
+
+
+@pytest.mark.usefixtures("little")
+def test_an_index_that_is_too_large_to_be_read_leaves_it_to_names_and_quiet() -> None:
+    index = {"weight_map": {f"w{n}": "model-00001-of-00002.safetensors" for n in range(100)}}
+    checkpoint = Checkpoint().put("model-00001-of-00002.safetensors", age=9)
+    checkpoint.json("model.safetensors.index.json", index, 7)
+    assert checkpoint.assess(later=1000).waiting_for == "model-00002-of-00002.safetensors"
+    told = checkpoint.put("model-00002-of-00002.safetensors", age=8).assess()
+    assert (told.complete, told.strength) == (True, "weak")
+    assert doubted(checkpoint.put("model-00002-of-00002.safetensors", age=6), "",
+                   "model.safetensors.index.json to be written again")  # fmt: skip
+    half = checkpoint.content[b"model.safetensors.index.json"][:-2]
+    cut = checkpoint.put("model.safetensors.index.json", half, 5).assess()
+    assert cut.waiting_for == "model.safetensors.index.json to be valid"
+
+
+@pytest.mark.usefixtures("little")
+def test_what_a_metadata_that_is_too_large_to_be_read_names_is_left_to_quiet() -> None:
+    checkpoint = Checkpoint().put("__0_0.distcp", b"x", 8).put(".metadata", bytes(201) + b"__1_0.distcp", 7)
+    told = checkpoint.assess()
+    assert (told.complete, told.rule, told.strength) == (True, "distributed checkpoint", "weak")
+    orbax = Checkpoint().put("default/d/abc", b"x", 8).json("_CHECKPOINT_METADATA", LOG, 7).assess("10")
+    assert (orbax.complete, orbax.strength) == (True, "weak")
+
+
+def test_a_state_that_grows_is_parsed_when_it_may_be_whole_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    counting = SimpleNamespace(loads=lambda raw: (parsed.append(len(raw)), json.loads(raw))[1])
+    monkeypatch.setattr(evidence, "json", counting)
+    checkpoint = Checkpoint().put("model.safetensors", age=9).json("trainer_state.json", LOG, age=8)
+    whole = checkpoint.content[b"trainer_state.json"]
+    for end in range(1, len(whole) - 1):
+        assert not checkpoint.put("trainer_state.json", whole[:end], 8).assess("checkpoint-10").complete
+    assert len(parsed) == whole[:-2].count(b"}")
+    assert checkpoint.put("trainer_state.json", whole, 8).assess("checkpoint-10").complete
 
 
 # ------------------------------------------------------------------------------------ many ranks

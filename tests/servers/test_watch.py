@@ -220,6 +220,9 @@ class Upstream:
         upload.part(0, memoryview(data), True)
         upload.finish()
 
+    def remove(self, name: str) -> None:
+        self._store.remove(f"{self._key}/{name}")
+
     def land(self, folder: str, files: dict[str, bytes]) -> None:
         for name, data in files.items():
             self.put(f"{folder}/{name}", data)
@@ -296,6 +299,30 @@ def test_what_lies_in_a_bucket_is_archived_in_a_folder_and_not_again_by_the_next
         assert process.leftovers(dest, ["lone.safetensors.arz", "run/step-0.arz"]) == []
     arzstream.unpack(dest / "run/step-0.arz", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == run(0)
+
+
+def test_objects_of_the_same_lengths_as_before_are_not_taken_for_the_old_ones(
+    bucket: Bucket, run: Run, tmp_path: Path
+) -> None:
+    """Objects have no times that one could go by: written again is what has another version."""
+    source, dest = Upstream(bucket), tmp_path / "dest"
+    files = [{"model.safetensors": run(step)["model.safetensors"], "optimizer.pt": b"state"} for step in (0, 1)]
+    for folder in ("again", "final"):
+        source.land(folder, files[0])
+    with process.Daemon(source.url, str(dest), *OPTIONS, env={**aws(bucket.server.port), **bucket.env}) as daemon:
+        daemon.until(lambda: (dest / "again.arz").exists() and (dest / "final.arz").exists(), "both")
+        source.land("again", {**files[1], "optimizer.pt": b"a longer state"})
+        source.remove("final/optimizer.pt")
+        source.put("final/model.safetensors", files[1]["model.safetensors"])
+        daemon.until((dest / "again.2.arz").exists, "the one that was written over", 30)
+        daemon.until((dest / "final.2.arz").exists, "the one without an optimizer", 30)
+        assert "to be written again" not in daemon.output()
+    arzstream.unpack(dest / "again.2.arz", tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == files[1]["model.safetensors"]
+    arzstream.unpack(dest / "final.2.arz", tmp_path / "final")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "final").iterdir()} == {
+        "model.safetensors": files[1]["model.safetensors"]
+    }
 
 
 def source_of(folder: Path) -> Path:

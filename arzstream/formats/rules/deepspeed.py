@@ -12,6 +12,8 @@ __all__ = ["deepspeed"]
 _MODEL = re.compile(rb"(?:zero_pp_rank_(?P<dp>\d+)_)?mp_rank_(?P<mp>\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(rb"(?P<bf16>bf16_)?zero_pp_rank_(?P<dp>\d+)_mp_rank_(?P<mp>\d+)_optim_states\.pt")
 LATEST = b"latest"
+NAME_BYTES = 4096
+"""What a file that names a folder is read of."""
 
 
 def deepspeed(folder: Folder) -> Finding | None:
@@ -75,7 +77,7 @@ def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool) ->
     above, _, tag = place.rpartition(b"/")
     if place:
         path = join(above, LATEST)
-        raw = folder.read_small(path) if path in folder.files else None
+        raw = folder.read(path, 0, min(folder.files[path].size, NAME_BYTES)) if path in folder.files else None
         latest = None if raw is None else (raw, folder.files[path].changed)
     else:
         tag, latest = folder.name, folder.beside(LATEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from arzstream.formats.evidence import Finding, Folder, join, place_of, text
+from arzstream.formats.evidence import Finding, Folder, Strength, join, place_of, text
 
 __all__ = ["distributed", "lightning", "megatron"]
 
@@ -16,12 +16,14 @@ TRACKER = b"latest_checkpointed_iteration.txt"
 def distributed(folder: Folder) -> Finding | None:
     """torch.distributed.checkpoint: ``.metadata`` comes last, by renaming; until then an old one may lie there.
 
-    Without collectives each rank writes a ``__N.metadata`` of its own. What a ``.metadata`` lists must be there.
+    Without collectives each rank writes a ``__N.metadata`` of its own. What a ``.metadata`` lists must be there; where
+    it is too large to be searched, quiet has to tell that.
     """
     parts = folder.by_place(r".*\.distcp")
     markers = folder.by_place(r"(?:__\d+)?\.metadata")
     if not parts and not markers:
         return None
+    strength: Strength = "strong"
     for place in {**parts, **markers}:
         for marker, files in _spoken_for(parts.get(place, []), markers.get(place, []), place).items():
             if marker not in folder.files:
@@ -32,7 +34,8 @@ def distributed(folder: Folder) -> Finding | None:
             finding = folder.speaks(marker, files, "strong")
             if finding.waiting_for:
                 return finding
-    return Finding("strong")
+            strength = "weak" if folder.is_large(marker) else strength
+    return Finding(strength)
 
 
 def _spoken_for(parts: list[bytes], markers: list[bytes], place: bytes) -> dict[bytes, list[bytes]]:
@@ -81,7 +84,7 @@ def megatron(folder: Folder) -> Finding | None:
         known = parts or metadata in folder.files or marker in folder.files
         if not known and re.fullmatch(rb"iter_\d+", folder.name) is None:
             continue  # somebody else's common.pt
-        if not isinstance(folder.json(marker), dict):
+        if not folder.is_whole(marker):
             return Finding("strong", text(marker))
         return folder.speaks(marker, [common, *parts, *([metadata] if metadata in folder.files else [])], "strong")
     return None

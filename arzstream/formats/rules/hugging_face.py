@@ -27,7 +27,7 @@ def trainer(folder: Folder) -> Finding | None:
     if _STATE not in folder.files and not (named and _ARGUMENTS in folder.files):
         # Another rank's state may come before anything of the first.
         return Finding("weak", text(_STATE), gives_up=True, doubt=True) if named and ranks else None
-    if not isinstance(folder.json(_STATE), dict):
+    if not folder.is_whole(_STATE):
         return Finding("good", text(_STATE))
     processes = _processes(folder)
     lacking = _missing_rank(folder, "rng_state_{}.pth", ranks, processes) or _left_behind(folder, ranks)
@@ -108,45 +108,52 @@ def sharded(folder: Folder) -> Finding | None:
         if finding.waiting_for:
             return finding
         strength = "weak" if finding.strength == "weak" else strength
-    covered = {shard for path in indexes for shard in _weight_files(folder, path)}
+    covered = {shard for path in indexes for shard in _weights(folder, path) or ()}
+    unknown = any(map(folder.is_large, indexes))
     for (stem, _, suffix), have in sets.items():
-        if not covered.issuperset(have):
+        if not covered.issuperset(have) and not unknown:
             return Finding("good", f"{text(stem + suffix)}.index.json", gives_up=True)
     return Finding(strength)
 
 
 def _index(folder: Folder, path: bytes) -> Finding:
-    """An index is satisfied if it parses and every file in its weight map is there and has the tensors it says."""
-    weights = _weight_map(folder, path)
+    """An index is satisfied if it parses and every file in its weight map is there and has the tensors it says. Of one
+    that is too large to be parsed only the end is looked at, and quiet has to tell."""
+    weights = _weights(folder, path)
+    if weights is None and folder.is_large(path) and folder.is_whole(path):
+        return folder.speaks(path, [file for file in folder.files if SHARD.match(file)], "weak")
     if weights is None:
         return Finding("good", f"{text(path)} to be valid", gives_up=True)
-    files = _weight_files(folder, path)
+    files = list(weights)
     if not any(file in folder.files for file in files) and any(map(is_model_file, folder.files)):
         return Finding("weak")  # all it lists is gone: left by an earlier save in shards
-    tensors: dict[bytes, set[str]] = {}
     for file in files:
-        facts = folder.files.get(file)
-        if facts is None:
+        if file not in folder.files:
             return Finding("good", text(file))
-        layout = facts.layout
-        tensors[file] = {view.name for storage in layout.storages for view in storage.views} if layout else set()
-    place = place_of(path)
-    for name, shard in weights.items():
-        file = join(place, shard)
+    for file, names in weights.items():
         layout = folder.files[file].layout
-        if layout is not None and layout.complete and layout.storages and name not in tensors[file]:
+        if layout is None or not layout.complete or not layout.storages:
+            continue
+        held = {view.name for storage in layout.storages for view in storage.views}
+        if not held.issuperset(names):
+            name = next(name for name in names if name not in held)
             return Finding("good", f"{text(file)} to hold {name[:80]!r}, as {text(path)} says", gives_up=True)
     return folder.speaks(path, files, "good")
 
 
-def _weight_map(folder: Folder, path: bytes) -> dict[str, str] | None:
-    parsed = folder.json(path)
-    weights = parsed.get("weight_map") if isinstance(parsed, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
-        return None
+def _weights(folder: Folder, path: bytes) -> dict[bytes, list[str]] | None:
+    """The tensors of each file that an index lists, or None if it lists nothing that could be understood."""
+
+    def by_file() -> dict[bytes, list[str]] | None:
+        parsed = folder.json(path)
+        weights = parsed.get("weight_map") if isinstance(parsed, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
+            return None
+        found: dict[str, list[str]] = {}
+        for name, file in weights.items():
+            found.setdefault(file, []).append(name)
+        place = place_of(path)
+        return {join(place, file): names for file, names in found.items()}
+
+    weights: dict[bytes, list[str]] | None = folder.once("weights", path, by_file)
     return weights
-
-
-def _weight_files(folder: Folder, path: bytes) -> list[bytes]:
-    place = place_of(path)
-    return [join(place, file) for file in dict.fromkeys((_weight_map(folder, path) or {}).values())]

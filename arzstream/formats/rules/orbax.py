@@ -19,6 +19,8 @@ def orbax(folder: Folder) -> Finding | None:
     if METADATA not in folder.files:
         nested = folder.matching(r"commit_success\.txt")
         return folder.speaks(nested[0], list(folder.files), "strong") if nested else None
+    if folder.is_large(METADATA) and folder.is_whole(METADATA):
+        return Finding("weak")  # whether it tells of the commit is not known
     facts = folder.json(METADATA)
     if not isinstance(facts, dict):
         return Finding("strong", f"{text(METADATA)} to be valid", gives_up=True)
