@@ -130,9 +130,9 @@ def _files_missing(files: Mapping[bytes, FileFacts]) -> Finding:
 
 
 def _files_open(folder: Folder) -> list[Finding]:
-    """The files that are not whole, or not yet under their own name. One with state that is empty was opened, and what
-    is written to it is still in its writer's memory; so it is with JSON that nobody was seen to close and that does not
-    end as JSON does.
+    """The files that are not whole, or not yet under their own name. Of those that nobody was seen to close, one with
+    state that is empty was opened, and what is written to it is still in its writer's memory; so it is with JSON that
+    does not end as JSON does.
 
     A ``.distcp`` file is a row of files of torch.save and others; where it ends, only the ``.metadata`` tells.
     """
@@ -141,7 +141,7 @@ def _files_open(folder: Folder) -> list[Finding]:
         layout = folder.files[path].layout
         if is_temporary(path):
             found.append(Finding("weak", f"{text(path)} to be renamed", gives_up=True))
-        elif not folder.files[path].size and holds_state(path):
+        elif not folder.files[path].size and not folder.files[path].closed and holds_state(path):
             found.append(Finding("weak", f"the first bytes of {text(path)}", gives_up=True))
         elif path.endswith(b".json") and not folder.files[path].closed and not _ends_as_json(folder, path):
             found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True))

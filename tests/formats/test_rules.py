@@ -372,6 +372,8 @@ def test_a_file_with_state_that_was_opened_and_has_nothing_yet_is_waited_for() -
     checkpoint.open.add(b"meta.pt")
     assert checkpoint.assess("last.ckpt").waiting_for == "the first bytes of meta.pt"
     assert checkpoint.assess("last.ckpt", later=GIVE_UP).complete
+    checkpoint.open.clear()
+    assert checkpoint.assess("last.ckpt").complete  # it is closed, and as empty as that
     assert Checkpoint().put("model.pt", saved({}), 9).put("notes.txt", b"", 9).assess("step-1").complete
 
 
