@@ -142,9 +142,9 @@ def _files_open(folder: Folder) -> list[Finding]:
         if is_temporary(path):
             found.append(Finding("weak", f"{text(path)} to be renamed", gives_up=True))
         elif not folder.files[path].size and not folder.files[path].closed and holds_state(path):
-            found.append(Finding("weak", f"the first bytes of {text(path)}", gives_up=True))
+            found.append(Finding("weak", f"the first bytes of {text(path)}", gives_up=True, doubt=True))
         elif path.endswith(b".json") and not folder.files[path].closed and not _ends_as_json(folder, path):
-            found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True))
+            found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True, doubt=True))
         elif layout is None:
             found.append(Finding("weak", f"{text(path)} to be readable", gives_up=True))
         elif layout.format != "opaque" and not layout.complete and not path.endswith(b".distcp"):
