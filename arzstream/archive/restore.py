@@ -13,6 +13,7 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.files import piece_starts, range_tasks, spans, together
 from arzstream.archive.forecast import Forecast
+from arzstream.archive.links import links_outside
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
@@ -50,11 +51,11 @@ def unpack(
     if not archive.sealed:
         raise CorruptError(f"{archive.name}: {NO_END}")
     chosen = [r for _, r in archive.directory.files if only is None or fnmatch.fnmatchcase(os.fsdecode(r.path), only)]
-    for record in chosen:
-        _check_link(archive, record)
+    _check_links(archive, chosen)
     total, done = sum(record.size for record in chosen), 0
     with Beneath(os.fspath(dest)) as folder:
-        for record in chosen:
+        # Links last: by then the folders that they lead through are there, or were refused.
+        for record in sorted(chosen, key=lambda r: r.kind == Kind.LINK):
             if record.kind == Kind.DIRECTORY:
                 folder.folder(record.path, 0o700)
             elif record.kind == Kind.LINK:
@@ -71,21 +72,9 @@ def unpack(
     return [os.fsdecode(record.path) for record in chosen]
 
 
-def _check_link(archive: Archive, record: FileRecord) -> None:
+def _check_links(archive: Archive, chosen: Sequence[FileRecord]) -> None:
     """A link may only lead to something below the folder that is restored."""
-    if record.kind != Kind.LINK:
-        return
-    place = record.path.split(b"/")[:-1]
-    for part in record.target.split(b"/"):
-        if part == b"..":
-            if not place:
-                raise CorruptError(
-                    f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to"
-                )
-            place.pop()
-        elif part not in (b"", b"."):
-            place.append(part)
-    if record.target.startswith(b"/"):
+    for record in links_outside(chosen):
         raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
 
 
