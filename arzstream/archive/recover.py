@@ -137,8 +137,11 @@ class _Rescue:
                 self.good[number] = (entry, digests)
             done += entry.unit.nbytes
             self._progress(done, total, "checking")
-        for record in self.salvage.live_files():
+        latest, older = self.salvage.latest_files()
+        for record in latest:
             (self.files if self._restores(record) else self.lost_files).append(record)
+        named = {record.path for record in latest}
+        self.lost_files += [record for record in older if record.path not in named]
         # What cannot be decoded can be kept in its file, but in no new one.
         held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
         for number in self.unchecked - held:

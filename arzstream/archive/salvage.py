@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry
@@ -55,6 +56,8 @@ class Salvage:
     prologue: Prologue
     units: dict[int, Unit] = dataclasses.field(default_factory=dict)
     files: dict[int, FileRecord] = dataclasses.field(default_factory=dict)
+    written: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Sequence numbers of the frames that ``files`` are from."""
     models: dict[int, tuple[ModelEntry, bytes]] = dataclasses.field(default_factory=dict)
     parents: dict[int, Parent] = dataclasses.field(default_factory=dict)
     volumes: dict[int, Volume] = dataclasses.field(default_factory=dict)
@@ -127,6 +130,27 @@ class Salvage:
     def live_files(self) -> list[FileRecord]:
         return [record for _, record in sorted(self.files.items()) if record.kind != Kind.WITHDRAWN]
 
+    def latest_files(self) -> tuple[list[FileRecord], list[FileRecord]]:
+        """The live files that can lie in one folder, later ones first to be taken, and those whose place they take: a
+        frame that withdrew these is lost."""
+        live = {number: record for number, record in self.files.items() if record.kind != Kind.WITHDRAWN}
+        plain = {record.path for record in live.values() if record.kind != Kind.DIRECTORY}
+        taken: dict[bytes, int] = {}
+        folders: set[bytes] = set()
+        latest, older = set[int](), set[int]()
+        for number in sorted(live, key=lambda n: (self.written.get(n, 0), n), reverse=True):
+            record = live[number]
+            above = [path for path in _above(record.path) if path in plain]
+            is_below = any(taken.get(path, Kind.DIRECTORY) != Kind.DIRECTORY for path in above)
+            is_above = record.kind != Kind.DIRECTORY and record.path in folders
+            if record.path in taken or is_below or is_above:
+                older.add(number)
+                continue
+            taken[record.path] = record.kind
+            folders.update(above)
+            latest.add(number)
+        return [live[number] for number in sorted(latest)], [live[number] for number in sorted(older)]
+
     def names_of(self, number: int) -> list[str]:
         """What is known of a unit's tensors."""
         unit = self.units.get(number) or self.listed.get(number)
@@ -147,6 +171,12 @@ class Salvage:
             named = {p.unit for record in self.live_files() for p in record.recipe if isinstance(p, Piece)}
             return (known | named) - good
         return set(self.listed) - good
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rsplit(b"/", 1)[0]
+        yield path
 
 
 def scan_everything(reader: Reader, limits: Limits) -> Salvage:
@@ -269,6 +299,7 @@ def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> 
         salvage.units.update(enumerate(units_of_frame(value, limits), number))
     elif kind == FrameType.FILE:
         salvage.files[number] = FileRecord.from_map(value, limits)
+        salvage.written[number] = frame.header.sequence
     elif kind == FrameType.PARENT:
         salvage.parents[number] = Parent.from_map(value)
     elif kind == FrameType.VOLUME:

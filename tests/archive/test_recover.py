@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable
@@ -256,8 +257,6 @@ def referring(tmp_path: Path) -> tuple[bytes, dict[str, bytes]]:
         done.append((number, (blake3(data),)))
         pieces.append(Piece(number, 0, 100))
         writer.commit(unit.layer, done[-1:])
-    import hashlib
-
     content = b"".join(contents.values())
     writer.add_file(FileRecord(b"f", size=600, sha256=hashlib.sha256(content).digest(), recipe=tuple(pieces)))
     writer.commit("")
@@ -379,3 +378,62 @@ def test_the_one_digest_of_a_shared_unit_tells_which_version_of_a_chunk_counts(t
         assert report.lost_tensors == ([] if saved else ["a", "b"])
         with arzstream.open(tmp_path / f"rescued-{saved}.arz") as opened:
             assert ("a" in opened) == saved and bytes(opened.numpy("other")) == b"1234"
+
+
+# -- files that take one place
+
+
+def raw_unit(writer: FrameWriter, name: str | None, data: bytes, **options: Any) -> int:
+    """A committed unit of one raw chunk."""
+    number = writer.add_unit(Unit("U8", (len(data), 1), (len(data), 1), (Member(name, (len(data),)),), **options))
+    writer.add_chunk(number, 0, 0, data, len(data), xxh3_64(data))
+    writer.commit("", [(number, (blake3(data),))])
+    return number
+
+
+def file_of(path: bytes, number: int, data: bytes) -> FileRecord:
+    sha256 = hashlib.sha256(data).digest()
+    return FileRecord(path, size=len(data), sha256=sha256, recipe=(Piece(number, 0, len(data)),))
+
+
+def withdrawn_and_written_again(sink: Any, again: bytes) -> tuple[int, int, int]:
+    """A file ``a`` that was withdrawn, and one called ``again`` that came after; where the frame that withdrew it, the
+    second's chunk and the end are."""
+    writer, old, new = FrameWriter(sink), b"abcd" * 25, b"efgh" * 25
+    first = writer.add_file(file_of(b"a", raw_unit(writer, "old", old), old))
+    writer.commit("")
+    withdrawal = sink.size
+    writer.add_file(FileRecord.withdrawn(b"a"), first)
+    writer.commit("")
+    chunk = sink.size
+    writer.add_file(file_of(again, raw_unit(writer, "new", new), new))
+    writer.commit("")
+    return withdrawal, chunk, sink.size
+
+
+@pytest.mark.parametrize("again", [b"a", b"a/b"])
+def test_of_two_files_that_take_one_place_the_later_one_comes_back(tmp_path: Path, new_sink: New, again: bytes) -> None:
+    sink = new_sink()
+    withdrawal, _, _ = withdrawn_and_written_again(sink, again)
+    bad, good = tmp_path / "bad.arz", tmp_path / "good.arz"
+    bad.write_bytes(flipped(bytes(sink.data), withdrawal + 140))
+    report = arzstream.recover(bad, good)
+    assert report.files == [again.decode()] and sorted(report.tensors) == ["new", "old"] and not report.lost_tensors
+    assert report.lost_files == ([] if again == b"a" else ["a"])
+    with arzstream.open(good) as archive:
+        assert sorted(archive.files()) == [again.decode(), "recovered.safetensors"]
+        assert archive.read_file(again.decode()) == b"efgh" * 25 and archive.numpy("old").tobytes() == b"abcd" * 25
+
+
+@pytest.mark.parametrize("again", [b"a", b"a/b"])
+def test_an_earlier_file_does_not_come_back_in_the_place_of_a_later_one(
+    tmp_path: Path, new_sink: New, again: bytes
+) -> None:
+    sink = new_sink()
+    withdrawal, second, _ = withdrawn_and_written_again(sink, again)
+    chunk = next(f for f in frames_of(bytes(sink.data), FrameType.CHUNK) if f.offset > second)
+    bad, good = tmp_path / "bad.arz", tmp_path / "good.arz"
+    bad.write_bytes(flipped(bytes(sink.data), withdrawal + 140, chunk.offset + 130))
+    report = arzstream.recover(bad, good)
+    assert report.files == [] and report.lost_files == sorted({"a", again.decode()}, reverse=True)
+    assert report.tensors == ["old"] and report.lost_tensors == ["new"]
