@@ -26,6 +26,7 @@ from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
+from arzstream.container.state import check_recipe
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, MissingParentError
 from arzstream.formats.order import layer_key
@@ -137,6 +138,7 @@ class _Rescue:
                 self.good[number] = (entry, digests)
             done += entry.unit.nbytes
             self._progress(done, total, "checking")
+        self._good_units = {number: entry.unit for number, (entry, _) in self.good.items()}
         latest, older = self.salvage.latest_files()
         for record in latest:
             (self.files if self._restores(record) else self.lost_files).append(record)
@@ -162,9 +164,8 @@ class _Rescue:
         return found if entry.agrees(found) else None
 
     def _restores(self, record: FileRecord) -> bool:
-        if any(isinstance(p, Piece) and p.unit not in self.good for p in record.recipe):
-            return False
         try:
+            check_recipe(record, self._good_units)
             return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
         except MissingParentError:
             return True

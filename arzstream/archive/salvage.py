@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry
+from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry, index_number
 from arzstream.container.layout import (
     HEADER_BYTES,
     PROLOGUE_BYTES,
@@ -42,7 +42,7 @@ from arzstream.container.scan import (
     read_prologue,
     resynchronise,
 )
-from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk
+from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk, check_references
 from arzstream.errors import ArzError, CorruptError, UnsupportedError
 from arzstream.limits import Limits
 
@@ -77,6 +77,8 @@ class Salvage:
     def complete_units(self) -> dict[int, UnitEntry]:
         """Units all of whose chunks were found and fit; whether they decode is still to be seen."""
         found: dict[int, UnitEntry] = {}
+        known: dict[int, Unit] = {}
+        models, parents = max(self.models, default=-1) + 1, max(self.parents, default=-1) + 1
         by_unit: dict[int, dict[int, ChunkEntry]] = collections.defaultdict(dict)
         for (number, chunk), (_, entry) in self.chunks.items():
             by_unit[number][chunk] = entry
@@ -91,9 +93,14 @@ class Salvage:
                 continue
             if any(model not in self.models for model in unit.models):
                 continue
+            try:
+                check_references(number, unit, known, models, parents)
+            except CorruptError:
+                continue
             if number in self.repeated and number not in self.digests:
                 continue
             stored = sum(entry.stored for entry in entries.values())
+            known[number] = unit
             found[number] = UnitEntry(number, unit, self._digests(number, unit), 0, 0, len(entries), stored)
         return found
 
@@ -307,28 +314,29 @@ def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> 
     elif kind == FrameType.COMMIT:
         salvage.digests.update(Commit.from_map(value).units)
     elif kind == FrameType.INDEX:
-        _take_index(salvage, value, limits)
+        _take_index(salvage, frame, value, limits)
 
 
-def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
-    """The index repeats what the frames said: it stands in for those that are lost."""
+def _take_index(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> None:
+    """The index repeats what the frames said: it stands in for those that are lost. All of it is good, or none."""
     if not isinstance(value, dict) or set(value) != INDEX_KEYS:
         raise CorruptError("the index does not have the keys it should have")
-    with contextlib.suppress(TypeError, ValueError, UnsupportedError):
-        for number, unit, digests, *_ in value["units"]:
-            salvage.listed[number] = Unit.from_map(unit, limits)
-            salvage.digests[number] = unit_digests(digests)
-        for number, record in value["files"]:
-            salvage.files[number] = FileRecord.from_map(record, limits)
-        for number, parent in enumerate(value["parents"]):
-            salvage.parents.setdefault(number, Parent.from_map(parent))
-        for number, volume in enumerate(value["volumes"]):
-            salvage.volumes.setdefault(number, Volume.from_map(volume, limits))
-        for number, unit in salvage.listed.items():
-            salvage.units.setdefault(number, unit)
-        # With the index at hand, what it does not list is known to be dead.
-        for number in set(salvage.units) - set(salvage.listed):
-            del salvage.units[number]
-        for number in set(salvage.files) - {number for number, _ in value["files"]}:
-            del salvage.files[number]
-        salvage.indexed = True
+    try:
+        units = {
+            index_number(n): (Unit.from_map(unit, limits), unit_digests(found)) for n, unit, found, *_ in value["units"]
+        }
+        files = {index_number(number): FileRecord.from_map(record, limits) for number, record in value["files"]}
+        parents = {number: Parent.from_map(parent) for number, parent in enumerate(value["parents"])}
+        volumes = {number: Volume.from_map(volume, limits) for number, volume in enumerate(value["volumes"])}
+    except UnsupportedError:
+        return  # a newer version's, of which the frames are all that can be used
+    except (TypeError, ValueError) as error:
+        raise CorruptError(f"the index is malformed: {error}") from None
+    salvage.listed = {number: unit for number, (unit, _) in units.items()}
+    salvage.digests.update({number: digests for number, (_, digests) in units.items()})
+    salvage.parents = parents | salvage.parents
+    salvage.volumes = volumes | salvage.volumes
+    # What it does not list is known to be dead.
+    salvage.units = {number: salvage.units.get(number, unit) for number, unit in salvage.listed.items()}
+    salvage.files, salvage.written = files, dict.fromkeys(files, frame.header.sequence)
+    salvage.indexed = True

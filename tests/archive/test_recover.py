@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import arzstream
-from arzstream.container.layout import FrameType
+from arzstream.container.layout import NO_ORDINAL, FrameType
 from arzstream.container.records import FileRecord, Member, Parent, Piece, Reference, Unit
 from arzstream.container.scan import Replay
 from arzstream.container.writer import FrameWriter
@@ -437,3 +438,91 @@ def test_an_earlier_file_does_not_come_back_in_the_place_of_a_later_one(
     report = arzstream.recover(bad, good)
     assert report.files == [] and report.lost_files == sorted({"a", again.decode()}, reverse=True)
     assert report.tensors == ["old"] and report.lost_tensors == ["new"]
+
+
+# -- records that do not fit together
+
+
+class Loose(FrameWriter):
+    """Writes whatever it is told to, with good checksums."""
+
+    def record(self, kind: FrameType, value: Any, ordinal: int) -> None:
+        self._metadata(kind, value, ordinal)
+
+    def chunk(self, number: int, nbytes: int, codec: int = 8) -> None:
+        """One that looks at the references of its unit."""
+        self._frame(FrameType.CHUNK, codec, bytes(64), nbytes, xxh3_64(bytes(64)), 0, number, 0)
+
+
+def loose_unit(data: bytes, *refs: Reference, name: str = "forged") -> Any:
+    return Unit("U8", (len(data), 1), (len(data), 1), (Member(name, (len(data),)),), refs=refs).to_map()
+
+
+DATA = b"abcd" * 25
+
+
+def longer_recipe(writer: Loose) -> None:
+    record = file_of(b"forged", 0, DATA)
+    writer.record(FrameType.FILE, dataclasses.replace(record, size=300, recipe=(Piece(0, 0, 300),)).to_map(), 0)
+
+
+def larger_duplicate(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA * 2, Reference(2, 0, 0, 200)), 1)
+
+
+def duplicate_of_another_type(writer: Loose) -> None:
+    unit = Unit("BF16", (100, 1), (100, 1), (Member("forged", (100,)),), refs=(Reference(2, 0, 0, 100),))
+    writer.record(FrameType.TENSOR, unit.to_map(), 1)
+
+
+def reference_beyond_its_source(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA, Reference(0, 0, 50, 100)), 1)
+    writer.chunk(1, 100)
+
+
+def transposed_of_a_smaller_one(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA * 2, Reference(4, 0, 0, 200)), 1)
+    writer.chunk(1, 200)
+
+
+INDEX: dict[str, Any] = {"chain": b"", "content": b"", "dead": [0, 0]}
+INDEX |= {key: [] for key in ("files", "models", "parents", "tables", "units", "volumes")}
+
+
+def index_with_a_name_for_a_unit(writer: Loose) -> None:
+    listed = [[number, loose_unit(DATA, name=f"t{number}"), [blake3(DATA)]] for number in (0, "a")]
+    writer.record(FrameType.INDEX, {**INDEX, "units": listed}, NO_ORDINAL)
+
+
+def index_with_a_name_for_a_file(writer: Loose) -> None:
+    record = file_of(b"forged", 0, DATA).to_map()
+    listed = [[0, loose_unit(DATA, name="t0"), [blake3(DATA)]]]
+    writer.record(FrameType.INDEX, {**INDEX, "units": listed, "files": [[0, record], ["a", record]]}, NO_ORDINAL)
+
+
+def index_of_lists(writer: Loose) -> None:
+    writer.record(FrameType.INDEX, {**INDEX, "files": [[[0], []]], "units": 5}, NO_ORDINAL)
+
+
+@pytest.mark.parametrize(
+    "forge_it",
+    [
+        longer_recipe, larger_duplicate, duplicate_of_another_type, reference_beyond_its_source,
+        transposed_of_a_smaller_one, index_with_a_name_for_a_unit, index_with_a_name_for_a_file, index_of_lists,
+    ],
+)  # fmt: skip
+def test_records_that_do_not_fit_together_are_lost_and_nothing_else(
+    forge_it: Callable[[Loose], None], tmp_path: Path, new_sink: New
+) -> None:
+    sink = new_sink()
+    writer = Loose(sink)
+    raw_unit(writer, "t0", DATA)
+    forge_it(writer)
+    writer.commit("")
+    (tmp_path / "bad.arz").write_bytes(sink.data)
+    report = arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
+    assert report.tensors == ["t0"] and report.files == []
+    assert report.lost_tensors in ([], ["forged"]) and report.lost_files in ([], ["forged"])
+    assert bool(report.lost_tensors or report.lost_files) != forge_it.__name__.startswith("index")
+    with arzstream.open(tmp_path / "good.arz") as archive:
+        assert archive.numpy("t0").tobytes() == DATA
