@@ -145,10 +145,14 @@ class _Rescue:
         named = {record.path for record in latest}
         self.lost_files += [record for record in older if record.path not in named]
         # What cannot be decoded can be kept in its file, but in no new one.
-        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
-        for number in self.unchecked - held:
+        needed = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        for number in sorted(self.good, reverse=True):  # references lead to lower numbers
+            if number in needed:
+                refs = self.good[number][0].unit.refs
+                needed |= {ref.source for ref in refs if ref.kind not in ReferenceKind.OF_PARENTS}
+        for number in self.unchecked - needed:
             del self.good[number]
-        self.unchecked &= held
+        self.unchecked &= needed
 
     def _digests(self, number: int, entry: UnitEntry) -> tuple[bytes, ...] | None:
         """The members' BLAKE3 if the unit decodes, and to what was committed where that is known."""
@@ -214,7 +218,7 @@ class _Rescue:
 
     def _write_rescued(self, writer: FrameWriter) -> None:
         """One safetensors file of the tensors that no restored file holds."""
-        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)} | self.unchecked
         listed: dict[str, tuple[NamedBytes, Piece]] = {}
         for number, (entry, _) in self.good.items():
             itemsize = entry.unit.type.itemsize

@@ -526,3 +526,25 @@ def test_records_that_do_not_fit_together_are_lost_and_nothing_else(
     assert bool(report.lost_tensors or report.lost_files) != forge_it.__name__.startswith("index")
     with arzstream.open(tmp_path / "good.arz") as archive:
         assert archive.numpy("t0").tobytes() == DATA
+
+
+def test_what_cannot_be_checked_is_kept_where_another_unit_refers_to_it(tmp_path: Path, new_sink: New) -> None:
+    """Its own file is lost, that of its duplicate is not."""
+    sink = new_sink()
+    writer = Loose(sink)
+    writer.add_parent(Parent(bytes(range(32)), "older.arz"))
+    writer.add_unit(Unit("U8", (100, 1), (100, 1), (Member("a", (100,)),), refs=(Reference(1, 0, 0, 100),)))
+    writer.add_chunk(0, 0, 8, bytes(64), 100, xxh3_64(DATA))
+    writer.add_unit(Unit("U8", (100, 1), (100, 1), (Member("b", (100,)),), refs=(Reference(2, 0, 0, 100),)))
+    writer.commit("", [(number, (blake3(DATA),)) for number in (0, 1)])
+    lost = raw_unit(writer, "lost", DATA)
+    damage = frames_of(bytes(sink.data), FrameType.CHUNK)[-1].offset + 130
+    both = (Piece(0, 0, 100), Piece(lost, 0, 100))
+    writer.add_file(FileRecord(b"1", size=200, sha256=hashlib.sha256(DATA * 2).digest(), recipe=both))
+    writer.add_file(file_of(b"2", 1, DATA))
+    writer.commit("")
+    (tmp_path / "bad.arz").write_bytes(flipped(bytes(sink.data), damage))
+    report = arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
+    assert (report.files, report.lost_files, report.lost_tensors) == (["2"], ["1"], ["lost"])
+    assert report.unchecked == report.tensors == ["a", "b"]
+    arzstream.verify(tmp_path / "good.arz")
