@@ -126,8 +126,17 @@ def _to_file(work: _Work, dest: str, force: bool) -> PackSummary:
     with new_archive(dest, replace=force) as (sink, reader):
         summary = work.run(sink, reader)
         files = [entry.where for entry in work.entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
-        sink.set_mode(local.permissions_at_most([os.stat(file) for file in files]))
+        sink.set_mode(local.permissions_at_most([_status(file) for file in files]))
     return dataclasses.replace(summary, archive=dest)
+
+
+def _status(file: bytes) -> os.stat_result:
+    try:
+        return os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceChangedError(f"{os.fsdecode(file)}: was removed while it was packed; nothing was written") from None
+    except OSError as error:
+        raise StorageError.from_os_error(error, "look at it", file) from error
 
 
 def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
