@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, range_tasks, spans, together
+from arzstream.archive.files import families, piece_starts, range_tasks, spans, together
 from arzstream.archive.forecast import Forecast
 from arzstream.archive.links import links_outside
 from arzstream.archive.reader import Archive
@@ -53,6 +53,7 @@ def unpack(
     chosen = [r for _, r in archive.directory.files if only is None or fnmatch.fnmatchcase(os.fsdecode(r.path), only)]
     _check_links(archive, chosen)
     total, done = sum(record.size for record in chosen), 0
+    known = families(archive.directory)
     with Beneath(os.fspath(dest)) as folder:
         # Links last: by then the folders that they lead through are there, or were refused.
         for record in sorted(chosen, key=lambda r: r.kind == Kind.LINK):
@@ -62,7 +63,7 @@ def unpack(
                 folder.symlink(record.path, record.target)
                 folder.set_attributes(record.path, mode=None, mtime_ns=record.mtime)
             else:
-                for nbytes in _restore_file(archive, folder, record):
+                for nbytes in _restore_file(archive, folder, record, known):
                     done += nbytes
                     if progress is not None:
                         progress(done, total, "unpacking")
@@ -78,12 +79,12 @@ def _check_links(archive: Archive, chosen: Sequence[FileRecord]) -> None:
         raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
 
 
-def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iterator[int]:
+def _restore_file(archive: Archive, folder: Beneath, record: FileRecord, known: Mapping[int, int]) -> Iterator[int]:
     """Write one file; yields the bytes written. A file that cannot be finished is removed."""
     fd = folder.create(record.path)
     name = os.path.join(folder.root, os.fsdecode(record.path))
     try:
-        yield from _write_spans(archive.decoder, record, fd, name)
+        yield from _write_spans(archive.decoder, known, record, fd, name)
     except BaseException:
         local.close(fd, name)
         folder.unlink(record.path)
@@ -91,7 +92,7 @@ def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iter
     folder.finish(fd, record.path, mode=record.mode & RESTORED_MODE, mtime_ns=record.mtime)
 
 
-def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> Iterator[int]:
+def _write_spans(decoder: Decoder, known: Mapping[int, int], record: FileRecord, fd: int, name: str) -> Iterator[int]:
     """Decode the file span by span, in whatever thread is free, each to its place while it is in that core's cache."""
     starts = piece_starts(record)
 
@@ -102,7 +103,7 @@ def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> It
                 task()
             local.write_at(fd, start, out, name)
 
-    todo = together(decoder, record, starts, spans(decoder, record))
+    todo = together(decoder, known, record, starts, spans(decoder, record))
     if len(todo) > 1:
         local.set_length(fd, record.size, name)
     with Forecast(decoder) as forecast:
