@@ -129,13 +129,30 @@ class Ancestry:
 
     def _search(self, parent: Parent, child: str) -> Ancestor:
         another: list[str] = []
+        circular = ""
         for place in self._places(parent, child):
             found = self._try(place, parent.digest)
-            if found is not None:
+            if found is not None and not self._needs_itself(found):
                 return found
-            if self._contents.get(place, parent.digest) != parent.digest:
+            if found is not None:
+                found.close()
+                circular = place
+            elif self._contents.get(place, parent.digest) != parent.digest:
                 another.append(place)
-        raise MissingParentError(self._missing(parent, child, another))
+        raise MissingParentError(self._missing(parent, child, another, circular))
+
+    def _needs_itself(self, found: Ancestor) -> bool:
+        """Does an archive need one of its own content, as far as those that are open tell? It holds what another one
+        behind its parents holds then, and cannot stand in for that. The last archive of a circle to be opened shows it,
+        because all others are open by then."""
+        ahead, seen = [found.directory], set[bytes]()
+        while ahead:
+            wanted = {parent.digest for parent in ahead.pop().parents} - seen
+            if found.content in wanted:
+                return True
+            seen |= wanted
+            ahead += [self._open[digest].directory for digest in wanted if digest in self._open]
+        return False
 
     def _places(self, parent: Parent, child: str) -> Iterator[str]:
         """Where it may be, likeliest first. A hint is a name: what it leads to counts by its content only."""
@@ -159,8 +176,7 @@ class Ancestry:
         except ArzError:  # it is not there, or no archive that is whole
             return None
         self._contents[place] = found.content
-        # One that holds what its own parent holds has another archive of that content behind it: that is the one.
-        if found.content == digest and all(parent.digest != digest for parent in found.directory.parents):
+        if found.content == digest:
             return found
         found.close()
         return None
@@ -180,12 +196,13 @@ class Ancestry:
             stack.pop_all()
             return ancestor
 
-    def _missing(self, parent: Parent, child: str, another: list[str]) -> str:
+    def _missing(self, parent: Parent, child: str, another: list[str], circular: str) -> str:
         digest = parent.digest.hex()[:SHOWN_DIGITS]
         what = f"{posixpath.basename(parent.hint)!r} (content {digest}…)" if parent.hint else f"content {digest}…"
         places = [folder_of(child), *self._path]
         held = [place for place in another if posixpath.basename(place) == posixpath.basename(parent.hint)]
         other = f"; {held[0]} is another one" if held else ""
+        other += f"; {circular} holds the same, but cannot be read without it" if circular else ""
         return (
             f"it was coded against {what}, which is not in {_listed(places)}{other}; "
             "put it beside this archive, or say where it is (--parents)"

@@ -29,7 +29,7 @@ from arzstream.archive.summary import PackSummary
 from arzstream.codec import registry
 from arzstream.codec.parts import split_name
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
-from arzstream.container.state import ArchiveState, ChunkEntry
+from arzstream.container.state import ArchiveState, ChunkEntry, content_of
 from arzstream.container.writer import FrameWriter, Sink
 from arzstream.formats.base import Parser, Storage
 from arzstream.formats.beside import NOTHING, Beside
@@ -206,14 +206,17 @@ class CheckpointBuilder:
         bytes. Raises CorruptError if anything differs from what was read from the source."""
         return self._coder.verify_written(reader)
 
-    def seal(self) -> PackSummary:
-        """Write what is left, the index and the trailer."""
+    def seal(self, check: Callable[[bytes], None] = lambda content: None) -> PackSummary:
+        """Write what is left, the index and the trailer. ``check`` is given the content digest before the latter two
+        are written, and may raise: then what was written has no end, and nobody takes it for an archive."""
         if self._small_literals:
             self._flush_literals()
         self._coder.drain()
         self._coder.commit("", force=True)
         state = self._writer.state
+        state.require_complete()
         order = sorted(state.live_units(), key=lambda number: (layer_key(state.units[number].layer), number))
+        check(content_of(state, {number: self._writer.digests[number] for number in order}))
         content = self._writer.seal(order)
         return summary_of(self._writer, order, content, self._started)
 

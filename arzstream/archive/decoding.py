@@ -17,7 +17,15 @@ import numpy as np
 from arzstream.archive.again import once_more
 from arzstream.archive.meter import Meter
 from arzstream.archive.models import StoredModels
-from arzstream.archive.references import ParentTensors, References, TileCache, context, rectangle_into, turned
+from arzstream.archive.references import (
+    ParentTensors,
+    References,
+    TileCache,
+    TooDeepError,
+    context,
+    rectangle_into,
+    turned,
+)
 from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue
@@ -147,6 +155,8 @@ class Decoder:
             said = error.elsewhere or str(error)
             elsewhere = error.elsewhere or f"{name} {said.removeprefix('it ')}"
             raise MissingParentError(f"{name}: {what}: {said}", elsewhere=elsewhere) from error
+        if isinstance(error, TooDeepError):
+            raise TooDeepError(f"{name}: {what}: {error.reason}", error.reason) from error
         raise type(error)(f"{name}: {what}: {error}") from error
 
     def references(self, unit: Unit, chunk: int) -> Sequence[memoryview]:

@@ -11,11 +11,13 @@ import numpy as np
 
 from arzstream.archive.decoding import Decoder, Task
 from arzstream.archive.forecast import Forecast
+from arzstream.container.directory import Directory
 from arzstream.container.records import FileRecord, ReferenceKind, Unit
 
 __all__ = [
     "ArchivedFile",
     "announced",
+    "families",
     "open_archived",
     "piece_starts",
     "range_tasks",
@@ -83,35 +85,43 @@ def spans(decoder: Decoder, record: FileRecord) -> list[tuple[int, int]]:
     return found
 
 
-def together(
-    decoder: Decoder, record: FileRecord, starts: list[int], found: Sequence[tuple[int, int]]
-) -> list[list[tuple[int, int]]]:
-    """The ranges ``found`` of a file in groups. Where one is coded against another, both are decoded one after the
-    other, first what refers: what it refers to is at hand then, and so is all that both refer to."""
+def families(directory: Directory) -> dict[int, int]:
+    """Units of which one is coded against another, through however many others: unit → the lowest number of its like.
+    Units that have nothing to do with others are not in it."""
     roots: dict[int, int] = {}
-    for entry in decoder.directory.units:
+    for entry in directory.units:
         for ref in entry.unit.refs:
             if ref.kind == ReferenceKind.UNIT:
                 one, other = _root(roots, entry.number), _root(roots, ref.source)
-                roots[max(one, other)] = min(one, other)
-    related = {*roots, *roots.values()}
+                roots[max(one, other)] = roots[min(one, other)] = min(one, other)
+    return {number: _root(roots, number) for number in roots}
+
+
+def _root(roots: dict[int, int], number: int) -> int:
+    """Makes the way shorter for those that come after, so that no order of references makes it slow."""
+    while roots.setdefault(number, number) != number:
+        roots[number] = roots[roots[number]]
+        number = roots[number]
+    return number
+
+
+def together(
+    decoder: Decoder, known: Mapping[int, int], record: FileRecord, starts: list[int], found: Sequence[tuple[int, int]]
+) -> list[list[tuple[int, int]]]:
+    """The ranges ``found`` of a file in groups; ``known`` are the :func:`families`. Where one is coded against another,
+    both are decoded one after the other, first what refers: what it refers to is at hand then, and so is all that both
+    refer to."""
     groups: dict[tuple[int, int], list[tuple[int, tuple[int, int]]]] = {}
     for span in found:
         number = bisect.bisect_right(starts, span[0]) - 1
         piece = record.recipe[number]
-        if isinstance(piece, bytes) or piece.unit not in related:
+        if isinstance(piece, bytes) or piece.unit not in known:
             groups[-1, span[0]] = [(0, span)]
         else:
             unit = decoder.directory.by_number[piece.unit].unit
             element = (piece.offset + span[0] - starts[number]) // unit.type.itemsize
-            groups.setdefault((_root(roots, piece.unit), element), []).append((-piece.unit, span))
+            groups.setdefault((known[piece.unit], element), []).append((-piece.unit, span))
     return [[span for _, span in sorted(group)] for group in groups.values()]
-
-
-def _root(roots: Mapping[int, int], number: int) -> int:
-    while roots.get(number, number) != number:
-        number = roots[number]
-    return number
 
 
 def announced(

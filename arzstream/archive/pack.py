@@ -20,11 +20,11 @@ from arzstream.archive.summary import PackSummary
 from arzstream.archive.verify import verify_reader
 from arzstream.container.metadata import pack as pack_metadata
 from arzstream.container.records import Kind
-from arzstream.errors import ArzError, SourceChangedError
+from arzstream.errors import ArzError, SourceChangedError, StorageError
 from arzstream.formats.detect import tells_of_others
 from arzstream.kernels.digests import blake3
 from arzstream.store import local
-from arzstream.store.address import is_remote
+from arzstream.store.address import is_remote, redacted
 from arzstream.store.objects import StaleUploadError
 from arzstream.store.ranges import LocalReader, RemoteReader
 
@@ -65,8 +65,11 @@ def pack(
     ``parent`` is an archive, a path or a URL, that tensors of the same names are coded against: the checkpoint before
     this one, or the model that this one was made from. Whoever reads the archive needs the parent, too, and what that
     was coded against, which is looked for beside it and in ``parents``. A parent with ``max_chain`` archives behind it
-    is not used; the archive then stands alone. Raises MissingParentError, StorageError (also if ``dest`` exists and not
-    ``force``), SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
+    is not used; the archive then stands alone. Where one behind the parent holds what is packed, that becomes the
+    parent; for standard output it is an error (StorageError), because something was sent by then.
+
+    Raises MissingParentError, StorageError (also if ``dest`` exists and not ``force``), SourceChangedError if a source
+    changes meanwhile, ValueError for a bad argument.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
@@ -84,9 +87,9 @@ def pack(
             entries, profile, jobs or os.cpu_count() or 1, progress, identity, tensor_parallel, memory_bytes, lineage,
             storage_options,
         )  # fmt: skip
-        if os.fspath(dest) == "-":
-            return work.run(local.PipeSink(), None)
         try:
+            if os.fspath(dest) == "-":
+                return _to_pipe(work)
             return (_to_object if is_remote(dest) else _to_file)(work, os.fspath(dest), force)
         except _TwinFound as found:
             parent = found.place
@@ -107,14 +110,33 @@ class _TwinFound(Exception):
         self.place = place
 
 
+def _to_pipe(work: _Work) -> PackSummary:
+    sink = local.PipeSink()
+    try:
+        return work.run(sink, None)
+    except _TwinFound as found:  # what was sent cannot be taken back
+        raise StorageError(
+            f"{sink.path}: this is what {redacted(found.place)} holds, which the parent needs; pack it with "
+            f"--parent {redacted(found.place)}, and throw away what was sent, which has no end"
+        ) from None
+
+
 def _to_file(work: _Work, dest: str, force: bool) -> PackSummary:
     check_free(dest, replace=force)
     with new_archive(dest, replace=force) as (sink, reader):
         summary = work.run(sink, reader)
-        work.check_twin(summary)
         files = [entry.where for entry in work.entries if entry.kind == Kind.REGULAR and isinstance(entry.where, bytes)]
-        sink.set_mode(local.permissions_at_most([os.stat(file) for file in files]))
+        sink.set_mode(local.permissions_at_most([_status(file) for file in files]))
     return dataclasses.replace(summary, archive=dest)
+
+
+def _status(file: bytes) -> os.stat_result:
+    try:
+        return os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceChangedError(f"{os.fsdecode(file)}: was removed while it was packed; nothing was written") from None
+    except OSError as error:
+        raise StorageError.from_os_error(error, "look at it", file) from error
 
 
 def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
@@ -123,7 +145,6 @@ def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
     with new as (written, file_id):
         work.file_id = file_id
         summary = work.run(written, None, written.complete)
-        work.check_twin(summary)
     return dataclasses.replace(summary, archive=written.name)
 
 
@@ -139,9 +160,9 @@ class _Work:
     lineage: Lineage | None
     storage_options: dict[str, Any] | None
 
-    def check_twin(self, summary: PackSummary) -> None:
-        """Raises _TwinFound if an archive further behind holds the same."""
-        twin = self.lineage.twin(bytes.fromhex(summary.content)) if self.lineage is not None else None
+    def check_twin(self, content: bytes) -> None:
+        """Raises _TwinFound if an archive further behind than the parent has the content digest ``content``."""
+        twin = self.lineage.twin(content) if self.lineage is not None else None
         if twin is not None:
             raise _TwinFound(twin)
 
@@ -178,7 +199,7 @@ class _Work:
                 if reader is not None:
                     done.say("verifying")
                     builder.verify_written(reader)
-            summary = builder.seal()
+            summary = builder.seal(self.check_twin)
             if reader is not None:
                 builder.verify_written(reader)
             if complete is not None:

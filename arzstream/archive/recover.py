@@ -26,6 +26,7 @@ from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
+from arzstream.container.state import check_recipe
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, MissingParentError
 from arzstream.formats.order import layer_key
@@ -137,13 +138,21 @@ class _Rescue:
                 self.good[number] = (entry, digests)
             done += entry.unit.nbytes
             self._progress(done, total, "checking")
-        for record in self.salvage.live_files():
+        self._good_units = {number: entry.unit for number, (entry, _) in self.good.items()}
+        latest, older = self.salvage.latest_files()
+        for record in latest:
             (self.files if self._restores(record) else self.lost_files).append(record)
+        named = {record.path for record in latest}
+        self.lost_files += [record for record in older if record.path not in named]
         # What cannot be decoded can be kept in its file, but in no new one.
-        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
-        for number in self.unchecked - held:
+        needed = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        for number in sorted(self.good, reverse=True):  # references lead to lower numbers
+            if number in needed:
+                refs = self.good[number][0].unit.refs
+                needed |= {ref.source for ref in refs if ref.kind not in ReferenceKind.OF_PARENTS}
+        for number in self.unchecked - needed:
             del self.good[number]
-        self.unchecked &= held
+        self.unchecked &= needed
 
     def _digests(self, number: int, entry: UnitEntry) -> tuple[bytes, ...] | None:
         """The members' BLAKE3 if the unit decodes, and to what was committed where that is known."""
@@ -159,9 +168,8 @@ class _Rescue:
         return found if entry.agrees(found) else None
 
     def _restores(self, record: FileRecord) -> bool:
-        if any(isinstance(p, Piece) and p.unit not in self.good for p in record.recipe):
-            return False
         try:
+            check_recipe(record, self._good_units)
             return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
         except MissingParentError:
             return True
@@ -210,7 +218,7 @@ class _Rescue:
 
     def _write_rescued(self, writer: FrameWriter) -> None:
         """One safetensors file of the tensors that no restored file holds."""
-        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)}
+        held = {p.unit for record in self.files for p in record.recipe if isinstance(p, Piece)} | self.unchecked
         listed: dict[str, tuple[NamedBytes, Piece]] = {}
         for number, (entry, _) in self.good.items():
             itemsize = entry.unit.type.itemsize

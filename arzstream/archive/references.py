@@ -24,6 +24,7 @@ __all__ = [
     "TensorAt",
     "Tensors",
     "TileCache",
+    "TooDeepError",
     "context",
     "covers",
     "fill",
@@ -41,6 +42,14 @@ kept makes a chain of archives cost one decoding of each link. One chunk needs a
 the chain is; its neighbours in the checkpoint need many of the same."""
 MOST_TILES = 4096
 """Reference tiles that one chunk may need in all."""
+
+
+class TooDeepError(LimitError):
+    """A chain of references is too long; ``reason`` says so without the names of all that it leads through."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def context(
@@ -207,7 +216,7 @@ class TileCache:
         """One step from a chunk to what it refers to."""
         within = self._within
         if within.depth >= self._most:
-            raise LimitError(f"references lead through more than {self._most} others")
+            raise TooDeepError(f"references lead through more than {self._most} others")
         within.count = 1 if within.depth == 0 else within.count + 1
         if within.count > MOST_TILES:
             raise LimitError(f"one chunk refers to more than {MOST_TILES} tiles in all")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.files import piece_starts, range_tasks, spans, together
+from arzstream.archive.files import families, piece_starts, range_tasks, spans, together
 from arzstream.archive.forecast import Forecast
+from arzstream.archive.links import links_outside
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
@@ -50,18 +51,19 @@ def unpack(
     if not archive.sealed:
         raise CorruptError(f"{archive.name}: {NO_END}")
     chosen = [r for _, r in archive.directory.files if only is None or fnmatch.fnmatchcase(os.fsdecode(r.path), only)]
-    for record in chosen:
-        _check_link(archive, record)
+    _check_links(archive, chosen)
     total, done = sum(record.size for record in chosen), 0
+    known = families(archive.directory)
     with Beneath(os.fspath(dest)) as folder:
-        for record in chosen:
+        # Links last: by then the folders that they lead through are there, or were refused.
+        for record in sorted(chosen, key=lambda r: r.kind == Kind.LINK):
             if record.kind == Kind.DIRECTORY:
                 folder.folder(record.path, 0o700)
             elif record.kind == Kind.LINK:
                 folder.symlink(record.path, record.target)
                 folder.set_attributes(record.path, mode=None, mtime_ns=record.mtime)
             else:
-                for nbytes in _restore_file(archive, folder, record):
+                for nbytes in _restore_file(archive, folder, record, known):
                     done += nbytes
                     if progress is not None:
                         progress(done, total, "unpacking")
@@ -71,30 +73,18 @@ def unpack(
     return [os.fsdecode(record.path) for record in chosen]
 
 
-def _check_link(archive: Archive, record: FileRecord) -> None:
+def _check_links(archive: Archive, chosen: Sequence[FileRecord]) -> None:
     """A link may only lead to something below the folder that is restored."""
-    if record.kind != Kind.LINK:
-        return
-    place = record.path.split(b"/")[:-1]
-    for part in record.target.split(b"/"):
-        if part == b"..":
-            if not place:
-                raise CorruptError(
-                    f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to"
-                )
-            place.pop()
-        elif part not in (b"", b"."):
-            place.append(part)
-    if record.target.startswith(b"/"):
+    for record in links_outside(chosen):
         raise CorruptError(f"{archive.name}: the link {show(record.path)} leads outside the folder it is restored to")
 
 
-def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iterator[int]:
+def _restore_file(archive: Archive, folder: Beneath, record: FileRecord, known: Mapping[int, int]) -> Iterator[int]:
     """Write one file; yields the bytes written. A file that cannot be finished is removed."""
     fd = folder.create(record.path)
     name = os.path.join(folder.root, os.fsdecode(record.path))
     try:
-        yield from _write_spans(archive.decoder, record, fd, name)
+        yield from _write_spans(archive.decoder, known, record, fd, name)
     except BaseException:
         local.close(fd, name)
         folder.unlink(record.path)
@@ -102,7 +92,7 @@ def _restore_file(archive: Archive, folder: Beneath, record: FileRecord) -> Iter
     folder.finish(fd, record.path, mode=record.mode & RESTORED_MODE, mtime_ns=record.mtime)
 
 
-def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> Iterator[int]:
+def _write_spans(decoder: Decoder, known: Mapping[int, int], record: FileRecord, fd: int, name: str) -> Iterator[int]:
     """Decode the file span by span, in whatever thread is free, each to its place while it is in that core's cache."""
     starts = piece_starts(record)
 
@@ -113,7 +103,7 @@ def _write_spans(decoder: Decoder, record: FileRecord, fd: int, name: str) -> It
                 task()
             local.write_at(fd, start, out, name)
 
-    todo = together(decoder, record, starts, spans(decoder, record))
+    todo = together(decoder, known, record, starts, spans(decoder, record))
     if len(todo) > 1:
         local.set_length(fd, record.size, name)
     with Forecast(decoder) as forecast:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
-from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry
+from arzstream.container.directory import INDEX_KEYS, Directory, UnitEntry, index_number
 from arzstream.container.layout import (
     HEADER_BYTES,
     PROLOGUE_BYTES,
@@ -41,7 +42,7 @@ from arzstream.container.scan import (
     read_prologue,
     resynchronise,
 )
-from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk
+from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk, check_references
 from arzstream.errors import ArzError, CorruptError, UnsupportedError
 from arzstream.limits import Limits
 
@@ -55,6 +56,8 @@ class Salvage:
     prologue: Prologue
     units: dict[int, Unit] = dataclasses.field(default_factory=dict)
     files: dict[int, FileRecord] = dataclasses.field(default_factory=dict)
+    written: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Sequence numbers of the frames that ``files`` are from."""
     models: dict[int, tuple[ModelEntry, bytes]] = dataclasses.field(default_factory=dict)
     parents: dict[int, Parent] = dataclasses.field(default_factory=dict)
     volumes: dict[int, Volume] = dataclasses.field(default_factory=dict)
@@ -74,6 +77,8 @@ class Salvage:
     def complete_units(self) -> dict[int, UnitEntry]:
         """Units all of whose chunks were found and fit; whether they decode is still to be seen."""
         found: dict[int, UnitEntry] = {}
+        known: dict[int, Unit] = {}
+        models, parents = max(self.models, default=-1) + 1, max(self.parents, default=-1) + 1
         by_unit: dict[int, dict[int, ChunkEntry]] = collections.defaultdict(dict)
         for (number, chunk), (_, entry) in self.chunks.items():
             by_unit[number][chunk] = entry
@@ -88,9 +93,14 @@ class Salvage:
                 continue
             if any(model not in self.models for model in unit.models):
                 continue
+            try:
+                check_references(number, unit, known, models, parents)
+            except CorruptError:
+                continue
             if number in self.repeated and number not in self.digests:
                 continue
             stored = sum(entry.stored for entry in entries.values())
+            known[number] = unit
             found[number] = UnitEntry(number, unit, self._digests(number, unit), 0, 0, len(entries), stored)
         return found
 
@@ -127,6 +137,27 @@ class Salvage:
     def live_files(self) -> list[FileRecord]:
         return [record for _, record in sorted(self.files.items()) if record.kind != Kind.WITHDRAWN]
 
+    def latest_files(self) -> tuple[list[FileRecord], list[FileRecord]]:
+        """The live files that can lie in one folder, later ones first to be taken, and those whose place they take: a
+        frame that withdrew these is lost."""
+        live = {number: record for number, record in self.files.items() if record.kind != Kind.WITHDRAWN}
+        plain = {record.path for record in live.values() if record.kind != Kind.DIRECTORY}
+        taken: dict[bytes, int] = {}
+        folders: set[bytes] = set()
+        latest, older = set[int](), set[int]()
+        for number in sorted(live, key=lambda n: (self.written.get(n, 0), n), reverse=True):
+            record = live[number]
+            above = [path for path in _above(record.path) if path in plain]
+            is_below = any(taken.get(path, Kind.DIRECTORY) != Kind.DIRECTORY for path in above)
+            is_above = record.kind != Kind.DIRECTORY and record.path in folders
+            if record.path in taken or is_below or is_above:
+                older.add(number)
+                continue
+            taken[record.path] = record.kind
+            folders.update(above)
+            latest.add(number)
+        return [live[number] for number in sorted(latest)], [live[number] for number in sorted(older)]
+
     def names_of(self, number: int) -> list[str]:
         """What is known of a unit's tensors."""
         unit = self.units.get(number) or self.listed.get(number)
@@ -147,6 +178,12 @@ class Salvage:
             named = {p.unit for record in self.live_files() for p in record.recipe if isinstance(p, Piece)}
             return (known | named) - good
         return set(self.listed) - good
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    while b"/" in path:
+        path = path.rsplit(b"/", 1)[0]
+        yield path
 
 
 def scan_everything(reader: Reader, limits: Limits) -> Salvage:
@@ -269,6 +306,7 @@ def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> 
         salvage.units.update(enumerate(units_of_frame(value, limits), number))
     elif kind == FrameType.FILE:
         salvage.files[number] = FileRecord.from_map(value, limits)
+        salvage.written[number] = frame.header.sequence
     elif kind == FrameType.PARENT:
         salvage.parents[number] = Parent.from_map(value)
     elif kind == FrameType.VOLUME:
@@ -276,28 +314,29 @@ def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> 
     elif kind == FrameType.COMMIT:
         salvage.digests.update(Commit.from_map(value).units)
     elif kind == FrameType.INDEX:
-        _take_index(salvage, value, limits)
+        _take_index(salvage, frame, value, limits)
 
 
-def _take_index(salvage: Salvage, value: Any, limits: Limits) -> None:
-    """The index repeats what the frames said: it stands in for those that are lost."""
+def _take_index(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> None:
+    """The index repeats what the frames said: it stands in for those that are lost. All of it is good, or none."""
     if not isinstance(value, dict) or set(value) != INDEX_KEYS:
         raise CorruptError("the index does not have the keys it should have")
-    with contextlib.suppress(TypeError, ValueError, UnsupportedError):
-        for number, unit, digests, *_ in value["units"]:
-            salvage.listed[number] = Unit.from_map(unit, limits)
-            salvage.digests[number] = unit_digests(digests)
-        for number, record in value["files"]:
-            salvage.files[number] = FileRecord.from_map(record, limits)
-        for number, parent in enumerate(value["parents"]):
-            salvage.parents.setdefault(number, Parent.from_map(parent))
-        for number, volume in enumerate(value["volumes"]):
-            salvage.volumes.setdefault(number, Volume.from_map(volume, limits))
-        for number, unit in salvage.listed.items():
-            salvage.units.setdefault(number, unit)
-        # With the index at hand, what it does not list is known to be dead.
-        for number in set(salvage.units) - set(salvage.listed):
-            del salvage.units[number]
-        for number in set(salvage.files) - {number for number, _ in value["files"]}:
-            del salvage.files[number]
-        salvage.indexed = True
+    try:
+        units = {
+            index_number(n): (Unit.from_map(unit, limits), unit_digests(found)) for n, unit, found, *_ in value["units"]
+        }
+        files = {index_number(number): FileRecord.from_map(record, limits) for number, record in value["files"]}
+        parents = {number: Parent.from_map(parent) for number, parent in enumerate(value["parents"])}
+        volumes = {number: Volume.from_map(volume, limits) for number, volume in enumerate(value["volumes"])}
+    except UnsupportedError:
+        return  # a newer version's, of which the frames are all that can be used
+    except (TypeError, ValueError) as error:
+        raise CorruptError(f"the index is malformed: {error}") from None
+    salvage.listed = {number: unit for number, (unit, _) in units.items()}
+    salvage.digests.update({number: digests for number, (_, digests) in units.items()})
+    salvage.parents = parents | salvage.parents
+    salvage.volumes = volumes | salvage.volumes
+    # What it does not list is known to be dead.
+    salvage.units = {number: salvage.units.get(number, unit) for number, unit in salvage.listed.items()}
+    salvage.files, salvage.written = files, dict.fromkeys(files, frame.header.sequence)
+    salvage.indexed = True

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from arzstream.archive.links import leads_outside, links_outside
 from arzstream.container.records import Kind
 from arzstream.errors import StorageError
 from arzstream.store.address import redacted
@@ -49,7 +50,12 @@ def collect(
                     "pack them separately"
                 )
             found[entry.path] = entry
-    return [found[path] for path in sorted(found)]
+    listed = [found[path] for path in sorted(found)]
+    for entry in links_outside(listed):  # none that was found in a folder does: see kept_target
+        raise StorageError(
+            f"{os.fsdecode(entry.where)}: leads outside once it is restored; let it lead straight to its end"
+        )
+    return listed
 
 
 def _entries(
@@ -118,18 +124,25 @@ def _folder(root: bytes, folder: bytes, prefix: bytes, above: frozenset[tuple[in
 
 
 def kept_target(root: bytes, link: bytes) -> bytes | None:
-    """What a link inside ``root`` says, if it leads to something inside ``root``; relative, so that it still does
-    when restored."""
-    target = os.readlink(link)
-    real = os.path.realpath(link)
+    """What ``link``, below ``root`` (resolved), says in the archive if it leads to something inside ``root``: its
+    target where that still leads there when restored, else the way there from where the link will be. None if it leads
+    outside."""
+    target, real = os.readlink(link), os.path.realpath(link)
     if real != root and not real.startswith(root.rstrip(b"/") + b"/"):
         return None
-    if not os.path.isabs(target):
-        # A relative target may leave the folder and come back by its name; restored elsewhere it would not.
-        lexical = os.path.normpath(os.path.join(os.path.dirname(link), target))
-        if lexical.startswith(root.rstrip(b"/") + b"/") or lexical == root:
+    folder = os.path.dirname(link)
+
+    def is_folder(place: bytes) -> bool:
+        where = os.path.join(root, place)
+        return os.path.isdir(where) and os.path.realpath(where) == where
+
+    # A relative target may lead through links, or leave the folder and come back by its name; and where the link is in
+    # a folder that was followed, it starts from somewhere else.
+    if not leads_outside(os.path.relpath(link, root), target, is_folder):
+        lexical = os.path.normpath(os.path.join(folder, target))
+        if os.path.realpath(lexical) == real:
             return target
-    return os.path.relpath(real, os.path.realpath(os.path.dirname(link)))
+    return os.path.relpath(real, folder)
 
 
 def _regular(path: bytes, where: bytes, status: os.stat_result) -> SourceEntry:

@@ -11,10 +11,12 @@ from arzstream.archive.again import directory_of, once_more
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import compare, decode_all
+from arzstream.archive.links import links_outside
 from arzstream.archive.references import ParentTensors
 from arzstream.archive.volumes import Joined, join_volumes
 from arzstream.container.directory import Directory, named, open_directory
 from arzstream.container.layout import END_MAGIC, TRAILER_BYTES, Trailer
+from arzstream.container.records import show
 from arzstream.container.scan import Replay
 from arzstream.container.state import TableRef, index_map
 from arzstream.errors import ArzError, CorruptError
@@ -40,6 +42,9 @@ class VerifyReport:
     deep: bool = False
     against: str = ""
     """The source that every file was compared with, or empty."""
+    refused_links: list[str] = dataclasses.field(default_factory=list)
+    """Links that lead out of the folder they would be restored to; they are no damage, and :func:`unpack` refuses
+    them."""
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -68,6 +73,8 @@ def verify(
             joined = join_volumes(os.fspath(path), reader, directory, limits, storage_options)
             try:
                 report = _with_volumes(report, joined, limits, progress)
+                refused = [show(link.path) for link in links_outside(record for _, record in joined.directory.files)]
+                report = dataclasses.replace(report, refused_links=refused)
                 if deep or against is not None:
                     ancestry = Ancestry(parents, storage_options, limits)
                     try:

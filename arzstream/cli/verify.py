@@ -52,3 +52,5 @@ def command(
         files = f"{counted(report.files, 'file')} (links and folders too)"
         held = f"{size(report.bytes)}, {counted(report.tensors, 'tensor')}, {files}"
         print(f"{safe(report.archive)}: good; {', '.join(checked)}; {held}, {duration(seconds)}")
+        for link in report.refused_links:
+            print(f"  the link {safe(link)} leads outside, so that unpack refuses it; see unpack --only")

@@ -31,7 +31,7 @@ from arzstream.errors import ArzError, CorruptError, LimitError, UnsupportedErro
 from arzstream.kernels.digests import blake3
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Directory", "TailReader", "UnitEntry", "check_charge", "open_directory"]
+__all__ = ["Directory", "TailReader", "UnitEntry", "check_charge", "index_number", "open_directory"]
 
 TAIL_BYTES = 256 << 10
 """What the first read asks for: enough for the trailer, index and tables of a model of some thousand tensors."""
@@ -178,9 +178,9 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
     try:
         units = [_unit_entry(item, limits) for item in index["units"]]
         files = [(int(number), FileRecord.from_map(item, limits)) for number, item in index["files"]]
-        tables = [TableRef(*map(_number, item)) for item in index["tables"]]
-        models = [ModelEntry(*map(_number, item)) for item in index["models"]]
-        dead_frames, dead_bytes = map(_number, index["dead"])
+        tables = [TableRef(*map(index_number, item)) for item in index["tables"]]
+        models = [ModelEntry(*map(index_number, item)) for item in index["models"]]
+        dead_frames, dead_bytes = map(index_number, index["dead"])
         parents = [Parent.from_map(item) for item in index["parents"]]
         volumes = [Volume.from_map(item, limits) for item in index["volumes"]]
         content = bytes(index["content"])
@@ -196,7 +196,8 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
     )  # fmt: skip
 
 
-def _number(value: Any) -> int:
+def index_number(value: Any) -> int:
+    """A number in an INDEX; raises CorruptError for anything else."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise CorruptError("the index has something else where a number should be")
     return value
@@ -205,10 +206,10 @@ def _number(value: Any) -> int:
 def _unit_entry(item: Any, limits: Limits) -> UnitEntry:
     number, body, digests, table, first, chunks, stored = item
     entry = UnitEntry(
-        _number(number),
+        index_number(number),
         Unit.from_map(body, limits),
         unit_digests(digests),
-        *map(_number, (table, first, chunks, stored)),
+        *map(index_number, (table, first, chunks, stored)),
     )
     expected = entry.unit.chunk_count if entry.unit.has_chunks else 0
     if entry.chunks != expected or len(entry.digests) != len(entry.unit.members):

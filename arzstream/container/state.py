@@ -42,6 +42,7 @@ __all__ = [
     "check_recipe",
     "check_references",
     "content_digest",
+    "content_of",
     "index_map",
 ]
 
@@ -333,6 +334,15 @@ def content_digest(
     return blake3(metadata.pack({**body, "volumes": contents} if contents else body))
 
 
+def content_of(state: ArchiveState, digests: Mapping[int, tuple[bytes, ...]]) -> bytes:
+    """The :func:`content_digest` of ``state``; ``digests`` are the members' BLAKE3 of the live units."""
+    files = state.live_files().values()
+    # A unit that is only there because another refers to it is no part of the checkpoint.
+    named = {piece.unit for record in files for piece in record.recipe if isinstance(piece, Piece)}
+    units = ((state.units[number], members) for number, members in digests.items() if number in named)
+    return content_digest(files, units, state.volumes)
+
+
 def index_map(
     state: ArchiveState,
     digests: Mapping[int, tuple[bytes, ...]],
@@ -343,8 +353,6 @@ def index_map(
     """The INDEX of ``state``; ``digests`` are the members' BLAKE3 of the live units, in layer order, ``places`` their
     (table, first entry)."""
     files = state.live_files()
-    # A unit that is only there because another refers to it is no part of the checkpoint.
-    named = {piece.unit for record in files.values() for piece in record.recipe if isinstance(piece, Piece)}
     units = []
     for number, members in digests.items():
         entries = state.chunks.get(number, {})
@@ -354,9 +362,7 @@ def index_map(
         units.append([number, unit.to_map(), list(members), table, first, len(entries), stored])
     return {
         "chain": chain,
-        "content": content_digest(
-            files.values(), ((state.units[n], members) for n, members in digests.items() if n in named), state.volumes
-        ),
+        "content": content_of(state, digests),
         "dead": list(state.dead()),
         "files": [[n, files[n].to_map()] for n in sorted(files, key=lambda n: files[n].path)],
         "models": [list(model) for model in state.models],

@@ -369,7 +369,7 @@ class Track:
 
     def _kept_target(self, base: bytes, path: bytes, item: Item) -> bytes | None:
         try:
-            return kept_target(os.path.realpath(base), os.path.join(self.root, path))
+            return kept_target(os.path.realpath(base), os.path.join(os.path.realpath(self.root), path))
         except OSError:  # deleted meanwhile: as it was, if that leads nowhere else
             return None if item.target.startswith(b"/") or b".." in item.target.split(b"/") else item.target
 

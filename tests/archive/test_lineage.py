@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import arzstream
-from arzstream.archive import pipeline
+from arzstream.archive import pack, pipeline
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.decoding import Decoder
-from arzstream.archive.lineage import open_lineage
+from arzstream.archive.lineage import Lineage, open_lineage
 from arzstream.archive.rebase import rebase
 from arzstream.archive.references import MOST_TILES, TileCache
 from arzstream.archive.sets import write_set
@@ -386,6 +386,48 @@ def test_a_checkpoint_that_came_back_to_an_earlier_one_is_coded_against_that(ste
     assert archives[3].stat().st_size < 8192
 
 
+def test_what_came_back_to_an_earlier_checkpoint_does_not_go_through_a_pipe_coded_against_what_needs_that(
+    step: Step, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    first, _, last = (step(number) for number in range(3))
+    with pytest.raises(arzstream.StorageError, match=f"pack it with --parent {first}") as caught:
+        arzstream.pack(tmp_path / "run" / "step-0", "-", parent=last)
+    assert "standard output: " in str(caught.value) and caught.value.exit_code == 4
+    sent = first.with_name("sent.arz")
+    sent.write_bytes(capfdbinary.readouterr().out)
+    with arzstream.open(sent) as opened:
+        assert not opened.sealed
+    first.rename(tmp_path / "elsewhere.arz")
+    with pytest.raises(arzstream.MissingParentError, match=r"coded against 'step-0\.arz'"):
+        same(last, model(2))
+    (tmp_path / "elsewhere.arz").rename(first)
+    arzstream.pack(tmp_path / "run" / "step-0", "-", parent=first)
+    sent.write_bytes(capfdbinary.readouterr().out)
+    same(sent, model(0))
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_an_archive_that_would_need_itself_is_not_taken_for_what_it_holds(
+    step: Step, monkeypatch: pytest.MonkeyPatch, references: int
+) -> None:
+    """The fourth holds the same as the first, and was coded against the third all the same."""
+    monkeypatch.setattr(Lineage, "twin", lambda self, content: None)
+    monkeypatch.setitem(pack.REFERENCES, "balanced", references)
+    seeds = (1, 2, 3, 1)
+    archives = [step(number, model(seed)) for number, seed in enumerate(seeds)]
+    for archive, seed in zip(archives, seeds, strict=True):
+        same(archive, model(seed))
+    gone = archives[0].rename(archives[0].with_suffix(".gone"))
+    for archive in archives[1:]:
+        with arzstream.open(archive) as opened, pytest.raises(arzstream.MissingParentError) as caught:
+            opened.get_tensor("layers.0.w")
+        assert "holds the same, but cannot be read without it; put it" in str(caught.value)
+        assert len(str(caught.value)) < 800 and str(caught.value).count("tensor") == 1
+    gone.rename(archives[0])
+    for archive, seed in zip(archives, seeds, strict=True):
+        same(archive, model(seed))
+
+
 def test_parents_are_found_by_content_whatever_they_are_called(step: Step, tmp_path: Path) -> None:
     parent, elsewhere = step(1), tmp_path / "elsewhere"
     child = step(2)
@@ -531,9 +573,10 @@ def test_a_chain_longer_than_the_limit_is_refused(step: Step) -> None:
         opened.get_tensor("w")
     with (
         arzstream.open(child, limits=arzstream.Limits(parent_depth=2)) as opened,
-        pytest.raises(arzstream.LimitError, match="through more than 2"),
+        pytest.raises(arzstream.LimitError, match="through more than 2") as caught,
     ):
         opened.get_tensor("w")
+    assert str(caught.value) == f"{child}: tensor 'w', chunk 0: references lead through more than 2 others"
 
 
 def test_the_hint_leads_nowhere_but_to_archives(step: Step, tmp_path: Path) -> None:

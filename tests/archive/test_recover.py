@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import random
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 import arzstream
-from arzstream.container.layout import FrameType
+from arzstream.container.layout import NO_ORDINAL, FrameType
 from arzstream.container.records import FileRecord, Member, Parent, Piece, Reference, Unit
 from arzstream.container.scan import Replay
 from arzstream.container.writer import FrameWriter
@@ -256,8 +258,6 @@ def referring(tmp_path: Path) -> tuple[bytes, dict[str, bytes]]:
         done.append((number, (blake3(data),)))
         pieces.append(Piece(number, 0, 100))
         writer.commit(unit.layer, done[-1:])
-    import hashlib
-
     content = b"".join(contents.values())
     writer.add_file(FileRecord(b"f", size=600, sha256=hashlib.sha256(content).digest(), recipe=tuple(pieces)))
     writer.commit("")
@@ -379,3 +379,172 @@ def test_the_one_digest_of_a_shared_unit_tells_which_version_of_a_chunk_counts(t
         assert report.lost_tensors == ([] if saved else ["a", "b"])
         with arzstream.open(tmp_path / f"rescued-{saved}.arz") as opened:
             assert ("a" in opened) == saved and bytes(opened.numpy("other")) == b"1234"
+
+
+# -- files that take one place
+
+
+def raw_unit(writer: FrameWriter, name: str | None, data: bytes, **options: Any) -> int:
+    """A committed unit of one raw chunk."""
+    number = writer.add_unit(Unit("U8", (len(data), 1), (len(data), 1), (Member(name, (len(data),)),), **options))
+    writer.add_chunk(number, 0, 0, data, len(data), xxh3_64(data))
+    writer.commit("", [(number, (blake3(data),))])
+    return number
+
+
+def file_of(path: bytes, number: int, data: bytes) -> FileRecord:
+    sha256 = hashlib.sha256(data).digest()
+    return FileRecord(path, size=len(data), sha256=sha256, recipe=(Piece(number, 0, len(data)),))
+
+
+def withdrawn_and_written_again(sink: Any, again: bytes) -> tuple[int, int, int]:
+    """A file ``a`` that was withdrawn, and one called ``again`` that came after; where the frame that withdrew it, the
+    second's chunk and the end are."""
+    writer, old, new = FrameWriter(sink), b"abcd" * 25, b"efgh" * 25
+    first = writer.add_file(file_of(b"a", raw_unit(writer, "old", old), old))
+    writer.commit("")
+    withdrawal = sink.size
+    writer.add_file(FileRecord.withdrawn(b"a"), first)
+    writer.commit("")
+    chunk = sink.size
+    writer.add_file(file_of(again, raw_unit(writer, "new", new), new))
+    writer.commit("")
+    return withdrawal, chunk, sink.size
+
+
+@pytest.mark.parametrize("again", [b"a", b"a/b"])
+def test_of_two_files_that_take_one_place_the_later_one_comes_back(tmp_path: Path, new_sink: New, again: bytes) -> None:
+    sink = new_sink()
+    withdrawal, _, _ = withdrawn_and_written_again(sink, again)
+    bad, good = tmp_path / "bad.arz", tmp_path / "good.arz"
+    bad.write_bytes(flipped(bytes(sink.data), withdrawal + 140))
+    report = arzstream.recover(bad, good)
+    assert report.files == [again.decode()] and sorted(report.tensors) == ["new", "old"] and not report.lost_tensors
+    assert report.lost_files == ([] if again == b"a" else ["a"])
+    with arzstream.open(good) as archive:
+        assert sorted(archive.files()) == [again.decode(), "recovered.safetensors"]
+        assert archive.read_file(again.decode()) == b"efgh" * 25 and archive.numpy("old").tobytes() == b"abcd" * 25
+
+
+@pytest.mark.parametrize("again", [b"a", b"a/b"])
+def test_an_earlier_file_does_not_come_back_in_the_place_of_a_later_one(
+    tmp_path: Path, new_sink: New, again: bytes
+) -> None:
+    sink = new_sink()
+    withdrawal, second, _ = withdrawn_and_written_again(sink, again)
+    chunk = next(f for f in frames_of(bytes(sink.data), FrameType.CHUNK) if f.offset > second)
+    bad, good = tmp_path / "bad.arz", tmp_path / "good.arz"
+    bad.write_bytes(flipped(bytes(sink.data), withdrawal + 140, chunk.offset + 130))
+    report = arzstream.recover(bad, good)
+    assert report.files == [] and report.lost_files == sorted({"a", again.decode()}, reverse=True)
+    assert report.tensors == ["old"] and report.lost_tensors == ["new"]
+
+
+# -- records that do not fit together
+
+
+class Loose(FrameWriter):
+    """Writes whatever it is told to, with good checksums."""
+
+    def record(self, kind: FrameType, value: Any, ordinal: int) -> None:
+        self._metadata(kind, value, ordinal)
+
+    def chunk(self, number: int, nbytes: int, codec: int = 8) -> None:
+        """One that looks at the references of its unit."""
+        self._frame(FrameType.CHUNK, codec, bytes(64), nbytes, xxh3_64(bytes(64)), 0, number, 0)
+
+
+def loose_unit(data: bytes, *refs: Reference, name: str = "forged") -> Any:
+    return Unit("U8", (len(data), 1), (len(data), 1), (Member(name, (len(data),)),), refs=refs).to_map()
+
+
+DATA = b"abcd" * 25
+
+
+def longer_recipe(writer: Loose) -> None:
+    record = file_of(b"forged", 0, DATA)
+    writer.record(FrameType.FILE, dataclasses.replace(record, size=300, recipe=(Piece(0, 0, 300),)).to_map(), 0)
+
+
+def larger_duplicate(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA * 2, Reference(2, 0, 0, 200)), 1)
+
+
+def duplicate_of_another_type(writer: Loose) -> None:
+    unit = Unit("BF16", (100, 1), (100, 1), (Member("forged", (100,)),), refs=(Reference(2, 0, 0, 100),))
+    writer.record(FrameType.TENSOR, unit.to_map(), 1)
+
+
+def reference_beyond_its_source(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA, Reference(0, 0, 50, 100)), 1)
+    writer.chunk(1, 100)
+
+
+def transposed_of_a_smaller_one(writer: Loose) -> None:
+    writer.record(FrameType.TENSOR, loose_unit(DATA * 2, Reference(4, 0, 0, 200)), 1)
+    writer.chunk(1, 200)
+
+
+INDEX: dict[str, Any] = {"chain": b"", "content": b"", "dead": [0, 0]}
+INDEX |= {key: [] for key in ("files", "models", "parents", "tables", "units", "volumes")}
+
+
+def index_with_a_name_for_a_unit(writer: Loose) -> None:
+    listed = [[number, loose_unit(DATA, name=f"t{number}"), [blake3(DATA)]] for number in (0, "a")]
+    writer.record(FrameType.INDEX, {**INDEX, "units": listed}, NO_ORDINAL)
+
+
+def index_with_a_name_for_a_file(writer: Loose) -> None:
+    record = file_of(b"forged", 0, DATA).to_map()
+    listed = [[0, loose_unit(DATA, name="t0"), [blake3(DATA)]]]
+    writer.record(FrameType.INDEX, {**INDEX, "units": listed, "files": [[0, record], ["a", record]]}, NO_ORDINAL)
+
+
+def index_of_lists(writer: Loose) -> None:
+    writer.record(FrameType.INDEX, {**INDEX, "files": [[[0], []]], "units": 5}, NO_ORDINAL)
+
+
+@pytest.mark.parametrize(
+    "forge_it",
+    [
+        longer_recipe, larger_duplicate, duplicate_of_another_type, reference_beyond_its_source,
+        transposed_of_a_smaller_one, index_with_a_name_for_a_unit, index_with_a_name_for_a_file, index_of_lists,
+    ],
+)  # fmt: skip
+def test_records_that_do_not_fit_together_are_lost_and_nothing_else(
+    forge_it: Callable[[Loose], None], tmp_path: Path, new_sink: New
+) -> None:
+    sink = new_sink()
+    writer = Loose(sink)
+    raw_unit(writer, "t0", DATA)
+    forge_it(writer)
+    writer.commit("")
+    (tmp_path / "bad.arz").write_bytes(sink.data)
+    report = arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
+    assert report.tensors == ["t0"] and report.files == []
+    assert report.lost_tensors in ([], ["forged"]) and report.lost_files in ([], ["forged"])
+    assert bool(report.lost_tensors or report.lost_files) != forge_it.__name__.startswith("index")
+    with arzstream.open(tmp_path / "good.arz") as archive:
+        assert archive.numpy("t0").tobytes() == DATA
+
+
+def test_what_cannot_be_checked_is_kept_where_another_unit_refers_to_it(tmp_path: Path, new_sink: New) -> None:
+    """Its own file is lost, that of its duplicate is not."""
+    sink = new_sink()
+    writer = Loose(sink)
+    writer.add_parent(Parent(bytes(range(32)), "older.arz"))
+    writer.add_unit(Unit("U8", (100, 1), (100, 1), (Member("a", (100,)),), refs=(Reference(1, 0, 0, 100),)))
+    writer.add_chunk(0, 0, 8, bytes(64), 100, xxh3_64(DATA))
+    writer.add_unit(Unit("U8", (100, 1), (100, 1), (Member("b", (100,)),), refs=(Reference(2, 0, 0, 100),)))
+    writer.commit("", [(number, (blake3(DATA),)) for number in (0, 1)])
+    lost = raw_unit(writer, "lost", DATA)
+    damage = frames_of(bytes(sink.data), FrameType.CHUNK)[-1].offset + 130
+    both = (Piece(0, 0, 100), Piece(lost, 0, 100))
+    writer.add_file(FileRecord(b"1", size=200, sha256=hashlib.sha256(DATA * 2).digest(), recipe=both))
+    writer.add_file(file_of(b"2", 1, DATA))
+    writer.commit("")
+    (tmp_path / "bad.arz").write_bytes(flipped(bytes(sink.data), damage))
+    report = arzstream.recover(tmp_path / "bad.arz", tmp_path / "good.arz")
+    assert (report.files, report.lost_files, report.lost_tensors) == (["2"], ["1"], ["lost"])
+    assert report.unchecked == report.tensors == ["a", "b"]
+    arzstream.verify(tmp_path / "good.arz")

@@ -253,6 +253,19 @@ def test_a_source_that_changes_while_it_is_packed_gives_no_archive(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
+def test_a_source_that_is_removed_while_it_is_packed_gives_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.bin").write_bytes(bytes(100_000))
+
+    def remove(done: int, total: int, what: str) -> None:
+        if what == "verifying":
+            (tmp_path / "source" / "a.bin").unlink(missing_ok=True)
+
+    with pytest.raises(SourceChangedError, match=r"a\.bin: was removed"):
+        arzstream.pack(tmp_path / "source", tmp_path / "x.arz", progress=remove)
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
     source = folders.step(tmp_path / "source", layers=2, width=64)
 

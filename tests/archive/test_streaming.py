@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import arzstream
-from arzstream.archive.files import SPAN_BYTES, piece_starts, range_tasks, spans
+from arzstream.archive import restore
+from arzstream.archive.files import SPAN_BYTES, families, piece_starts, range_tasks, spans
 from arzstream.archive.reader import Archive
 from arzstream.container.directory import UnitEntry
+from arzstream.container.records import Member, Reference, Unit
 from arzstream.testing.tensors import Tensor, gaussian, safetensors_bytes
 
 New = Callable[..., Any]
@@ -166,3 +171,29 @@ def test_a_file_falls_into_spans_that_share_no_chunk(
             assert out.tobytes() == content[start:end]
     assert len(decoded) == len(set(decoded)) > 10, "no chunk is decoded twice"
     assert parallel > 1 or min(cut, default=2) > 1, "only chunks that tensors share are wanted in part"
+
+
+@pytest.mark.parametrize("order", ["as they are numbered", "the other way", "any"])
+def test_units_that_refer_to_one_another_are_of_one_family(order: str) -> None:
+    """A long row of them in no longer time than it has to be, in whatever order an index lists them."""
+    count = 50_000
+    unit = Unit("U8", (0, 1), (1, 1), (Member(None, (0,)),))
+    entries = []
+    for number in range(count):
+        refs = () if number in (0, 1, count // 2) else (Reference(0, number - 1, 0, 0),)
+        entries.append(UnitEntry(number, dataclasses.replace(unit, refs=refs), (), 0, 0, 0, 0))
+    if order == "the other way":
+        entries.reverse()
+    elif order == "any":
+        random.Random(2).shuffle(entries)
+    found = families(SimpleNamespace(units=entries))
+    assert found == {number: 1 if number < count // 2 else count // 2 for number in range(1, count)}
+
+
+def test_what_refers_to_what_is_found_out_once_for_all_files(
+    built: New, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counted: list[Any] = []
+    monkeypatch.setattr(restore, "families", lambda directory: counted.append(directory) or families(directory))
+    archive = built({b"%d.bin" % number: b"x" * number for number in range(30)}).archive()
+    assert len(arzstream.unpack(archive, tmp_path / "back")) == 30 and len(counted) == 1

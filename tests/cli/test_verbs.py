@@ -248,6 +248,13 @@ def test_verify_says_what_it_checked(arz: Arz, archive: Path, checkpoint: Path) 
     assert (found["bytes"], found["tensors"]) == (archive.stat().st_size, 6)
 
 
+def test_verify_names_links_that_unpack_refuses(arz: Arz, repository: Path) -> None:
+    archive = repository / "spec" / "vectors" / "good-links.arz"
+    done = arz("verify", archive)
+    assert done.code == 0 and "the link outside leads outside" in done.out and "dangling" not in done.out
+    assert arz("verify", archive, "--json").json["refused_links"] == ["outside", "up"]
+
+
 def damaged(archive: Path, tensor: str, tmp_path: Path, arz: Arz) -> Path:
     """A copy with one byte of ``tensor`` changed."""
     listed = {t["name"]: t for t in arz("ls", archive, "--json", "--chunks").json["tensors"]}

@@ -202,17 +202,23 @@ def test_a_link_that_is_made_anew_is_followed_anew(running, places, tmp_path):
     assert (tmp_path / "back/model.safetensors").read_bytes() == (tmp_path / "blob2").read_bytes()
 
 
-def test_links_inside_are_kept_and_links_to_nowhere_left_out(running, places, tmp_path):
+@pytest.mark.parametrize("named", ["as it is", "by a link"])
+def test_links_inside_are_kept_and_links_to_nowhere_left_out(running, places, tmp_path, named):
     source, _ = places
+    if named == "by a link":
+        source.rename(tmp_path / "elsewhere")
+        source.symlink_to("elsewhere")
     daemon = running()
     folder = source / "checkpoint-1"
-    folder.mkdir()
+    (folder / "sub").mkdir(parents=True)
+    os.symlink(folder / "model.safetensors", folder / "sub" / "absolute.bin")
     os.symlink("/nowhere/at/all", folder / "latest")
     os.symlink("model.safetensors", folder / "inside.bin")
     (folder / "model.safetensors").write_bytes(tensors.safetensors_bytes(WEIGHTS[:3]))
     archive = daemon.published("checkpoint-1.arz")
     arzstream.unpack(str(archive), str(tmp_path / "back"))
     assert os.readlink(tmp_path / "back/inside.bin") == "model.safetensors"
+    assert os.readlink(tmp_path / "back/sub/absolute.bin") == "../model.safetensors"
     assert not os.path.lexists(tmp_path / "back/latest")
 
 
