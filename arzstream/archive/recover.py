@@ -17,7 +17,7 @@ from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import file_digest, member_digests
 from arzstream.archive.lineage import relative_hint
-from arzstream.archive.output import check_free, new_archive
+from arzstream.archive.output import check_free_file, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
 from arzstream.archive.references import ParentTensors
@@ -81,7 +81,7 @@ def recover(
     stored bytes are good, and reported as unchecked.
     Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
     """
-    check_free(os.fspath(dest), replace=force)
+    check_free_file(os.fspath(dest), replace=force)
     ancestry = Ancestry(parents, limits=limits)
     with open_reader(damaged) as reader, contextlib.closing(ancestry):
         try:
