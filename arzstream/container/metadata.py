@@ -10,7 +10,7 @@ import msgpack
 from arzstream.errors import CorruptError, LimitError
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["pack", "unpack"]
+__all__ = ["count_items", "pack", "unpack"]
 
 
 def pack(value: Any, *, max_depth: int = DEFAULT_LIMITS.metadata_depth) -> bytes:
@@ -52,6 +52,15 @@ def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
     if again != data:
         raise CorruptError("metadata is not in canonical form")
     return value
+
+
+def count_items(value: Any) -> int:
+    """What ``limits.metadata_items`` counts: arrays and maps, and their items."""
+    if isinstance(value, (list, tuple)):
+        return 1 + len(value) + sum(map(count_items, value))
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(count_items, value.values()))
+    return 0
 
 
 class _Count:
