@@ -172,7 +172,9 @@ class _Rescue:
     # --------------------------------------------------------------------------------------------------------
 
     def write(self, writer: FrameWriter) -> None:
-        self._models = {n: writer.add_model(data) for n, (_, data) in sorted(self.salvage.models.items())}
+        self._models = {
+            n: writer.add_model(self.decoder.model(entry)) for n, entry in sorted(self.salvage.models.items())
+        }
         self._parents = {
             n: writer.add_parent(dataclasses.replace(parent, hint=self.hint(parent.hint) if parent.hint else ""))
             for n, parent in sorted(self.salvage.parents.items())

@@ -59,6 +59,7 @@ class FrameWriter:
     def __init__(self, sink: Sink, *, file_id: bytes | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         self.prologue = Prologue(file_id if file_id is not None else secrets.token_bytes(16))
         self.state = ArchiveState(limits)
+        self._charge = metadata.Charge(limits)
         self.digests: dict[int, tuple[bytes, ...]] = {}
         """The members' BLAKE3 of the units that are complete."""
         self.offset = 0
@@ -193,6 +194,9 @@ class FrameWriter:
         plain = metadata.pack(value)
         check_metadata(kind.name, len(plain), lambda: metadata.count_items(value), self.state.limits)
         codec, payload = zstd.encode_metadata(plain)
+        charge = self._charge if kind != FrameType.INDEX else metadata.Charge(self.state.limits)
+        charge.check(len(plain), self.offset + HEADER_BYTES + len(payload))
+        charge.add(len(plain))
         before = self._sequence
         length = self._frame(kind, codec, payload, len(plain), xxh3_64(payload), xxh3_64(plain), ordinal, 0)
         assert self._sequence == before + 1
