@@ -11,7 +11,11 @@ KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds checked before anything is allocated. Lengths are in bytes."""
+    """Bounds checked before anything is allocated. Lengths are in bytes.
+
+    Which one an archive meets first depends on it: an INDEX of ``metadata_bytes`` and ``metadata_items`` lists some
+    250,000 units of one tensor each, and fewer than ``units`` in any case.
+    """
 
     units: int = 1_000_000
     members: int = 1_000_000

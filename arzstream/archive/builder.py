@@ -16,6 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from arzstream.archive.capacity import IndexRoom
 from arzstream.archive.coder import UnitCoder
 from arzstream.archive.filejob import FileJob, Source
 from arzstream.archive.hashing import compare_source
@@ -31,7 +32,7 @@ from arzstream.codec.parts import split_name
 from arzstream.container.records import FileRecord, Kind, Piece, Unit
 from arzstream.container.state import ArchiveState, ChunkEntry, content_of
 from arzstream.container.writer import FrameWriter, Sink
-from arzstream.formats.base import Parser, Storage
+from arzstream.formats.base import Layout, Parser, Storage
 from arzstream.formats.beside import NOTHING, Beside
 from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
@@ -82,6 +83,7 @@ class CheckpointBuilder:
         self._parallel = tensor_parallel
         self._memory = Results(IDLE_BYTES)
         self._companions = Companions()
+        self._room = IndexRoom()
         self._small_literals: list[tuple[FileJob, FileRecord, dict[int, bytes]]] = []
         self._small_bytes = 0
         self._started = time.monotonic()
@@ -110,7 +112,12 @@ class CheckpointBuilder:
 
     def turn(self, job: FileJob, size: int) -> int:
         """When it is best to :meth:`plan` a file that is complete: those with lower numbers first."""
-        return holds_state(job.look(size, True).storages)
+        return holds_state(self._look(job, size, True).storages)
+
+    def _look(self, job: FileJob, frontier: int, final: bool) -> Layout:
+        layout = job.look(frontier, final)
+        self._room.expect(job, layout)
+        return layout
 
     def plan(self, job: FileJob, frontier: int, final: bool = False) -> None:
         """Put what :meth:`update` codes into the queue, without waiting for it."""
@@ -118,7 +125,7 @@ class CheckpointBuilder:
             self._plan(job, frontier, final)
 
     def _plan(self, job: FileJob, frontier: int, final: bool) -> None:
-        layout = job.look(frontier, final)
+        layout = self._look(job, frontier, final)
         by_layer = job.ready(layout, frontier, final)
         if by_layer:
             self._coder.relations.announce(job.path, ((v.name, v.shape) for s in layout.storages for v in s.views))
@@ -170,6 +177,7 @@ class CheckpointBuilder:
         """The source vanished: what was coded of it is dead."""
         self._small_literals = [item for item in self._small_literals if item[0] is not job]
         self._coder.relations.forget(job)
+        self._room.forget(job)
         if job.number is not None:
             self._writer.add_file(FileRecord.withdrawn(job.path), job.number)
             self._writer.commit("")

@@ -318,10 +318,10 @@ class UnitCoder:
                 f"{reader.name}: chunk {chunk} of unit {number}: {error}; the memory or the disk may be bad"
             ) from error
 
-    def _models_of(self, reader: RangeReader, unit: Unit) -> tuple[bytes, ...]:
+    def _models_of(self, reader: RangeReader, unit: Unit) -> Sequence[bytes]:
         """The models of a unit, as they were written."""
         entries = [self.writer.state.models[model] for model in unit.models]
-        return self._stored.read(reader, self.writer.prologue, entries)
+        return self._stored.of(reader, self.writer.prologue, entries)
 
     def _is_proved(self, unit: Unit, number: int, chunk: int, entry: ChunkEntry) -> bool:
         """Was this very payload decoded when it was made, with chunks like those that it refers to?"""

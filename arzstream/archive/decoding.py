@@ -30,7 +30,7 @@ from arzstream.codec import registry
 from arzstream.container.directory import Directory, UnitEntry, check_chunk_header
 from arzstream.container.layout import HEADER_BYTES, Prologue
 from arzstream.container.records import Reference, ReferenceKind, Unit
-from arzstream.container.state import ChunkEntry
+from arzstream.container.state import ChunkEntry, ModelEntry
 from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError, StorageError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.kernels.memory import Results, Scratch
@@ -141,11 +141,15 @@ class Decoder:
             where = "" if isinstance(error, MissingParentError) else f", chunk {chunk}"
             self._raise_named(error, reader.name, describe(entry.unit) + where)
 
-    def _models_of(self, entry: UnitEntry) -> tuple[bytes, ...]:
+    def _models_of(self, entry: UnitEntry) -> Sequence[bytes]:
         if not entry.unit.models:
             return ()
         reader, prologue, _ = self.home(entry.number)
-        return self._models.read(reader, prologue, [self.directory.models[model] for model in entry.unit.models])
+        return self._models.of(reader, prologue, [self.directory.models[model] for model in entry.unit.models])
+
+    def model(self, entry: ModelEntry) -> bytes:
+        """The payload of a MODEL frame of this archive. Raises CorruptError."""
+        return self._models.read(self.reader, self.directory.prologue, entry)
 
     @staticmethod
     def _raise_named(error: ArzError, name: str, what: str) -> NoReturn:

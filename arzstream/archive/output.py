@@ -14,12 +14,12 @@ from typing import Any
 from arzstream.archive.verify import verify_reader
 from arzstream.errors import StorageError
 from arzstream.store import local
-from arzstream.store.address import is_remote, redacted
+from arzstream.store.address import is_remote, local_path, redacted
 from arzstream.store.notes import UploadNotes, state_folder
 from arzstream.store.publishing import NewObject, stat_object, store_for_writing
 from arzstream.store.ranges import LocalReader
 
-__all__ = ["check_free", "new_archive", "new_object"]
+__all__ = ["check_free", "check_free_file", "new_archive", "new_object"]
 
 
 TAKEN = "exists already; choose another name, or --force to replace it"
@@ -35,11 +35,20 @@ def check_free(dest: str, *, replace: bool, storage_options: Mapping[str, Any] |
             _forget_upload(dest, storage_options)
             raise StorageError(f"{redacted(dest)}: {TAKEN}", errno=errno.EEXIST)
         return
-    if os.path.isdir(dest):
-        example = os.path.join(dest, "checkpoint.arz")
-        raise StorageError(f"{dest}: is a folder; name the archive, for example {example}", errno=errno.EISDIR)
-    if os.path.lexists(dest) and not replace:
-        raise StorageError(f"{dest}: {TAKEN}", errno=errno.EEXIST)
+    check_free_file(dest, replace=replace)
+
+
+def check_free_file(dest: str, *, replace: bool) -> str:
+    """:func:`check_free` for what :func:`new_archive` writes: a path, or a ``file://`` URL. Returns the path."""
+    if is_remote(dest):
+        raise StorageError(f"{redacted(dest)}: this is written to a local file only; name one and copy it there")
+    path = local_path(dest)
+    if os.path.isdir(path):
+        example = os.path.join(path, "checkpoint.arz")
+        raise StorageError(f"{path}: is a folder; name the archive, for example {example}", errno=errno.EISDIR)
+    if os.path.lexists(path) and not replace:
+        raise StorageError(f"{path}: {TAKEN}", errno=errno.EEXIST)
+    return path
 
 
 @contextlib.contextmanager
@@ -47,9 +56,10 @@ def new_archive(dest: str, *, replace: bool, mode: int = 0o600) -> Iterator[tupl
     """Yield a sink to write the whole archive into, and a reader of what was written so far.
 
     When the block ends well, every header and stored byte is checked, and the archive gets its name; ``mode`` is that
-    of the new file, less the umask. When it does not, nothing is left behind.
+    of the new file, less the umask. When it does not, nothing is left behind. Raises StorageError as
+    :func:`check_free_file` does.
     """
-    final = os.path.abspath(dest)
+    final = os.path.abspath(check_free_file(dest, replace=replace))
     local.make_folders(os.path.dirname(final))
     temporary = local.temporary_beside(final)
     sink = local.LocalSink(temporary, mode=mode)

@@ -20,7 +20,7 @@ from arzstream.archive.coder import UnitCoder
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import MAX_CHAIN, Lineage, open_lineage
-from arzstream.archive.output import check_free, new_archive
+from arzstream.archive.output import check_free_file, new_archive
 from arzstream.archive.pack import PROFILES, Progress
 from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.plan import Extent, Planned
@@ -64,7 +64,7 @@ def rebase(
         raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
     place = os.fspath(archive)
     final = place if dest is None else os.fspath(dest)
-    check_free(final, replace=force or dest is None)
+    check_free_file(final, replace=force or dest is None)
     with open_archive(place, parents=parents) as source:
         if not source.sealed:
             raise CorruptError(f"{source.name}: {NO_END}")

@@ -17,7 +17,7 @@ from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import file_digest, member_digests
 from arzstream.archive.lineage import relative_hint
-from arzstream.archive.output import check_free, new_archive
+from arzstream.archive.output import check_free_file, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
 from arzstream.archive.references import ParentTensors
@@ -82,7 +82,7 @@ def recover(
     stored bytes are good, and reported as unchecked.
     Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
     """
-    check_free(os.fspath(dest), replace=force)
+    check_free_file(os.fspath(dest), replace=force)
     ancestry = Ancestry(parents, limits=limits)
     with open_reader(damaged) as reader, contextlib.closing(ancestry):
         try:
@@ -180,7 +180,9 @@ class _Rescue:
     # --------------------------------------------------------------------------------------------------------
 
     def write(self, writer: FrameWriter) -> None:
-        self._models = {n: writer.add_model(data) for n, (_, data) in sorted(self.salvage.models.items())}
+        self._models = {
+            n: writer.add_model(self.decoder.model(entry)) for n, entry in sorted(self.salvage.models.items())
+        }
         self._parents = {
             n: writer.add_parent(dataclasses.replace(parent, hint=self.hint(parent.hint) if parent.hint else ""))
             for n, parent in sorted(self.salvage.parents.items())

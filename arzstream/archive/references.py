@@ -53,7 +53,7 @@ class TooDeepError(LimitError):
 
 
 def context(
-    unit: Unit, chunk: int, references: Sequence[memoryview] = (), models: tuple[bytes, ...] = ()
+    unit: Unit, chunk: int, references: Sequence[memoryview] = (), models: Sequence[bytes] = ()
 ) -> ChunkContext:
     """What a codec may know of a chunk."""
     tile = unit.tile(chunk)

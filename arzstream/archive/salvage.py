@@ -19,7 +19,7 @@ from arzstream.container.layout import (
     Trailer,
     is_whole,
 )
-from arzstream.container.metadata import unpack
+from arzstream.container.metadata import Charge, unpack
 from arzstream.container.records import (
     Commit,
     FileRecord,
@@ -58,7 +58,7 @@ class Salvage:
     files: dict[int, FileRecord] = dataclasses.field(default_factory=dict)
     written: dict[int, int] = dataclasses.field(default_factory=dict)
     """Sequence numbers of the frames that ``files`` are from."""
-    models: dict[int, tuple[ModelEntry, bytes]] = dataclasses.field(default_factory=dict)
+    models: dict[int, ModelEntry] = dataclasses.field(default_factory=dict)
     parents: dict[int, Parent] = dataclasses.field(default_factory=dict)
     volumes: dict[int, Volume] = dataclasses.field(default_factory=dict)
     digests: dict[int, tuple[bytes, ...]] = dataclasses.field(default_factory=dict)
@@ -132,7 +132,7 @@ class Salvage:
     def _all_models(self) -> list[ModelEntry]:
         """Models by number; no unit is taken for good that needs a lost one."""
         lost = ModelEntry(0, 0, 0, 0, 0, 0)
-        return [self.models[n][0] if n in self.models else lost for n in range(max(self.models, default=-1) + 1)]
+        return [self.models.get(n, lost) for n in range(max(self.models, default=-1) + 1)]
 
     def live_files(self) -> list[FileRecord]:
         return [record for _, record in sorted(self.files.items()) if record.kind != Kind.WITHDRAWN]
@@ -198,11 +198,12 @@ def scan_everything(reader: Reader, limits: Limits) -> Salvage:
     except CorruptError:
         salvage.damaged_places += 1
     end, whole = _end(reader, size)
+    charge = Charge(limits)
     offset = PROLOGUE_BYTES
     while offset < end:
         try:
             frame = read_frame(reader, offset, end, prologue, limits)
-            _take(salvage, frame, limits)
+            _take(salvage, frame, limits, charge)
             offset = frame.end
         except CorruptError:
             salvage.damaged_places += 1
@@ -275,7 +276,7 @@ def _after_damage(reader: Reader, salvage: Salvage, offset: int, end: int, limit
     return resynchronise(reader, offset + 64, end, salvage.prologue)
 
 
-def _take(salvage: Salvage, frame: Frame, limits: Limits) -> None:
+def _take(salvage: Salvage, frame: Frame, limits: Limits, charge: Charge) -> None:
     header = frame.header
     number = header.ordinal
     if header.type == FrameType.CHUNK:
@@ -290,14 +291,22 @@ def _take(salvage: Salvage, frame: Frame, limits: Limits) -> None:
         return
     if header.type not in KNOWN_TYPES or header.type == FrameType.PAD:
         return
-    data = plain_payload(frame)
     if header.type == FrameType.MODEL:
-        model = ModelEntry(
+        if number * HEADER_BYTES >= frame.end:  # they are numbered as they come, each with a header
+            raise CorruptError("a model has a number that no file of this length can have")
+        charge.check(header.decoded, frame.end)
+        plain_payload(frame)
+        charge.add(header.decoded)  # it is written anew, as it is decoded
+        salvage.models[number] = ModelEntry(
             frame.offset, header.stored, header.decoded, header.codec, header.stored_xxh3, header.decoded_xxh3
         )
-        salvage.models[number] = (model, data)
-    elif header.type != FrameType.TABLE:
-        _take_record(salvage, frame, unpack(data, limits), limits)
+    elif header.type == FrameType.TABLE:
+        plain_payload(frame)
+    else:
+        charge.check(header.decoded, frame.end)
+        value = unpack(plain_payload(frame), limits)
+        charge.add(header.decoded)
+        _take_record(salvage, frame, value, limits)
 
 
 def _take_record(salvage: Salvage, frame: Frame, value: Any, limits: Limits) -> None:

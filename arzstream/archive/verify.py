@@ -184,7 +184,7 @@ def _check_trailer(replay: Replay, trailer: Trailer) -> None:
         raise CorruptError("its beginning and its end do not belong together")
     if replay.index is None or replay.index[0].offset != trailer.index_offset:
         raise CorruptError("the index is not where the trailer says")
-    first = replay.tables[0][0].offset if replay.tables else trailer.index_offset
+    first = replay.tables[0].offset if replay.tables else trailer.index_offset
     if first != trailer.tables_offset:
         raise CorruptError("the chunk tables are not where the trailer says")
 
@@ -200,7 +200,7 @@ def _check_index(replay: Replay, directory: Directory) -> None:
         if state.digests[number] != state.listed(number, found):
             raise CorruptError(f"the index has other digests of unit {number} than its COMMIT")
     assert replay.index is not None
-    tables = [TableRef(frame.offset, frame.header.frame_bytes, frame.header.stored_xxh3) for frame, _ in replay.tables]
+    tables = [TableRef(*table[:3]) for table in replay.tables]
     places = {entry.number: (entry.table, entry.first) for entry in directory.units}
     if index_map(state, digests, replay.chain_at_index, tables, places) != replay.index[1]:
         raise CorruptError("the index does not say what the frames say")
@@ -209,7 +209,7 @@ def _check_index(replay: Replay, directory: Directory) -> None:
         if directory.chunk_table(number).tobytes() != state.table(number).tobytes():
             raise CorruptError(f"the chunk table of unit {number} does not say what the frames say")
         entries += len(state.table(number))
-    if entries != sum(len(rows) for _, rows in replay.tables):
+    if entries != sum(table.rows for table in replay.tables):
         raise CorruptError("the chunk tables have entries that belong to no unit")
 
 

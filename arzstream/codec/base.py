@@ -21,8 +21,8 @@ class ChunkContext:
     cols: int
     references: Sequence[memoryview] = ()
     """Decoded bytes of the same tile of the unit's references, in order; one is decoded when it is looked at."""
-    models: tuple[bytes, ...] = ()
-    """Decoded MODEL payloads of the unit, in order."""
+    models: Sequence[bytes] = ()
+    """Decoded MODEL payloads of the unit, in order; one is read when it is looked at."""
     role: Role = Role.OTHER
     """For encoders, who must not believe it: what the elements are."""
     roles: tuple[Role, ...] = ()

@@ -23,7 +23,7 @@ from arzstream.container.layout import (
     Trailer,
     align,
 )
-from arzstream.container.metadata import unpack
+from arzstream.container.metadata import Charge, unpack
 from arzstream.container.records import FileRecord, Kind, Parent, Unit, Volume, committed_digests, unit_digests
 from arzstream.container.scan import Reader, Replay, check_header, plain_payload, read_frame, table_entries
 from arzstream.container.state import ChunkEntry, ModelEntry, TableRef, check_paths, check_recipe, check_references
@@ -164,14 +164,17 @@ def _open_sealed(reader: TailReader, size: int, tail: bytes, limits: Limits) -> 
         raise CorruptError("there is no index where the trailer says")
     if blake3(frame.head + bytes(frame.payload)) != trailer.root:
         raise CorruptError("the index is not the one that was sealed (root digest)")
+    charge = Charge(limits)
+    charge.check(frame.header.decoded, size)
     index = unpack(plain_payload(frame), limits)
-    return directory_from_index(window, trailer, index, limits)
+    charge.add(frame.header.decoded)
+    return directory_from_index(window, trailer, index, limits, charge)
 
 
 INDEX_KEYS = {"chain", "content", "dead", "files", "models", "parents", "tables", "units", "volumes"}
 
 
-def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: Limits) -> Directory:
+def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: Limits, charge: Charge) -> Directory:
     """Check everything an INDEX says about itself, and make it a :class:`Directory`."""
     if not isinstance(index, dict) or set(index) != INDEX_KEYS:
         raise CorruptError("the index does not have the keys it should have")
@@ -188,7 +191,7 @@ def directory_from_index(reader: Reader, trailer: Trailer, index: Any, limits: L
         raise CorruptError(f"the index is malformed: {error}") from None
     _check_index(units, files, models, parents, limits)
     check_charge((entry.unit for entry in units), files, trailer.total_bytes, limits)
-    loader = _TableLoader(reader, trailer, tables, limits)
+    loader = _TableLoader(reader, trailer, tables, limits, charge)
     return Directory(
         name=reader.name, prologue=trailer.prologue, sealed=True, units=units, files=files, load_table=loader.load,
         models=models, parents=parents, volumes=volumes, content=content, dead=(dead_frames, dead_bytes),
@@ -259,8 +262,11 @@ def check_charge(units: Iterable[Unit], files: Iterable[tuple[int, FileRecord]],
 class _TableLoader:
     """Reads TABLE frames when a unit's chunks are first asked for, and checks them against the unit."""
 
-    def __init__(self, reader: Reader, trailer: Trailer, tables: list[TableRef], limits: Limits) -> None:
+    def __init__(
+        self, reader: Reader, trailer: Trailer, tables: list[TableRef], limits: Limits, charge: Charge
+    ) -> None:
         self._reader, self._trailer, self._tables, self._limits = reader, trailer, tables, limits
+        self._charge = charge
         self._cache: dict[int, np.ndarray] = {}
 
     def load(self, entry: UnitEntry) -> np.ndarray:
@@ -287,7 +293,9 @@ class _TableLoader:
             if (header.type, header.ordinal) != (FrameType.TABLE, number) or (
                 header.frame_bytes, header.stored_xxh3) != (ref.frame_bytes, ref.stored_xxh3):  # fmt: skip
                 raise CorruptError(f"chunk table {number} is not the one the index means")
+            self._charge.check(header.decoded, self._trailer.total_bytes)
             self._cache[number] = table_entries(plain_payload(frame))
+            self._charge.add(header.decoded)
         return self._cache[number]
 
 

@@ -10,7 +10,31 @@ import msgpack
 from arzstream.errors import CorruptError, LimitError
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["pack", "unpack"]
+__all__ = ["Charge", "count_items", "pack", "unpack"]
+
+
+LEAST_CHARGED, EXPANSION = 16 << 20, 64
+"""What the metadata of any archive may come to, in bytes; and per stored byte where ``Limits.expansion`` is not set: it
+lies beside headers, digests and names, and takes more than that."""
+
+
+class Charge:
+    """What the metadata and chunk tables of one archive decode to in all, against what they may: a few kilobytes can
+    stand for gigabytes, of which each frame by itself is within the limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most, self._expansion = limits.total_bytes, limits.expansion or EXPANSION
+        self._total = 0
+
+    def check(self, nbytes: int, stored: int) -> None:
+        """May ``nbytes`` more be decoded, of an archive that has ``stored`` bytes so far? Raises LimitError."""
+        most = max(LEAST_CHARGED, min(self._most, self._expansion * stored))
+        if self._total + nbytes > most:
+            raise LimitError(f"its metadata would decode to {self._total + nbytes} bytes; at most {most} are allowed")
+
+    def add(self, nbytes: int) -> None:
+        """So much was decoded, and is kept."""
+        self._total += nbytes
 
 
 def pack(value: Any, *, max_depth: int = DEFAULT_LIMITS.metadata_depth) -> bytes:
@@ -52,6 +76,15 @@ def unpack(data: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> Any:
     if again != data:
         raise CorruptError("metadata is not in canonical form")
     return value
+
+
+def count_items(value: Any) -> int:
+    """What ``limits.metadata_items`` counts: arrays and maps, and their items."""
+    if isinstance(value, (list, tuple)):
+        return 1 + len(value) + sum(map(count_items, value))
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(count_items, value.values()))
+    return 0
 
 
 class _Count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from arzstream.errors import CorruptError, LimitError, UnsupportedError
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Frame", "Reader", "Replay", "plain_payload", "read_frame", "read_prologue", "resynchronise"]
+__all__ = ["Frame", "Reader", "Replay", "SeenTable", "plain_payload", "read_frame", "read_prologue", "resynchronise"]
 
 
 class Reader(Protocol):
@@ -70,6 +70,16 @@ class Frame:
     @property
     def end(self) -> int:
         return self.offset + self.header.frame_bytes
+
+
+class SeenTable(NamedTuple):
+    """A TABLE frame that was checked: where it is, how long, the XXH3-64 of its stored payload, and how many rows it
+    has."""
+
+    offset: int
+    frame_bytes: int
+    stored_xxh3: int
+    rows: int
 
 
 def read_prologue(reader: Reader) -> tuple[Prologue, bytes]:
@@ -175,12 +185,14 @@ class Replay:
         self.state = ArchiveState(limits)
         self.offset = PROLOGUE_BYTES
         self.valid_end = 0
-        self.tables: list[tuple[Frame, np.ndarray]] = []
+        self.tables: list[SeenTable] = []
         self.index: tuple[Frame, Any] | None = None
         self._sequence = 0
         self._previous = 0
+        self._rows_left: int | None = None
         self._chain = chained(blake3(head))
         self._after_commit = False
+        self._charge = metadata.Charge(limits)
         self.chain_at_index = b""
         self._buffer = bytearray()
         self.believed = False
@@ -229,7 +241,23 @@ class Replay:
             if header.codec or any(frame.payload) or decoded != (header.stored, header.stored_xxh3):
                 raise CorruptError(f"the padding frame at byte {frame.offset} is not zero, or not raw")
         elif kind in KNOWN_TYPES:
+            believed, self.believed = self.believed, True
+            self._check_amount(frame)
+            self.believed = believed
             self._take_metadata(frame, plain_payload(frame))
+
+    def _check_amount(self, frame: Frame) -> None:
+        """What is kept of all frames together is bounded, too; nothing is of a TABLE and a MODEL."""
+        header = frame.header
+        if header.type == FrameType.TABLE:
+            if self._rows_left is None:  # no chunk may follow
+                self._rows_left = sum(map(len, self.state.chunks.values()))
+            if header.decoded > self._rows_left * ENTRY.itemsize:
+                raise CorruptError("the chunk tables have more entries than there are chunks")
+        elif header.type == FrameType.INDEX:  # it says once more what the others said
+            metadata.Charge(self.limits).check(header.decoded, frame.end)
+        elif header.type != FrameType.MODEL:
+            self._charge.check(header.decoded, frame.end)
 
     def _take_metadata(self, frame: Frame, data: bytes) -> None:
         header = frame.header
@@ -244,12 +272,16 @@ class Replay:
             )
             self.state.add_model(header.ordinal, model)
         else:
+            self._charge.add(header.decoded)
             self._take_record(frame, value)
 
     def _take_table(self, frame: Frame, data: bytes) -> None:
         if frame.header.ordinal != len(self.tables) or self._after_commit:
             raise CorruptError("a chunk table stands where it should not")
-        self.tables.append((frame, table_entries(data)))
+        rows = len(table_entries(data))
+        assert self._rows_left is not None
+        self._rows_left -= rows
+        self.tables.append(SeenTable(frame.offset, frame.header.frame_bytes, frame.header.stored_xxh3, rows))
 
     def _take_record(self, frame: Frame, value: Any) -> None:
         header = frame.header

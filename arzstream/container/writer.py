@@ -7,7 +7,7 @@ add up to; what to write, and in which order, is decided above it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +17,11 @@ from arzstream.container import metadata
 from arzstream.container.layout import HEADER_BYTES, NO_ORDINAL, FrameHeader, FrameType, Prologue, Trailer
 from arzstream.container.records import Commit, FileRecord, Parent, Unit, Volume
 from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, TableRef, chained, check_paths, index_map
+from arzstream.errors import UnsupportedError
 from arzstream.kernels.digests import blake3, xxh3_64
+from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["FrameWriter", "Sink"]
+__all__ = ["FrameWriter", "Sink", "check_metadata"]
 
 TABLE_ENTRIES = 4096
 """A TABLE frame holds the tables of consecutive units up to about this many entries (192 KiB)."""
@@ -31,12 +33,33 @@ class Sink(Protocol):
     def write(self, data: bytes | memoryview) -> Any: ...
 
 
-class FrameWriter:
-    """Writes one archive into ``sink``. Not thread-safe: one thread writes, whoever encodes."""
+def check_metadata(kind: str, nbytes: int, items: Callable[[], int], limits: Limits = DEFAULT_LIMITS) -> None:
+    """May a frame of this ``kind`` hold metadata of ``nbytes`` bytes and so many ``items``? Raises UnsupportedError for
+    more than readers take."""
+    many = "too many tensors or files for one archive" if kind == "INDEX" else "too much for one frame of an archive"
+    advice = "make more archives than one, of a folder each"
+    if nbytes > limits.metadata_bytes:
+        raise UnsupportedError(
+            f"{many}: its {kind} would have {nbytes:,} bytes, of at most {limits.metadata_bytes:,} that are read; "
+            f"{advice}"
+        )
+    if nbytes > limits.metadata_items and (count := items()) > limits.metadata_items:  # an item takes a byte at least
+        raise UnsupportedError(
+            f"{many}: its {kind} would have {count:,} items, of at most {limits.metadata_items:,} that are read; "
+            f"{advice}"
+        )
 
-    def __init__(self, sink: Sink, *, file_id: bytes | None = None) -> None:
+
+class FrameWriter:
+    """Writes one archive into ``sink``. Not thread-safe: one thread writes, whoever encodes.
+
+    ``limits`` are those of the readers that it is for: what they would refuse is not written.
+    """
+
+    def __init__(self, sink: Sink, *, file_id: bytes | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         self.prologue = Prologue(file_id if file_id is not None else secrets.token_bytes(16))
-        self.state = ArchiveState()
+        self.state = ArchiveState(limits)
+        self._charge = metadata.Charge(limits)
         self.digests: dict[int, tuple[bytes, ...]] = {}
         """The members' BLAKE3 of the units that are complete."""
         self.offset = 0
@@ -169,7 +192,11 @@ class FrameWriter:
 
     def _metadata(self, kind: FrameType, value: Any, ordinal: int) -> tuple[tuple[bytes, bytes], int]:
         plain = metadata.pack(value)
+        check_metadata(kind.name, len(plain), lambda: metadata.count_items(value), self.state.limits)
         codec, payload = zstd.encode_metadata(plain)
+        charge = self._charge if kind != FrameType.INDEX else metadata.Charge(self.state.limits)
+        charge.check(len(plain), self.offset + HEADER_BYTES + len(payload))
+        charge.add(len(plain))
         before = self._sequence
         length = self._frame(kind, codec, payload, len(plain), xxh3_64(payload), xxh3_64(plain), ordinal, 0)
         assert self._sequence == before + 1

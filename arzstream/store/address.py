@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["is_remote", "is_url", "one_line", "redacted"]
+__all__ = ["is_remote", "is_url", "local_path", "one_line", "redacted"]
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
 _USER_INFO = re.compile(r"(://)[^/@\s'\"]*@")
@@ -25,6 +25,11 @@ def is_url(path: str | bytes | os.PathLike[str]) -> bool:
 def is_remote(path: str | bytes | os.PathLike[str]) -> bool:
     """True for URLs but ``file://`` ones."""
     return is_url(path) and not str(path).startswith("file://")
+
+
+def local_path(place: str) -> str:
+    """The path that ``place``, a path or a ``file://`` URL, means."""
+    return place.removeprefix("file://") if is_url(place) else place
 
 
 def redacted(url: str) -> str:
