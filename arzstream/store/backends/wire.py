@@ -45,7 +45,9 @@ class Connections:
             for connection in self._busy:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+                        # An SSLSocket's own shutdown makes a plain socket of it, and whoever is receiving would be
+                        # given the rest of the answer as it was enciphered.
+                        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close what is kept open. What is asked for afterwards opens anew."""
