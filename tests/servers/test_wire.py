@@ -30,18 +30,30 @@ from arzstream.store.remote import RemoteReader
 DATA = bytes(range(256)) * 4096
 RECORD_BYTES = 16 << 10
 """No record of TLS has more."""
+ANSWER = b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 1000-70999/%d\r\n" % len(DATA)
+PIECES = ANSWER + b"Transfer-Encoding: chunked\r\n\r\n11170"
+DRIPPING = {
+    "status": (b"HTTP/1.1 206 ", b"x"),
+    "headers": (ANSWER + b"X-Other: ", b"x"),
+    "body": (ANSWER + b"Content-Length: 70000\r\n\r\n", b"x"),
+    "piece": (PIECES + b"\r\n", b"x"),
+    "length of a piece": (PIECES + b";", b"x"),
+    "end": (PIECES + b"\r\n" + DATA[1000:71000] + b"\r\n0\r\n", b"X: x\r\n"),
+}
+"""How an answer begins, and what comes of it drop by drop."""
 
 
 class Web(ThreadingHTTPServer):
     """A server of ``DATA`` with ranges. ``moves``: where it sends to; ``stalls``: seconds before each body;
-    ``forgets``: it closes connections after an answer without saying so."""
+    ``forgets``: it closes connections after an answer without saying so; ``drips``: the part of an answer that comes
+    in drops."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.moves, self.stalls, self.forgets, self.encoding, self.refuses = "", 0.0, False, "", 0
-        self.suffixless, self.tag = False, '"one"'
+        self.suffixless, self.tag, self.drips = False, '"one"', ""
         self.seen: list[dict[str, str]] = []
         self.connections = 0
 
@@ -77,6 +89,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))
+        if self.server.drips:
+            with contextlib.suppress(OSError):
+                beginning, drop = DRIPPING[self.server.drips]
+                self.wfile.write(beginning)
+                for _ in range(200):
+                    time.sleep(0.05)
+                    self.wfile.write(drop)
+            return
         if self.server.moves:
             self.send_response(302)
             self.send_header("Location", self.server.moves)
@@ -156,6 +176,14 @@ def test_a_body_in_pieces_is_read_to_its_end(web: Web, wire: Connections) -> Non
     web.encoding = "chunked"
     assert got(wire, web.url) == got(wire, web.url) == DATA[1000:71000]
     assert web.connections == 1
+
+
+@pytest.mark.parametrize("part", list(DRIPPING))
+def test_an_answer_any_part_of_which_comes_in_drops_is_given_up_in_time(web: Web, part: str) -> None:
+    web.drips, began = part, time.monotonic()
+    with contextlib.closing(Connections(Patience(stall=1, rate=1 << 20))) as wire, pytest.raises(TimeoutError):
+        got(wire, web.url)
+    assert time.monotonic() - began < 4
 
 
 def test_secrets_stay_with_the_server_that_they_are_for(web: Web, wire: Connections) -> None:
