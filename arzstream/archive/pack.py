@@ -25,7 +25,7 @@ from arzstream.formats.detect import tells_of_others
 from arzstream.kernels.digests import blake3
 from arzstream.store import local
 from arzstream.store.address import is_remote, redacted
-from arzstream.store.objects import StaleUploadError
+from arzstream.store.objects import ObjectChangedError, StaleUploadError
 from arzstream.store.ranges import LocalReader, RemoteReader
 
 __all__ = ["PROFILES", "Progress", "pack"]
@@ -235,12 +235,11 @@ class _Work:
                 if reader is not None:
                     builder.verify_ahead(reader)  # while this thread settles the sources
                 hashed.result()
+                _read_anew(source)
                 with _announced(source):
                     builder.finish(job, size=source.size, mode=entry.mode, mtime=entry.mtime)
                 if _identity(source) != identity or source.size != entry.size:
-                    raise SourceChangedError(
-                        f"{source.name}: changed while it was packed; pack it again when its writer is done"
-                    )
+                    raise _changed(source)
 
 
 def _prove(builder: CheckpointBuilder, reader: RemoteReader) -> None:
@@ -265,6 +264,19 @@ def _announced(source: LocalReader | RemoteReader) -> Iterator[None]:
     finally:
         if announced is not None:
             announced.release()
+
+
+def _read_anew(source: LocalReader | RemoteReader) -> None:
+    """What is compared with the codes is not what was read to make them: that may have been damaged on its way."""
+    if isinstance(source, RemoteReader):
+        try:
+            source.forget(0, source.size)
+        except ObjectChangedError as error:
+            raise _changed(source) from error
+
+
+def _changed(source: LocalReader | RemoteReader) -> SourceChangedError:
+    return SourceChangedError(f"{source.name}: changed while it was packed; pack it again when its writer is done")
 
 
 def _end_hashing(stop: threading.Event, ahead: Sequence[Future[None]]) -> None:

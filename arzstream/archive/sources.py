@@ -77,7 +77,7 @@ def _remote(url: str, storage_options: Mapping[str, Any] | None, *, alone: bool)
     """The object behind ``url``; or, if there is none, or if it ends with a slash, the objects below it."""
     if not url.endswith("/"):
         try:
-            with open_reader(url, storage_options) as reader:
+            with open_reader(url, storage_options, keep=False) as reader:
                 name = posixpath.basename(reader.name)
                 yield SourceEntry(os.fsencode(name), url, Kind.REGULAR, 0o644, 0, reader.size)
             return
@@ -189,5 +189,7 @@ class EntriesBeside:
 
 
 def open_source(entry: SourceEntry, storage_options: Mapping[str, Any] | None = None) -> LocalReader | RemoteReader:
-    """A reader for a regular file."""
-    return LocalReader(entry.where) if isinstance(entry.where, bytes) else open_reader(entry.where, storage_options)
+    """A reader for a regular file. It is read twice, to code it and to compare, so no cache answers for the store."""
+    if isinstance(entry.where, bytes):
+        return LocalReader(entry.where)
+    return open_reader(entry.where, storage_options, keep=False)

@@ -64,13 +64,13 @@ def verify(
 
     ``deep`` decodes everything and checks each tensor's BLAKE3 and each file's SHA-256; ``against`` compares the
     files with a source, byte for byte. Both need the archives that this one was coded against, which ``parents`` says
-    where to find, as in :func:`arzstream.open`. Raises CorruptError with the first thing that is wrong,
-    MissingParentError, UnsupportedError, or StorageError.
+    where to find, as in :func:`arzstream.open`. Nothing of the archive and the source is taken from a cache. Raises
+    CorruptError with the first thing that is wrong, MissingParentError, UnsupportedError, or StorageError.
     """
-    with open_reader(path, storage_options) as reader:
+    with open_reader(path, storage_options, keep=False) as reader:
         try:
             report, directory = _verify(reader, limits, progress)
-            joined = join_volumes(os.fspath(path), reader, directory, limits, storage_options)
+            joined = join_volumes(os.fspath(path), reader, directory, limits, storage_options, keep=False)
             try:
                 report = _with_volumes(report, joined, limits, progress)
                 refused = [show(link.path) for link in links_outside(record for _, record in joined.directory.files)]

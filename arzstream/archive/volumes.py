@@ -58,14 +58,23 @@ class Joined:
 
 
 def join_volumes(
-    place: str, reader: RangeReader, directory: Directory, limits: Limits, storage_options: dict[str, Any] | None = None
+    place: str,
+    reader: RangeReader,
+    directory: Directory,
+    limits: Limits,
+    storage_options: dict[str, Any] | None = None,
+    *,
+    keep: bool = True,
 ) -> Joined:
-    """Open the volumes of a set beside it. Raises StorageError if one is missing, CorruptError if it is another one."""
+    """Open the volumes of a set beside it; ``keep`` as for :func:`open_reader`.
+
+    Raises StorageError if one is missing, CorruptError if it is another one.
+    """
     parts: list[Part] = [(reader, directory, 0)]
     first = _after(directory)
     try:
         for volume in directory.volumes:
-            opened = _open_volume(volume_place(place, volume.name), storage_options, reader.name)
+            opened = _open_volume(volume_place(place, volume.name), storage_options, reader.name, keep)
             parts.append((opened, directory, first))  # closed with the others, whatever comes
             child = _checked(opened, volume, limits)
             parts[-1] = (opened, child, first)
@@ -81,9 +90,9 @@ def _after(directory: Directory) -> int:
     return max(directory.by_number, default=-1) + 1
 
 
-def _open_volume(place: str, storage_options: dict[str, Any] | None, name: str) -> RangeReader:
+def _open_volume(place: str, storage_options: dict[str, Any] | None, name: str, keep: bool) -> RangeReader:
     try:
-        return open_reader(place, storage_options)
+        return open_reader(place, storage_options, keep=keep)
     except StorageError as error:
         raise StorageError(f"{error}; it is a volume of {name}, bring it back beside it", errno=error.errno) from error
 

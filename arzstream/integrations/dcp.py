@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 
+from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
@@ -156,7 +157,8 @@ class ArchiveReader(FileSystemReader):
     """A DCP ``StorageReader`` over an archive of a checkpoint folder; only the items that are asked for are decoded.
 
     ``source`` is a path, a URL or an open archive; ``folder`` the checkpoint's path in it. ``extensions`` is needed if
-    the checkpoint was saved with some. DCP itself unpickles the folder's ``.metadata``: load only what you trust.
+    the checkpoint was saved with some. ``storage_options`` and ``parents`` as in :func:`arzstream.open`. DCP itself
+    unpickles the folder's ``.metadata``: load only what you trust.
     """
 
     def __init__(
@@ -165,10 +167,12 @@ class ArchiveReader(FileSystemReader):
         folder: str = "",
         storage_options: dict[str, Any] | None = None,
         extensions: ExtensionRegistry | None = None,
+        *,
+        parents: SearchPath = None,
     ) -> None:
         super().__init__(folder, _extension_registry=extensions or registry())
         self._own = not isinstance(source, Archive)
-        self.archive = source if isinstance(source, Archive) else open_archive(source, storage_options)
+        self.archive = source if isinstance(source, Archive) else open_archive(source, storage_options, parents)
         self.fs, self.path = _ArchivedFolder(self.archive), folder
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

@@ -169,9 +169,12 @@ class LocalReader:
 
 
 def open_reader(
-    path: str | bytes | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+    path: str | bytes | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, keep: bool = True
 ) -> LocalReader | RemoteReader:
-    """A reader for a local path or an fsspec URL (``file://`` counts as local)."""
+    """A reader for a local path or an fsspec URL (``file://`` counts as local). Not ``keep``: no cache is used, because
+    what the store has is what is asked about."""
     if not isinstance(path, str) or not is_url(path):
         return LocalReader(path)
-    return RemoteReader(path, storage_options) if is_remote(path) else LocalReader(path[len("file://") :])
+    if not is_remote(path):
+        return LocalReader(path[len("file://") :])
+    return RemoteReader(path, storage_options, keep=keep)

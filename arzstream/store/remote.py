@@ -199,6 +199,7 @@ class RemoteReader:
             self._fetch(offset, out)
 
     def _fetch(self, offset: int, out: memoryview) -> None:
+        self._check_open()
         try:
             patiently(
                 lambda: self._store.get_into(self._key, offset, out, self.version),
@@ -207,6 +208,7 @@ class RemoteReader:
             )  # fmt: skip
         except ObjectChangedError as error:
             raise self._changed() from error
+        self._check_open()  # what came while connections were ended is not for the cache
         self._count(len(out))
 
     def _count(self, nbytes: int) -> None:
@@ -216,6 +218,10 @@ class RemoteReader:
 
     def _changed(self) -> ObjectChangedError:
         return ObjectChangedError(f"{self.name}: was replaced since it was opened; open it again")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self.name}: was closed; open it again")
 
     def _check(self, offset: int, length: int) -> None:
         if offset + length > self.size:

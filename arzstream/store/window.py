@@ -178,12 +178,21 @@ class Window:
             for offset, length in ranges:
                 self._add_range(owner, offset, offset + length)
             if self._waiting and not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._work, name=f"arz-fetch-{n}", daemon=True) for n in range(self._count)
-                ]
-                for thread in self._threads:
-                    thread.start()
+                self._start_threads()
             self._changed.notify_all()
+
+    def _start_threads(self) -> None:
+        """As many as may be had. With none what was announced is let go of: whoever reads it fetches it."""
+        for number in range(self._count):
+            thread = threading.Thread(target=self._work, name=f"arz-fetch-{number}", daemon=True)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError):
+                break
+            self._threads.append(thread)
+        if not self._threads:
+            for request in list(self._waiting):
+                self._drop(request)
 
     def _add_range(self, owner: int, start: int, end: int) -> None:
         while start < end:
@@ -273,8 +282,10 @@ class Window:
             self._held += request.end - request.start
             if self._last is request:
                 self._last = None
-        data, error = self._memory.empty(request.end - request.start), None
+        data: np.ndarray | None = None
+        error: BaseException | None = None
         try:
+            data = self._memory.empty(request.end - request.start)
             self._fetch(request.start, data.data)
         except BaseException as failure:  # noqa: BLE001  (raised where it is read)
             error = failure

@@ -266,6 +266,22 @@ class WritableStore(ReadableStore):
         with connected(server, url.removeprefix(f"{server.url}/")) as (store, key):
             assert list(store.names(key.rpartition("/")[0])) == []
 
+    @pytest.mark.parametrize("length", [5 * MIB, 8 * MIB])
+    def test_what_another_process_sent_and_is_longer_is_not_believed(self, server: Server, length: int) -> None:
+        """To its end, or to the end of a part, they are the same."""
+        data, url = random.Random(10).randbytes(20 * MIB), f"{server.url}/longer-{length}/it.arz"
+        earlier = _parked(server, url, data, complete=False)
+        new = NewObject(url, server.storage_options, resume=earlier)
+        try:
+            new.write(data[:length])
+            assert new.complete().read_at(0, length) == data[:length]
+        except StaleUploadError:
+            assert new.resumed
+        finally:
+            new.abort()
+        with connected(server, url.removeprefix(f"{server.url}/")) as (store, key):
+            assert list(store.names(key.rpartition("/")[0])) == []
+
     def test_listings_say_what_is_in_a_folder_and_below_it(self, server: Server) -> None:
         for name in ("listed/a", "listed/b/c", "listed/b/d e/f", "listed-not/g"):
             written(server, name, name.encode(), replace=True)

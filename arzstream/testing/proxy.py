@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Around", "ErrorBody", "Fault", "FaultProxy", "Flip", "Request", "Reset", "Stall", "Status", "Truncate",
-           "WrongRange"]  # fmt: skip
+__all__ = ["Around", "ErrorBody", "Fault", "FaultProxy", "Flip", "Request", "Reset", "Stall", "Status", "Trickle",
+           "Truncate", "WrongRange"]  # fmt: skip
 
 BLOCK_BYTES = 64 << 10
 MAKE_UP_SECONDS = 0.02
@@ -81,6 +81,15 @@ class Stall(Fault):
 
     seconds: float
     after: int = 0
+
+
+@dataclasses.dataclass
+class Trickle(Fault):
+    """After so many bytes of the body each of the next ``count`` takes ``seconds``; then comes the rest."""
+
+    seconds: float
+    after: int = 0
+    count: int = 1000
 
 
 class ErrorBody(Fault):
@@ -253,7 +262,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if request.method == "HEAD":
             return
-        after = fault.after if isinstance(fault, (Reset, Truncate, Stall)) else len(data)
+        after = fault.after if isinstance(fault, (Reset, Truncate, Stall, Trickle)) else len(data)
         sent = memoryview(data)[:after]
         for start in range(0, len(sent), BLOCK_BYTES):
             block = sent[start : start + BLOCK_BYTES]
@@ -262,6 +271,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             request.body_bytes += len(block)
         if isinstance(fault, Stall):
             time.sleep(fault.seconds)
+        if isinstance(fault, Trickle):
+            rest = memoryview(data)[after:]
+            for at in range(min(fault.count, len(rest))):
+                time.sleep(fault.seconds)
+                self.wfile.write(rest[at : at + 1])
+            self.wfile.write(rest[fault.count :])
+            request.body_bytes += len(rest)
         if isinstance(fault, Reset):
             self._reset()
         elif isinstance(fault, (Truncate, Stall)):

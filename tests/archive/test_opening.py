@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 import arzstream
+from arzstream.archive.sets import write_set
 from arzstream.errors import ArzError, CorruptError, LimitError, StorageError, UnsupportedError
+from arzstream.store.backends.generic import GenericStore
+from arzstream.store.objects import Version
+from arzstream.store.remote import TAIL_BYTES
 from arzstream.testing import folders, forge
 from arzstream.testing.tensors import model, safetensors_bytes
 
@@ -47,6 +51,65 @@ def test_a_source_behind_a_url_is_packed(tmp_path: Path) -> None:
     assert summary.bytes_in == len(data)
     with arzstream.open(tmp_path / "x.arz") as opened:
         assert opened.read_file("m.safetensors") == data
+
+
+class Way:
+    """Between here and ``memory://``: of the answers that have this byte one has another, and later ones the right."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> None:
+        plain, self.answers = GenericStore.get_into, 0
+
+        def get_into(store: GenericStore, key: str, start: int, out: memoryview, version: Version) -> None:
+            plain(store, key, start, out, version)
+            if start <= at < start + len(out):
+                out[at - start] ^= self.answers == number
+                self.answers += 1
+
+        monkeypatch.setattr(GenericStore, "get_into", get_into)
+
+
+@pytest.mark.parametrize("width", [64, 512], ids=["all of it comes with its end", "it is longer"])
+def test_bytes_of_a_source_that_are_damaged_on_their_way_are_not_packed_whatever_cache_there_is(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = safetensors_bytes(model("llama", layers=1, width=width, vocabulary=64))
+    monkeypatch.setenv("ARZ_CACHE", str(tmp_path / "cache"))
+    with fsspec.open("memory://way/m.safetensors", "wb") as file:
+        file.write(data)
+    at = len(data) // 2
+    assert (at < len(data) - TAIL_BYTES) == (width == 512)
+    for number in range(4):
+        with monkeypatch.context() as patched:
+            way = Way(patched, at, number)
+            arzstream.pack("memory://way/m.safetensors", tmp_path / f"{number}.arz")
+        assert way.answers >= 2
+        with arzstream.open(tmp_path / f"{number}.arz") as opened:
+            assert opened.read_file("m.safetensors") == data
+    arzstream.verify(tmp_path / "0.arz", against="memory://way/m.safetensors")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_verified_is_what_the_store_has_and_not_what_a_cache_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARZ_CACHE", str(tmp_path / "cache"))
+    folders.step(tmp_path / "source", layers=1, width=256)
+    arzstream.pack(tmp_path / "source", tmp_path / "x.arz")
+    assert (tmp_path / "x.arz").stat().st_size > 2 * TAIL_BYTES
+    write_set(tmp_path / "set.arz", [tmp_path / "x.arz"])
+    with fsspec.open("memory://rotten/set.arz", "wb") as file:
+        file.write((tmp_path / "set.arz").read_bytes())
+    with fsspec.open("memory://rotten/x.arz", "wb") as file:
+        file.write((tmp_path / "x.arz").read_bytes())
+    for place in ("memory://rotten/x.arz", "memory://rotten/set.arz"):
+        with arzstream.open(place) as opened:
+            dict(opened.stream(framework="np"))
+        arzstream.verify(place, deep=True)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    fsspec.filesystem("memory").store["/rotten/x.arz"].getbuffer()[1000] ^= 1  # the time of which stays as it was
+    for place in ("memory://rotten/x.arz", "memory://rotten/set.arz"):
+        with pytest.raises(CorruptError, match=r"x\.arz"):
+            arzstream.verify(place)
 
 
 @pytest.mark.parametrize(

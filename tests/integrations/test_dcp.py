@@ -100,3 +100,19 @@ def test_a_folder_saved_with_the_extension_is_loaded_from_an_archive_too(tmp_pat
     save(tmp_path / "x", _extensions=[ArzExtension("fast")])
     arzstream.pack([tmp_path / "x"], tmp_path / "x.arz")
     equal(load(ArchiveReader(tmp_path / "x.arz")), state())
+
+
+def test_the_archive_that_it_was_coded_against_is_looked_for_where_it_is_said(tmp_path: Path) -> None:
+    save(tmp_path / "step-1")
+    save(tmp_path / "step-2")
+    arzstream.pack(tmp_path / "step-1", tmp_path / "1.arz")
+    arzstream.pack(tmp_path / "step-2", tmp_path / "2.arz", parent=tmp_path / "1.arz")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "1.arz").rename(tmp_path / "elsewhere" / "1.arz")
+    reader = ArchiveReader(tmp_path / "2.arz")
+    with pytest.raises((arzstream.MissingParentError, dcp.CheckpointException), match="coded against"):
+        load(reader)
+    reader.close()
+    reader = ArchiveReader(tmp_path / "2.arz", parents=tmp_path / "elsewhere")
+    equal(load(reader), state())
+    reader.close()

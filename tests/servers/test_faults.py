@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import arzstream
+from arzstream.store import remote
 from arzstream.store.backends import connect
 from arzstream.store.local import TEMPORARY_PREFIX
 from arzstream.store.patience import Patience
@@ -25,6 +26,7 @@ from arzstream.testing.proxy import (
     Reset,
     Stall,
     Status,
+    Trickle,
     Truncate,
     WrongRange,
 )
@@ -141,6 +143,23 @@ def test_what_lasts_is_said_in_one_line_after_a_few_tries(
         proxy.script([])
         assert opened.get_tensor(weights[0].name).shape == (600, 512)  # it went on
     assert time.monotonic() - began < LONGEST_SECONDS
+
+
+@pytest.mark.parametrize("match", [_get, _ahead], ids=["opening", "reading"])
+def test_a_request_that_brings_too_little_in_its_time_is_made_again(
+    way: tuple[str, Server, FaultProxy],
+    weights: list[tensors.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    match: Callable[[Request], bool],
+) -> None:
+    """Something comes again and again, so that it never stalls."""
+    url, server, proxy = way
+    monkeypatch.setattr(remote, "PATIENCE", Patience(attempts=4, first=0.01, longest=0.05, stall=1.0, rate=1 << 20))
+    began = time.monotonic()
+    proxy.script([Trickle(0.1, after=5000, count=int(10 * LONGEST_SECONDS))], match)
+    with arzstream.open(url, server.storage_options) as opened:
+        assert opened.numpy(weights[0].name).tobytes() == bytes(weights[0].data)
+    assert not proxy.faults and time.monotonic() - began < LONGEST_SECONDS
 
 
 def test_bytes_that_stay_damaged_name_the_tensor(

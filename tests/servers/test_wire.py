@@ -3,39 +3,80 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import datetime
+import ipaddress
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from arzstream.errors import StorageError
+from arzstream.store.backends.http import HttpStore
 from arzstream.store.backends.web import StatusError
 from arzstream.store.backends.wire import Connections
+from arzstream.store.blocks import BlockCache
 from arzstream.store.objects import BadAnswer
 from arzstream.store.patience import Patience
 from arzstream.store.remote import RemoteReader
 
 DATA = bytes(range(256)) * 4096
+RECORD_BYTES = 16 << 10
+"""No record of TLS has more."""
+ANSWER = b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 1000-70999/%d\r\n" % len(DATA)
+PIECES = ANSWER + b"Transfer-Encoding: chunked\r\n\r\n11170"
+DRIPPING = {
+    "status": (b"HTTP/1.1 206 ", b"x"),
+    "headers": (ANSWER + b"X-Other: ", b"x"),
+    "body": (ANSWER + b"Content-Length: 70000\r\n\r\n", b"x"),
+    "piece": (PIECES + b"\r\n", b"x"),
+    "length of a piece": (PIECES + b";", b"x"),
+    "end": (PIECES + b"\r\n" + DATA[1000:71000] + b"\r\n0\r\n", b"X: x\r\n"),
+}
+"""How an answer begins, and what comes of it drop by drop."""
 
 
 class Web(ThreadingHTTPServer):
     """A server of ``DATA`` with ranges. ``moves``: where it sends to; ``stalls``: seconds before each body;
-    ``forgets``: it closes connections after an answer without saying so."""
+    ``forgets``: it closes connections after an answer without saying so; ``drips``: the part of an answer that comes
+    in drops."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.moves, self.stalls, self.forgets, self.encoding, self.refuses = "", 0.0, False, "", 0
-        self.suffixless, self.tag = False, '"one"'
+        self.suffixless, self.tag, self.drips = False, '"one"', ""
         self.seen: list[dict[str, str]] = []
         self.connections = 0
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/x"
+        scheme = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+        return f"{scheme}://127.0.0.1:{self.server_port}/x"
+
+    def encrypt(self, work: Path) -> Path:
+        """Speak TLS, with a certificate that is made for it; where that is."""
+        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+        named = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        made = made.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+        signed = made.add_extension(named, critical=False).sign(key, hashes.SHA256())
+        format, pem = serialization.PrivateFormat.PKCS8, serialization.Encoding.PEM
+        (work / "certificate.pem").write_bytes(signed.public_bytes(pem))
+        (work / "key.pem").write_bytes(key.private_bytes(pem, format, serialization.NoEncryption()))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(work / "certificate.pem", work / "key.pem")
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        return work / "certificate.pem"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -48,6 +89,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))
+        if self.server.drips:
+            with contextlib.suppress(OSError):
+                beginning, drop = DRIPPING[self.server.drips]
+                self.wfile.write(beginning)
+                for _ in range(200):
+                    time.sleep(0.05)
+                    self.wfile.write(drop)
+            return
         if self.server.moves:
             self.send_response(302)
             self.send_header("Location", self.server.moves)
@@ -129,6 +178,14 @@ def test_a_body_in_pieces_is_read_to_its_end(web: Web, wire: Connections) -> Non
     assert web.connections == 1
 
 
+@pytest.mark.parametrize("part", list(DRIPPING))
+def test_an_answer_any_part_of_which_comes_in_drops_is_given_up_in_time(web: Web, part: str) -> None:
+    web.drips, began = part, time.monotonic()
+    with contextlib.closing(Connections(Patience(stall=1, rate=1 << 20))) as wire, pytest.raises(TimeoutError):
+        got(wire, web.url)
+    assert time.monotonic() - began < 4
+
+
 def test_secrets_stay_with_the_server_that_they_are_for(web: Web, wire: Connections) -> None:
     with Web() as first:
         threading.Thread(target=first.serve_forever, daemon=True).start()
@@ -169,6 +226,50 @@ def test_closing_ends_what_is_being_received(web: Web) -> None:
             time.sleep(0.01)
         began = time.monotonic()
     assert time.monotonic() - began < 3
+
+
+def test_stopping_passes_on_nothing_that_was_not_deciphered(
+    wire: Connections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two receptions, when the rest of the answer lies in the socket already."""
+    plain, seen, stopped = ssl.SSLSocket.recv_into, 0, False
+
+    def receive(sock: ssl.SSLSocket, *arguments: object) -> int:
+        nonlocal seen, stopped
+        if seen < len(DATA) - 60_000 <= seen + RECORD_BYTES:
+            time.sleep(0.2)
+            wire.stop()
+            stopped = True
+        got = plain(sock, *arguments)  # type: ignore[arg-type]
+        seen += 0 if sock.server_side else got
+        return got
+
+    with Web() as web:
+        monkeypatch.setenv("SSL_CERT_FILE", str(web.encrypt(tmp_path)))
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        assert got(wire, web.url) == DATA[1000:71000]
+        monkeypatch.setattr(ssl.SSLSocket, "recv_into", receive)
+        right = True
+        with contextlib.suppress(ConnectionError):
+            right = got(wire, web.url, 0, len(DATA)) == DATA
+        assert right and stopped
+        web.shutdown()
+
+
+def test_what_comes_while_a_reader_is_closed_is_neither_believed_nor_kept(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = HttpStore.get_into
+
+    def get_into(store: HttpStore, *arguments: object) -> None:
+        plain(store, *arguments)  # type: ignore[arg-type]
+        reader.close()
+
+    with RemoteReader(web.url, cache=BlockCache(tmp_path)) as reader:
+        monkeypatch.setattr(HttpStore, "get_into", get_into)
+        with pytest.raises(StorageError, match="closed"):
+            reader.read_at(0, 100)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_only_the_library_knows_is_left_to_it(web: Web) -> None:

@@ -54,6 +54,25 @@ def read(window: Window, offset: int, length: int) -> bytes:
     return bytes(out)
 
 
+def within(seconds: float, function):
+    """``function()``, which must not take longer."""
+    done: list[object] = []
+
+    def call() -> None:
+        try:
+            done.append(function())
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert done, "it hangs"
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
+
+
 def test_neighbours_become_one_request_and_far_ones_do_not(window, source):
     source.open.clear()
     window.announce().add([(0, 1000), (1050, 1000), (2050, 500), (5000, 10), (20_000, 9_000)])
@@ -236,3 +255,41 @@ def test_any_announcements_and_any_reads_give_the_right_bytes(source, seed):
         assert not thread.is_alive()
     window.close()
     assert not failures
+
+
+def test_memory_that_cannot_be_had_is_a_failure_of_that_request_only(window, source, monkeypatch):
+    def empty(nbytes: int):
+        raise MemoryError
+
+    announced = window.announce()
+    with monkeypatch.context() as patched:
+        patched.setattr(window._memory, "empty", empty)
+        announced.add([(0, 1000)])
+        with pytest.raises(MemoryError):
+            within(5, lambda: read(window, 0, 1000))
+    announced.add([(0, 1000)])
+    assert within(5, lambda: read(window, 0, 1000)) == DATA[:1000]
+
+
+@pytest.mark.parametrize("some", [0, 1])
+def test_threads_that_cannot_be_had_are_done_without(source, monkeypatch, some):
+    start, started = threading.Thread.start, 0
+
+    def refused(thread: threading.Thread) -> None:
+        nonlocal started
+        if thread.name.startswith("arz-fetch"):
+            if started == some:
+                raise RuntimeError("can't start new thread")
+            started += 1
+        start(thread)
+
+    window = Window(source.fetch, threads=3, most_bytes=20_000)
+    announced = window.announce()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        announced.add([(0, 1000)])
+    taken = within(5, lambda: window.take(0, memoryview(bytearray(1000))))
+    assert taken == (1000 if some else 0)  # 0: whoever reads it fetches it
+    announced.add([(5000, 1000)])  # by now there are some
+    assert within(5, lambda: read(window, 5000, 1000)) == DATA[5000:6000]
+    window.close()

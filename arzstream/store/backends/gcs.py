@@ -175,6 +175,7 @@ class _Resumable(Upload):
             raise _stale()
         self._store.run(self._send, data, last)
         self._at += len(data)
+        self._ended = last
         if self._md5 is not None:
             self._md5.update(data)
 
@@ -182,6 +183,8 @@ class _Resumable(Upload):
         """The object is there; if others began it, is it ours?"""
         if self._md5 is None:
             return
+        if not self._ended:  # it had all of ours, and waits for the end of something longer
+            raise _stale()
         size, digest = self._store.run(self._digest)
         if (size, digest) != (self._at, self._md5.digest()):
             raise _stale()

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
+import io
 import socket
 import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
+from typing import Any
 
 from arzstream.store.backends.web import StatusError, placed
 from arzstream.store.objects import BadAnswer
@@ -45,7 +48,9 @@ class Connections:
             for connection in self._busy:
                 if connection.sock is not None:
                     with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+                        # An SSLSocket's own shutdown makes a plain socket of it, and whoever is receiving would be
+                        # given the rest of the answer as it was enciphered.
+                        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close what is kept open. What is asked for afterwards opens anew."""
@@ -67,12 +72,12 @@ class Connections:
         for _ in range(REDIRECTS):
             origin, target, login = _parts(url)
             sent = {"Authorization": login, **asked} if login else asked
-            with self._answer(origin, target, sent) as response:
+            with self._answer(origin, target, sent, until) as response:
                 if response.status not in _REDIRECTS or "Location" not in response.headers:
                     if response.status >= 300:
                         raise StatusError(response.status, response.reason or "", response.headers)
                     size = placed(response.headers, response.status, start, len(out))
-                    _fill(response, out, until)
+                    _fill(response, out)
                     return size, response.headers
                 url = urllib.parse.urljoin(url, response.headers["Location"])
                 if _parts(url)[0] != origin:  # what is secret is for the server that was named
@@ -80,9 +85,9 @@ class Connections:
         raise BadAnswer(f"more than {REDIRECTS} redirections")
 
     @contextlib.contextmanager
-    def _answer(self, origin: _Origin, target: str, headers: Mapping[str, str]):  # type: ignore[no-untyped-def]
-        """The answer to one request. Its connection is kept if the answer was read to its end."""
-        connection, response = self._asked(origin, target, headers)
+    def _answer(self, origin: _Origin, target: str, headers: Mapping[str, str], until: float):  # type: ignore[no-untyped-def]
+        """The answer to one request, if it comes ``until`` then. Its connection is kept if it was read to its end."""
+        connection, response = self._asked(origin, target, headers, until)
         whole = False
         try:
             yield response
@@ -94,11 +99,12 @@ class Connections:
             self._done(origin, connection, whole)
 
     def _asked(
-        self, origin: _Origin, target: str, headers: Mapping[str, str]
+        self, origin: _Origin, target: str, headers: Mapping[str, str], until: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         while True:
             connection = self._taken(origin)
             used = connection.sock is not None
+            connection.response_class = functools.partial(_Answer, until=until)  # type: ignore[assignment]
             try:
                 connection.request("GET", target, headers=dict(headers))
                 return connection, connection.getresponse()
@@ -147,14 +153,40 @@ def _parts(url: str) -> tuple[_Origin, str, str]:
     return (parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]), target, login
 
 
-def _fill(response: http.client.HTTPResponse, out: memoryview, until: float) -> None:
+class _Answer(http.client.HTTPResponse):
+    """An answer all of which, its headers too, has to come ``until`` then."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, until: float, **keywords: Any) -> None:
+        super().__init__(sock, *arguments, **keywords)
+        self.fp = io.BufferedReader(_Received(self.fp.detach(), until))
+
+
+class _Received(io.RawIOBase):
+    """What comes on a connection, ``until`` then. Looked at each time that something comes: whoever reads a line, or
+    fills a buffer, goes on receiving until it is complete."""
+
+    def __init__(self, raw: io.RawIOBase, until: float) -> None:
+        self._raw, self._until = raw, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._until:
+            raise TimeoutError("the answer did not come in time")
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _fill(response: http.client.HTTPResponse, out: memoryview) -> None:
     at = 0
     while at < len(out):
         got = response.readinto(out[at:])
         if not got:
             raise ConnectionError(f"the answer ends after {at} of {len(out)} bytes")
         at += got
-        if time.monotonic() > until:
-            raise TimeoutError(f"{at} of {len(out)} bytes came in time")
     if response.read(1):
         raise BadAnswer(f"asked for {len(out)} bytes, it answers with more")
