@@ -184,3 +184,54 @@ def test_who_may_not_list_a_bucket_may_publish(
     monkeypatch.setattr(s3.S3Store, "head", denied)
     new.publish()
     assert names(moto, "no-listing") == ["it.arz"]
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_refusal_that_is_not_about_the_name_does_not_say_that_it_is_taken(
+    through: tuple[Server, FaultProxy], complete: Callable[..., NewObject], status: int
+) -> None:
+    """409: something else is done to the name at the moment."""
+    server, proxy = through
+    new = complete(server, f"{server.url}/refused-{status}/it.arz", b"x")
+    proxy.script([Status(status)], is_commit)
+    with pytest.raises(StorageError, match=f"refused to publish it.*{status}.*try again later") as caught:
+        new.publish()
+    assert caught.value.errno == errno.EAGAIN
+    new.publish()
+    assert names(server, f"refused-{status}") == ["it.arz"] and unfinished(server, f"refused-{status}") == []
+
+
+def test_a_temporary_object_that_was_replaced_is_not_published(
+    azurite: Server, complete: Callable[..., NewObject]
+) -> None:
+    new = complete(azurite, f"{azurite.url}/replaced/it.arz", b"x")
+    store, key = connect(f"{azurite.url}/replaced/{new.started.name}", azurite.storage_options)
+    other = store.upload(key)
+    other.part(0, memoryview(b"y"), True)
+    other.finish()
+    with pytest.raises(StorageError, match="refused to publish") as caught:
+        new.publish()
+    assert caught.value.errno == errno.EAGAIN and names(azurite, "replaced") == [new.started.name]
+
+
+def test_a_source_that_does_not_meet_its_condition_is_no_name_that_is_taken(
+    through: tuple[Server, FaultProxy], complete: Callable[..., NewObject]
+) -> None:
+    server, proxy = through
+    new = complete(server, f"{server.url}/source/it.arz", b"x")
+    proxy.script([Status(412)], is_copy)
+    with pytest.raises(StorageError, match="cannot copy part 1 of it") as caught:
+        new.publish()
+    assert caught.value.errno != errno.EEXIST
+
+
+def test_what_is_refused_though_it_may_replace_is_not_said_to_be_taken(
+    through: tuple[Server, FaultProxy], complete: Callable[..., NewObject]
+) -> None:
+    server, proxy = through
+    url = written(server, "forced/it.arz", b"first")
+    new = complete(server, url, b"second")
+    proxy.script([Status(409)], lambda request: request.method == "POST" and "uploadId=" in request.path)
+    with pytest.raises(StorageError, match="refused to publish it") as caught:
+        new.publish(replace=True)
+    assert caught.value.errno == errno.EAGAIN and content(url, server) == b"first"
