@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.container.scan import Replay
@@ -104,11 +105,11 @@ class Draft:
         publish.check(reader, files, self._replay)
         self.parentage.check(reader, self._growing.place)
 
-    def publish(self, path: bytes, mode: int, content: bytes) -> str:
+    def publish(self, path: bytes, mode: int, content: bytes, check_going: Callable[[], None]) -> str:
         """Make it visible; its name, relative to the destination. Raises TakenError if another daemon has archived the
-        same ``content``."""
+        same ``content``, and what ``check_going`` raises when a name was refused."""
         assert self._growing is not None
-        name = publish.make_visible(self._growing, self._dest, path, self._source, mode, content)
+        name = publish.make_visible(self._growing, self._dest, path, self._source, mode, content, check_going)
         self._growing = None
         return name
 

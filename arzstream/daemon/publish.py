@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from arzstream.archive.verify import verify_reader
 from arzstream.container.directory import open_directory
@@ -23,6 +23,8 @@ __all__ = ["TakenError", "archive_name", "check", "existing", "holds", "make_vis
 
 SUFFIX = ".arz"
 READ_BYTES = 8 << 20
+MOST_NAMES = 8
+"""So many are tried, one after the other, before it is tried again later."""
 
 
 class TakenError(Exception):
@@ -109,13 +111,17 @@ def check(reader: RangeReader, expected: Mapping[bytes, tuple[int, int]], replay
         raise CorruptError(f"{reader.name}: does not hold the files it should; it is written again")
 
 
-def make_visible(growing: Growing, dest: Destination, path: bytes, source: str, mode: int, content: bytes) -> str:
+def make_visible(
+    growing: Growing, dest: Destination, path: bytes, source: str, mode: int, content: bytes,
+    check_going: Callable[[], None] = lambda: None,
+) -> str:  # fmt: skip
     """Publish under the first free name; returns it, relative to the destination. Nothing is ever replaced.
 
-    Raises :class:`TakenError` if another daemon has published an archive of the same ``content`` meanwhile.
+    Raises :class:`TakenError` if another daemon has published an archive of the same ``content`` meanwhile,
+    StorageError if one name after another is refused, and what ``check_going`` raises between them.
     """
     refused: list[str] = []
-    while True:
+    while len(refused) < MOST_NAMES:
         taken = [*refused, *existing(dest, path, source, now=True)]
         if dest.remote:  # a local destination is locked
             same = next((name for name in taken if dest.content_of(name) == content), None)
@@ -128,8 +134,11 @@ def make_visible(growing: Growing, dest: Destination, path: bytes, source: str, 
             if error.errno != errno.EEXIST:
                 raise
             refused.append(name)  # a listing need not show it yet
+            check_going()
             continue
         return name
+    said = f"{len(refused)} names were refused, the last of them {refused[-1]}, which no listing shows"
+    raise StorageError(f"{dest.shown}: {said}; it is tried again", errno=errno.EAGAIN)
 
 
 def _number(name: str) -> int:

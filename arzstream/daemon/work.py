@@ -384,7 +384,7 @@ class Job:
         parent = self.parent if summary.parents else ""
         mode = local.permissions_at_most(file.status() for file in order.files.values())
         try:
-            name = self._draft.publish(self.path, mode, bytes.fromhex(summary.content))
+            name = self._draft.publish(self.path, mode, bytes.fromhex(summary.content), self._check_going)
         except TakenError as taken:
             self.outcome = Elsewhere(taken.name)
             return

@@ -2,7 +2,7 @@
 
 A key is what the store calls an object: a path, or bucket and name. Methods block, and may be called from several
 threads at once. They try once and raise what they got: :mod:`arzstream.store.patience` says what that means and tries
-again.
+again. (A commit of many steps tries each of them again.)
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class ObjectStore(abc.ABC):
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
         """Give the object ``temporary`` of ``version`` the name ``final``, without its bytes passing through here.
-        Raises FileExistsError, and changes nothing, if there is such an object and not ``replace``."""
+        Raises FileExistsError, and changes nothing, if there is such an object and not ``replace``; also where the
+        store only says that a condition was not met, so that it has to be asked which."""
         raise NotImplementedError
 
     def remove(self, key: str) -> None:

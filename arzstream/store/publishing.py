@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from arzstream.errors import StorageError, UnsupportedError
-from arzstream.store.address import redacted
+from arzstream.store.address import one_line, redacted
 from arzstream.store.backends import connect
 from arzstream.store.local import TEMPORARY_PREFIX
 from arzstream.store.notes import Started
@@ -163,10 +163,7 @@ class NewObject:
             # An answer that was lost on its way looks like this, too: is it ours that lies there?
             if not self._is_published(self._reader):
                 if isinstance(error, FileExistsError):
-                    raise StorageError(
-                        f"{self.name}: exists already; choose another name, or --force to replace it",
-                        errno=errno.EEXIST,
-                    ) from error
+                    raise self._refusal(error, taken=not replace and self._is_taken()) from error
                 raise
         self._close()
         with contextlib.suppress(StorageError):  # it is published; what stays behind is swept some day
@@ -211,6 +208,20 @@ class NewObject:
             return False
         return bool(found.size == written.size and tail == written.end)
 
+    def _is_taken(self) -> bool:
+        """Is there any object of the final name? A store that refuses need not have meant that."""
+        return _found(self._store, self._final, self.name, self._options, self._patience) is not None
+
+    def _refusal(self, error: FileExistsError, *, taken: bool) -> StorageError:
+        if taken:
+            advice = "choose another name, or --force to replace it"
+            return StorageError(f"{self.name}: exists already; {advice}", errno=errno.EEXIST)
+        said = one_line(error.__cause__ or error, self._options)
+        return StorageError(
+            f"{self.name}: the store refused to publish it, and not for its name: {said}; try again later",
+            errno=errno.EAGAIN,
+        )
+
     def _send(self, *, last: bool) -> None:
         number, data = self._number, memoryview(self._buffer)[: self._filled]
         self._number += 1
@@ -251,10 +262,17 @@ def stat_object(url: str, storage_options: Mapping[str, Any] | None = None) -> V
     who may not list a bucket). Raises StorageError."""
     store, key = connect(url, storage_options)
     try:
-        return patiently(lambda: store.head(key), redacted(url), "look at it", options=storage_options)
+        return _found(store, key, redacted(url), storage_options)
+    finally:
+        store.close(key)
+
+
+def _found(
+    store: ObjectStore, key: str, name: str, options: Mapping[str, Any] | None, patience: Patience = PATIENCE
+) -> Version | None:
+    try:
+        return patiently(lambda: store.head(key), name, "look at it", patience=patience, options=options)
     except StorageError as error:
         if error.errno in (errno.ENOENT, errno.EACCES):
             return None
         raise
-    finally:
-        store.close(key)

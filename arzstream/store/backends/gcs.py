@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from arzstream.errors import StorageError
 from arzstream.store.backends import web
 from arzstream.store.backends.loop import LoopStore
 from arzstream.store.objects import ObjectChangedError, Properties, StaleUploadError, Upload, Version
-from arzstream.store.patience import Patience
+from arzstream.store.patience import Patience, status_of
 
 __all__ = ["GcsStore"]
 
@@ -54,7 +55,22 @@ class GcsStore(LoopStore):
         return found
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
-        self.run(self._commit, temporary, final, version, replace)
+        """A rewrite on the store's side, in as many steps as it wants."""
+        params = {"ifSourceGenerationMatch": version.tag, "maxBytesRewrittenPerCall": str(REWRITE_BYTES)}
+        if not replace:
+            params["ifGenerationMatch"] = "0"
+            self.refuse_taken(final)
+        path = f"{self._object(temporary)}/rewriteTo/{self._object(final)}"
+        while True:
+            try:
+                answer = self.patiently(lambda: self.run(self._json, "POST", path, params), final, "publish it")
+            except StorageError as error:
+                if status_of(error) == 412:
+                    raise FileExistsError(final) from error
+                raise
+            if answer.get("done", True):
+                return
+            params["rewriteToken"] = answer["rewriteToken"]
 
     def remove(self, key: str) -> None:
         self.run(self._remove, key)
@@ -87,29 +103,6 @@ class GcsStore(LoopStore):
             raise
         if size != version.size or headers.get("x-goog-generation", version.tag) != version.tag:
             raise ObjectChangedError("it was replaced")
-
-    async def _commit(self, temporary: str, final: str, version: Version, replace: bool) -> None:
-        """A rewrite on the store's side, in as many steps as it wants."""
-        params = {"ifSourceGenerationMatch": version.tag, "maxBytesRewrittenPerCall": str(REWRITE_BYTES)}
-        if not replace:
-            params["ifGenerationMatch"] = "0"
-            try:
-                await self._head(final)
-                raise FileExistsError(final)
-            except web.StatusError as error:
-                if error.status != 404:
-                    raise
-        path = f"{self._object(temporary)}/rewriteTo/{self._object(final)}"
-        while True:
-            try:
-                answer = await self._json("POST", path, params)
-            except web.StatusError as error:
-                if error.status == 412:
-                    raise FileExistsError(final) from error
-                raise
-            if answer.get("done", True):
-                return
-            params["rewriteToken"] = answer["rewriteToken"]
 
     async def _remove(self, key: str) -> None:
         session, url = await self._session(), f"{self._fs.base}{self._object(key)}"

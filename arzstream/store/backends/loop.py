@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from arzstream.store.address import redacted
 from arzstream.store.objects import ObjectStore
-from arzstream.store.patience import Patience
+from arzstream.store.patience import Patience, patiently, status_of
 
 __all__ = ["LoopStore"]
 
@@ -38,3 +39,19 @@ class LoopStore(ObjectStore):
 
         result: T = sync(self._fs.loop, function, *arguments, **keywords)
         return result
+
+    def patiently(self, function: Callable[[], T], key: str, doing: str) -> T:
+        """One of many steps, tried again by itself: all of them anew would take too long. Raises StorageError."""
+        name = redacted(self._fs.unstrip_protocol(key))
+        return patiently(function, name, doing, patience=self._patience, options=self._fs.storage_options)
+
+    def refuse_taken(self, key: str) -> None:
+        """Raises FileExistsError if there is such an object: before work that would be in vain, and for servers that
+        do not know conditions. Who may not list a bucket is not told that there is none, and goes on."""
+        try:
+            self.head(key)
+        except Exception as error:
+            if status_of(error) in (403, 404):
+                return
+            raise
+        raise FileExistsError(key)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from arzstream.errors import StorageError, UnsupportedError
 from arzstream.store.backends.loop import LoopStore
 from arzstream.store.objects import (
     BadAnswer,
@@ -26,6 +28,8 @@ CONNECTIONS = 32
 COPY_BYTES = 1 << 30
 """A part that is copied: at most 5 GiB, and the store answers only when it is done."""
 BLOCK_BYTES = 1 << 20
+CLIENT = "aiobotocore>=2.15"
+"""The first whose botocore knows what a commit says."""
 
 
 class S3Store(LoopStore):
@@ -63,6 +67,7 @@ class S3Store(LoopStore):
         self.run(self._get_into, key, start, out, version)
 
     def upload(self, key: str) -> Upload:
+        self._check_client(key)
         return _S3Upload(self, key)
 
     def resume(self, key: str, upload: str) -> Upload | None:
@@ -80,19 +85,50 @@ class S3Store(LoopStore):
             return None
 
     def commit(self, temporary: str, final: str, version: Version, *, replace: bool) -> None:
-        """A multipart copy of any length, completed with ``If-None-Match: *``."""
+        """A multipart copy of any length, completed with ``If-None-Match: *``. Not every server knows that, so the name
+        is looked for, too, before the copy and after it."""
+        if not replace:
+            self._check_client(final)
+            self.refuse_taken(final)
         upload = _S3Upload(self, final)
         try:
-            bucket, name, _ = self._fs.split_path(temporary)
-            for number, start in enumerate(range(0, version.size, COPY_BYTES)):
-                end = min(version.size, start + COPY_BYTES)
-                upload.copy(number, {"Bucket": bucket, "Key": name}, start, end, version.tag)
-            upload.finish(create=not replace)
-        except BaseException as error:
-            upload.abort()
-            if isinstance(error, Exception) and status_of(error) in (409, 412):
+            self._copy(upload, temporary, final, version)
+            if not replace:
+                self.patiently(lambda: self.refuse_taken(final), final, "look at it")
+            self._finish(upload, final, create=not replace)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                upload.abort()
+            raise
+
+    def _copy(self, upload: _S3Upload, temporary: str, final: str, version: Version) -> None:
+        bucket, name, _ = self._fs.split_path(temporary)
+        source = {"Bucket": bucket, "Key": name}
+        for number, start in enumerate(range(0, version.size, COPY_BYTES)):
+            end = min(version.size, start + COPY_BYTES)
+            copy = functools.partial(upload.copy, number, source, start, end, version.tag)
+            self.patiently(copy, final, f"copy part {number + 1} of it")
+
+    def _finish(self, upload: _S3Upload, final: str, *, create: bool) -> None:
+        try:
+            self.patiently(lambda: upload.finish(create), final, "publish it")
+        except StorageError as error:
+            if status_of(error) in (409, 412):
                 raise FileExistsError(final) from error
             raise
+
+    def _check_client(self, key: str) -> None:
+        """What a client does not know of a request it leaves out. Without ``If-None-Match`` it would replace
+        archives."""
+        if "IfNoneMatch" not in self.run(self._members, "CompleteMultipartUpload"):
+            bucket, _, _ = self._fs.split_path(key)
+            said = "this botocore cannot publish without replacing what may be there"
+            raise UnsupportedError(f"s3://{bucket}: {said}; pip install s3fs '{CLIENT}'")
+
+    async def _members(self, operation: str) -> Collection[str]:
+        """What can be said in a request."""
+        client = await self._fs.set_session()
+        return set(client.meta.service_model.operation_model(operation).input_shape.members)
 
     def remove(self, key: str) -> None:
         self._call("delete_object", key)
