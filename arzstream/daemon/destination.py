@@ -186,7 +186,12 @@ class _GrowingFile(Growing):
         self.place, self.script = place, Script()
         self.sink: local.LocalSink = local.LocalSink(place)
         self._closed = False
-        self._reader = LocalReader(place)
+        try:
+            self._reader = LocalReader(place)
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                self.sink.abort()
+            raise
 
     @property
     def reader(self) -> LocalReader:

@@ -29,6 +29,8 @@ class Memory:
         self.entries: dict[bytes, Entry] = journal.entries()
         self.archives: dict[str, Archive] = journal.archives()
         self._due: dict[bytes, float] = {}
+        self._forgotten: set[bytes] = set()
+        """Paths that may still be written down, though there are no entries of them."""
         self._publications: list[tuple[Archive, Entry]] = []
         self._retry_at = 0.0
 
@@ -77,14 +79,17 @@ class Memory:
         """Nothing was ever published of it, and nothing will be."""
         self.entries.pop(path, None)
         self._due.pop(path, None)
-        self._try(lambda: self._journal.forget(path))
+        if not self._try(lambda: self._journal.forget(path)):
+            self._forgotten.add(path)
 
     def rename(self, old: bytes, entry: Entry) -> None:
         """What was called ``old`` is ``entry`` now."""
         self.entries.pop(old, None)
         self._due.pop(old, None)
         self.entries[entry.path] = entry
-        self._try(lambda: self._journal.rename(old, entry))
+        if not self._try(lambda: self._journal.rename(old, entry)):
+            self._forgotten.add(old)
+            self.changed(entry)
 
     def set_meta(self, **values: Any) -> None:
         """Facts about the daemon itself."""
@@ -93,7 +98,7 @@ class Memory:
     @property
     def behind(self) -> bool:
         """Is anything not written yet?"""
-        return bool(self._due or self._publications)
+        return bool(self._due or self._publications or self._forgotten)
 
     def flush(self, *, force: bool = False) -> None:
         """Write what is due; everything with ``force``."""
@@ -105,6 +110,10 @@ class Memory:
             if not self._try(functools.partial(self._journal.add_archive, archive, entry)):
                 return
             self._publications.pop(0)
+        for path in list(self._forgotten):
+            if path not in self.entries and not self._try(functools.partial(self._journal.forget, path)):
+                return
+            self._forgotten.discard(path)
         for path, due in list(self._due.items()):
             if due > now and not force:
                 continue

@@ -153,8 +153,10 @@ class Roster:
         """A followed checkpoint that is no longer there, and whose files are files of this one."""
         inodes = {item.identity[:2] for item in items.values()}
         for track in self.tracks.values():
+            if not track.gone or track.frozen:
+                continue
             known = {watched.file.identity[:2] for watched in track.watched.values()}
-            if track.gone and not track.frozen and known and known <= inodes:
+            if known and known <= inodes:
                 return track
         return None
 

@@ -49,14 +49,14 @@ class _Watched:
         """Of the link, if the file is what a link leads to."""
         self.parser: Parser = parser_for(inside, beside=company)
         self.layout: Layout | None = None
-        self.frontier = 0
+        self.frontier = self._size = 0
         self._seen: tuple[int, bool, Identity | None, Hashable] = (-1, False, None, None)
 
-    def look(self, *, whole: bool, news: Hashable) -> None:
-        """Find the frontier; parse again if anything changed, or ``news`` did, which is what lies beside. ``whole``:
-        nobody writes to it any more."""
-        status = self.file.status()
-        self.frontier = status.st_size if whole else self.file.frontier()
+    def look(self, status: os.stat_result, *, whole: bool, news: Hashable) -> None:
+        """Find the frontier; parse again if anything changed, or ``news`` did, which is what lies beside. ``status`` is
+        the file's as it is now; ``whole``: nobody writes to it any more."""
+        self._size = status.st_size
+        self.frontier = self._size if whole or not self.file.keep else self.file.frontier()
         final = whole and self.frontier == status.st_size
         seen = (self.frontier, final, Identity.of(status), news)
         if seen == self._seen:
@@ -83,7 +83,7 @@ class _Watched:
             return True
 
     def _read(self, offset: int, length: int) -> bytes:
-        length = min(length, max(0, self.file.size - offset))
+        length = min(length, max(0, self._size - offset))
         return self.file.read_at(offset, length) if length else b""
 
 
@@ -209,10 +209,13 @@ class Track:
 
     def _close_retired(self) -> None:
         """Close files that are no longer there, once the job has let go of them."""
-        for file in list(self._retired):
-            if self.job is None or not self.job.uses(file):
+        if not self._retired:
+            return
+        used = self.job.sources() if self.job is not None else frozenset()
+        for file in self._retired:
+            if file not in used:
                 file.close()
-                self._retired.remove(file)
+        self._retired = [file for file in self._retired if file in used]
 
     def rename(self, path: bytes) -> None:
         """The whole checkpoint has another name; its files are found again by their inodes. Its archive grows in the
@@ -229,13 +232,17 @@ class Track:
 
     def note_closed(self, path: bytes) -> None:
         """A hint: the writer closed ``path``, or moved it (and, if it is a folder, all in it) into place."""
-        for known, item in self.items.items():
-            if item.kind is Kind.FILE and (known == path or known.startswith(path + b"/")):
-                try:
-                    now = Identity.of(os.lstat(os.path.join(self.root, known)))
-                except OSError:
-                    continue
-                self.settle.closed(known, now)
+        item = self.items.get(path)
+        if item is not None and item.kind is not Kind.FOLDER:
+            known = [path]
+        elif item is not None or path == self.path:  # there are few hints of folders, and many of files
+            known = [name for name in self.items if name.startswith(path + b"/")]
+        else:
+            return
+        for name in known:
+            if self.items[name].kind is Kind.FILE:
+                with contextlib.suppress(OSError):
+                    self.settle.closed(name, Identity.of(os.lstat(os.path.join(self.root, name))))
 
     def hopeless(self, monotonic: float, patience: float) -> bool:
         """Does it wait for what may never come, and has nothing happened for ``patience`` seconds?"""
@@ -247,18 +254,19 @@ class Track:
 
     def open_files(self) -> None:
         """Open what is new. Raises ArzError, so that the checkpoint is blocked with a reason."""
+        kept = sum(watched.file.keep for watched in self.watched.values())
         for path, item in self.items.items():
             if path in self.watched or item.kind not in (Kind.FILE, Kind.LINK):
                 continue
             target = followed(self.root, self.path, path) if item.kind is Kind.LINK else b""
             if item.kind is Kind.LINK and not target:
                 continue
-            keep = sum(watched.file.keep for watched in self.watched.values()) < self._keep_open
-            file = self._census.open_file(path, keep=keep, target=target)
+            file = self._census.open_file(path, keep=kept < self._keep_open, target=target)
             if not target and file.identity[:2] != item.identity[:2]:
                 file.close()
                 raise SourceChangedError(f"{file.name}: was replaced while the folder was read")
             self.watched[path] = _Watched(file, self.inside(path), self.company, item.identity)
+            kept += file.keep
 
     def judge(self, monotonic: float, quiet: Mapping[str, float] | None, past: Past) -> Verdict:
         """Look at every file's frontier and structure, and say whether the checkpoint is complete, given its past."""
@@ -270,8 +278,10 @@ class Track:
             if watched.file.target:
                 calm = min(calm, self.settle.quiet(path + TARGET, monotonic))
             closed = self._closed(path, watched, calm)
-            watched.look(whole=closed or calm >= checkpoint.GIVE_UP, news=news)
-            status = watched.file.status()
+            # Of many small files that are not kept open, their folder was just asked: to open each takes longer.
+            own = watched.file.keep or watched.file.target
+            status = watched.file.status() if own else self.items[path].status
+            watched.look(status, whole=closed or calm >= checkpoint.GIVE_UP, news=news)
             facts[self.inside(path)] = FileFacts(status.st_size, watched.layout, closed, calm, status.st_mtime_ns)
         name = b"" if self.lone_file else os.path.basename(self.path or os.path.abspath(self.root))
         verdict = checkpoint.assess(

@@ -108,10 +108,10 @@ class Job:
     def finishing(self) -> bool:
         return self._finish is not None
 
-    def uses(self, file: SourceFile) -> bool:
-        """Might a thread of it still read ``file``?"""
+    def sources(self) -> frozenset[SourceFile]:
+        """What a thread of it might still read."""
         with self._condition:
-            return file in self._files.values() or file in self._known.values()
+            return frozenset([*self._files.values(), *self._known.values()])
 
     def stop(self) -> None:
         """Tell its threads to end soon, without publishing."""
