@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from arzstream.daemon.bucket import HASTE
 from arzstream.daemon.census import Census, grouped
 from arzstream.daemon.journal import FOLDER
+from arzstream.daemon.kept import Kept
 from arzstream.daemon.scan import Identity, Item, Kind, Listing
 from arzstream.daemon.source import SourceError, SourceFile
 from arzstream.errors import SourceChangedError, StorageError
@@ -34,6 +35,8 @@ THREADS, WINDOW_BYTES = 4, 32 << 20
 """Requests at once for one object, and how much of it is fetched ahead."""
 BLOCK_BYTES, BLOCKS = 4 << 20, 6
 """How much of an object is kept for the next look at it, while it is coded."""
+KEPT_BYTES = 96 << 20
+"""And of all objects together: of four that are coded at a time."""
 READ_BEFORE = 32
 """Small files that are kept open because rules read them again and again."""
 
@@ -43,15 +46,16 @@ class DistantFile(SourceFile):
 
     distant = True
 
-    def __init__(self, url: str, path: bytes, item: Item) -> None:
+    def __init__(self, url: str, path: bytes, item: Item, kept: Kept) -> None:
         self.root, self.path, self.target, self.keep = b"", path, b"", False
         self.job, self.coded = None, 0
         self.identity = Identity.of(item.status)
         self._url, self._status = url, item.status
         self._opening, self._reading_blocks = threading.Lock(), threading.Lock()
-        self._blocks: dict[int, bytes] = {}
-        """The last that were used, oldest first."""
+        self._kept = kept
         self._remote: RemoteReader | None = None
+        self._announcements = 0
+        """Without any, nothing is held open for it but what ``kept`` has: there may be thousands of objects."""
 
     @property
     def name(self) -> str:
@@ -84,13 +88,15 @@ class DistantFile(SourceFile):
     def _block(self, number: int) -> bytes:
         """Coding looks at the same bytes several times: at the names, the parent, other tensors, the digest."""
         with self._reading_blocks:
-            block = self._blocks.pop(number, None)
+            block = self._kept.take(self, number)
             if block is None:
                 start = number * BLOCK_BYTES
-                block = self._reader_now().read_at(start, min(BLOCK_BYTES, self.size - start))
-            self._blocks[number] = block
-            if len(self._blocks) > BLOCKS:
-                self._blocks.pop(next(iter(self._blocks)), None)
+                reader = self._reader_now()
+                block = reader.read_at(start, min(BLOCK_BYTES, self.size - start))
+                self._kept.put(self, number, block)
+                with self._opening:
+                    if not self._announcements:
+                        reader.rest()
             return block
 
     def has_writer(self) -> bool | None:
@@ -102,20 +108,25 @@ class DistantFile(SourceFile):
             yield
             return
         with self._translated():
-            announced = self._reader_now().announce()
+            reader = self._reader_now()
+        with self._opening:
+            self._announcements += 1
+            announced = reader.announce()
         try:
             announced.add([(start, end - start)])
             yield
         finally:
             announced.release()
-            with self._reading_blocks:
-                self._blocks.clear()
+            with self._opening:
+                self._announcements -= 1
+                if not self._announcements:
+                    reader.rest()
+            self._kept.forget(self)
 
     def close(self) -> None:
         with self._opening:
             reader, self._remote = self._remote, None
-        with self._reading_blocks:
-            self._blocks.clear()
+        self._kept.forget(self)
         if reader is not None:
             reader.close()
 
@@ -156,6 +167,7 @@ class DistantCensus(Census):
         inside = dest.rstrip("/").removeprefix(self._url + "/")
         self._left_out = "" if inside == dest.rstrip("/") else inside + "/"
         self._groups: dict[bytes, dict[bytes, Item]] = {}
+        self._kept = Kept(KEPT_BYTES, BLOCKS)
         self._read_before: dict[bytes, DistantFile] = {}
 
     def everything(self) -> tuple[dict[bytes, dict[bytes, Item]], dict[bytes, StorageError]]:
@@ -177,7 +189,7 @@ class DistantCensus(Census):
         item = next((items[path] for items in self._groups.values() if path in items), None)
         if item is None:
             raise SourceChangedError(f"{self._url}/{os.fsdecode(path)}: is not there any more")
-        return DistantFile(f"{self._url}/{os.fsdecode(path)}", path, item)
+        return DistantFile(f"{self._url}/{os.fsdecode(path)}", path, item, self._kept)
 
     def read_beside(self, path: bytes, most: int) -> tuple[bytes, int] | None:
         item = next((items[path] for items in self._groups.values() if path in items), None)
@@ -187,7 +199,7 @@ class DistantCensus(Census):
         if known is None or known.identity != item.identity:
             while len(self._read_before) >= READ_BEFORE:
                 self._read_before.pop(next(iter(self._read_before))).close()
-            known = self._read_before[path] = DistantFile(f"{self._url}/{os.fsdecode(path)}", path, item)
+            known = self._read_before[path] = DistantFile(f"{self._url}/{os.fsdecode(path)}", path, item, self._kept)
         return known.read_at(0, item.status.st_size), item.status.st_mtime_ns
 
     def _now(self, checkpoint: bytes) -> dict[bytes, Item]:

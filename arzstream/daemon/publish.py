@@ -17,6 +17,7 @@ from arzstream.daemon.census import Census
 from arzstream.daemon.destination import Destination, Growing
 from arzstream.daemon.scan import Item, Kind
 from arzstream.errors import ArzError, CorruptError, StorageError
+from arzstream.formats.checkpoint import is_temporary
 from arzstream.store.ranges import RangeReader, open_reader
 
 __all__ = ["TakenError", "archive_name", "check", "existing", "holds", "make_visible"]
@@ -54,6 +55,7 @@ def existing(dest: Destination, path: bytes, source: str, *, now: bool = False) 
 
 def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, census: Census, by_hash: bool) -> bool:
     """Is ``archive`` an archive of exactly these members: the same paths, sizes and times, and, ``by_hash``, content?
+    Temporary files, which a crash may have left among them, are not archived, and do not count.
 
     ``by_hash`` reads the sources and compares SHA-256 instead of times. An archive that cannot be opened is not one.
     """
@@ -69,6 +71,8 @@ def holds(archive: str, members: Mapping[bytes, Item], checkpoint: bytes, *, cen
     files: dict[bytes, bytes] = {}
     for path, item in members.items():
         inside = path[prefix:] or os.path.basename(path)
+        if is_temporary(path):
+            continue
         if item.kind is Kind.FILE or (item.kind is Kind.LINK and inside in records):
             files[inside] = path
     if files.keys() != records.keys():

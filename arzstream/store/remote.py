@@ -129,6 +129,14 @@ class RemoteReader:
             raise self._changed()
         return True
 
+    def rest(self) -> None:
+        """Let go of the threads, the memory for reading ahead, and the end that opening brought. It can be read all the
+        same, and something be announced again; what is announced now will not be fetched ahead."""
+        self._tail = self.end = b""
+        if self._window.started:
+            window, self._window = self._window, self._new_window()
+            window.close(wait=False)
+
     def check_version(self) -> None:
         """Raises ObjectChangedError if the object is another one by now."""
         if self._ask_version() != self.version:

@@ -157,8 +157,13 @@ class Window:
                 if request.done or not request.wanted:
                     self._drop(request)
 
-    def close(self) -> None:
-        """End the threads; what they are fetching is dropped when it comes."""
+    @property
+    def started(self) -> bool:
+        """Has anything been announced, so that there are threads?"""
+        return bool(self._threads)
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads; what they are fetching is dropped when it comes. ``wait`` until they have ended."""
         with self._changed:
             self._closed = True
             for request in list(self._requests):
@@ -166,7 +171,7 @@ class Window:
             self._changed.notify_all()
         self._memory.close()
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if wait and thread is not threading.current_thread():
                 thread.join()
 
     # -- announcing

@@ -114,6 +114,21 @@ def test_two_daemons_publish_once_and_the_second_takes_over(places):
         assert printed.count("event=published checkpoint=checkpoint-2 ") == 1
 
 
+def test_without_a_journal_what_a_crash_left_in_a_checkpoint_does_not_make_it_another_one(places):
+    source, dest = places
+    folder = source / "checkpoint-1"
+    folder.mkdir()
+    (folder / "model.safetensors.tmp").write_bytes(SMALL[:100])
+    os.utime(folder / "model.safetensors.tmp", ns=(10**18, 10**18))
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(SMALL)
+    for _ in range(2):
+        done = process.arzstream("watch", source, dest, "--once", "--quiet-time", "0.3")
+        assert done.returncode == 0 and "1 checkpoint archived" in done.stdout, done.stderr
+        shutil.rmtree(dest / FOLDER)
+    assert [path.name for path in dest.glob("*.arz")] == ["checkpoint-1.arz"]
+
+
 @pytest.mark.parametrize("change", ["time", "size", "name"])
 def test_without_a_journal_only_an_archive_of_the_same_files_is_adopted(places, tmp_path, change):
     source, dest = places

@@ -309,6 +309,25 @@ def test_orbax_is_complete_when_it_was_committed() -> None:
     assert doubted(checkpoint.put("default/d/abc", b"y", 0.5), "10", "commit_success.txt to be written again")
 
 
+def test_the_commit_of_an_item_of_orbax_speaks_for_that_item_alone() -> None:
+    checkpoint = Checkpoint().put("default/d/abc", b"x", 9).put("default/commit_success.txt", b"x", 8)
+    told = checkpoint.assess("10")
+    assert (told.complete, told.rule, told.strength) == (True, "orbax", "weak")  # its folder's own may follow
+    checkpoint.put("dataset/state.json", b"x", 7)
+    assert doubted(checkpoint, "10", "dataset/commit_success.txt")
+    assert checkpoint.put("dataset/commit_success.txt", b"x", 6).assess("10").complete
+    assert doubted(checkpoint.put("default/d/abc", b"y", 5.5), "10", "default/commit_success.txt to be written again")
+    told = checkpoint.put("commit_success.txt", b"x", 1).assess("10")
+    assert (told.complete, told.strength) == (True, "strong")
+
+
+def test_items_of_orbax_that_lie_deeper_need_their_commits_too() -> None:
+    checkpoint = Checkpoint().put("a/state/d/abc", b"x", 9).put("a/state/commit_success.txt", b"x", 8)
+    checkpoint.put("notes.txt", b"x", 7).put("a/notes.txt", b"x", 7)
+    assert checkpoint.assess("10").complete
+    assert doubted(checkpoint.put("a/other/d/abc", b"x", 7), "10", "a/other/commit_success.txt")
+
+
 # ------------------------------------------------------------------------------------ what came before
 
 
