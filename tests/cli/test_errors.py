@@ -241,7 +241,7 @@ def test_closed_standard_streams(archive: Path, tmp_path: Path) -> None:
 SLOW_PACK = """
 import sys, time
 from arzstream.archive import builder
-def seal(self):
+def seal(self, check):
     print("sealing", flush=True)
     for _ in range(600):  # a signal that comes right before one long sleep would end it only then
         time.sleep(0.1)
