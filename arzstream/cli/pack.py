@@ -37,7 +37,7 @@ NOTES_SHOWN = 20
 @click.option("--jobs", "-j", type=click.IntRange(1, 1024), metavar="N", help="Threads.  [default: one per core]")
 @click.option(
     "--tensor-parallel", type=click.IntRange(1, 1 << 16), default=1, metavar="N",
-    help="Cut matrices so that each of N ranks reads its own rows or columns only.",
+    help="Cut matrices so that each of N ranks reads its own rows or columns, and little else.",
 )  # fmt: skip
 @click.option(
     "--parent", metavar="ARCHIVE",
