@@ -23,6 +23,7 @@ from arzstream.container.records import Parent, Piece
 from arzstream.container.state import content_digest
 from arzstream.errors import ArzError, CorruptError, LimitError, MissingParentError
 from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.address import shown
 from arzstream.store.folders import archives_in, beside, folder_of, is_archive_name
 from arzstream.store.ranges import RangeReader, is_url, open_reader
 
@@ -201,8 +202,8 @@ class Ancestry:
         what = f"{posixpath.basename(parent.hint)!r} (content {digest}…)" if parent.hint else f"content {digest}…"
         places = [folder_of(child), *self._path]
         held = [place for place in another if posixpath.basename(place) == posixpath.basename(parent.hint)]
-        other = f"; {held[0]} is another one" if held else ""
-        other += f"; {circular} holds the same, but cannot be read without it" if circular else ""
+        other = f"; {shown(held[0])} is another one" if held else ""
+        other += f"; {shown(circular)} holds the same, but cannot be read without it" if circular else ""
         return (
             f"it was coded against {what}, which is not in {_listed(places)}{other}; "
             "put it beside this archive, or say where it is (--parents)"
@@ -210,7 +211,7 @@ class Ancestry:
 
 
 def _listed(places: Iterable[str]) -> str:
-    return " or ".join(dict.fromkeys(place or "." for place in places))
+    return " or ".join(dict.fromkeys(shown(place) or "." for place in places))
 
 
 def _content(directory: Directory) -> bytes:

@@ -24,6 +24,7 @@ from arzstream.container.directory import Directory, UnitEntry
 from arzstream.container.records import FileRecord, Kind, Piece, Unit, show
 from arzstream.errors import CorruptError
 from arzstream.kernels.digests import sha256_hasher
+from arzstream.store.address import shown
 
 __all__ = ["compare", "decode_all", "file_digest", "member_digests"]
 
@@ -146,7 +147,7 @@ def compare(
     for path in sorted(entries.keys() | records.keys()):
         entry, record = entries.get(path), records.get(path)
         if entry is None or record is None:
-            where = "the archive" if entry is None else os.fspath(against)
+            where = "the archive" if entry is None else shown(os.fspath(against))
             raise CorruptError(f"{show(path)} is only in {where}")
         if (entry.kind, entry.target) != (record.kind, record.target):
             raise CorruptError(f"{show(path)} is not the same kind of file as in the source")

@@ -23,6 +23,7 @@ from arzstream.container.records import Parent, Reference, ReferenceKind, Unit
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, StorageError
 from arzstream.kernels.digests import xxh3_64
+from arzstream.store.address import shown
 from arzstream.store.folders import folder_of, same_place
 from arzstream.store.ranges import is_url
 
@@ -197,9 +198,9 @@ def open_lineage(
         behind = ancestry.depth(nearest.directory, place)
         for known in ancestry.opened():
             if known.content in forbidden:
-                raise StorageError(f"{place}: is or needs what would be coded against it; choose another parent")
+                raise StorageError(f"{shown(place)}: is or needs what would be coded against it; choose another parent")
             if same_place(known.place, dest):
-                raise StorageError(f"{dest}: is needed to read what would take its place; choose another name")
+                raise StorageError(f"{shown(dest)}: is needed to read what would take its place; choose another name")
         if behind >= max_chain:
             yield None
             return
@@ -218,4 +219,4 @@ def relative_hint(place: str, dest: str) -> str:
     if not is_url(place) and not is_url(dest) and dest != "-":
         with contextlib.suppress(ValueError):  # another drive
             return os.path.relpath(os.path.abspath(place), folder_of(dest)).replace(os.sep, "/")
-    return posixpath.basename(place.replace(os.sep, "/"))
+    return posixpath.basename(shown(place).replace(os.sep, "/"))

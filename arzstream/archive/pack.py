@@ -59,8 +59,8 @@ def pack(
     ``"-"`` for standard output. Nothing that comes from or goes to a URL is kept on a local disk meanwhile.
 
     ``dest`` appears only when everything in it was read back, decoded, and found identical. ``tensor_parallel`` N
-    cuts every matrix
-    so that each of N ranks reads its own rows or columns only.
+    cuts every matrix so that each of N ranks reads its own rows or columns only; where its rows are a number that has
+    no fitting divisor, a chunk more that it shares with a neighbour.
 
     ``parent`` is an archive, a path or a URL, that tensors of the same names are coded against: the checkpoint before
     this one, or the model that this one was made from. Whoever reads the archive needs the parent, too, and what that

@@ -99,7 +99,9 @@ def cut_columns(rows: Buffer, tile: Tile, row_bytes: int, itemsize: int) -> byte
 def choose_grid(shape: tuple[int, int], itemsize: int, parallel: int = 1) -> tuple[int, int]:
     """Rows and columns of a chunk: about 2^20 elements in whole rows, rows split evenly.
 
-    With ``parallel`` N both ways are cut so that each of N ranks finds its rows or its columns in chunks of its own.
+    With ``parallel`` N, which divides both, chunks are as wide as the columns of one of N ranks, if these are not few,
+    and its rows are whole chunks where a number of rows that is at least half of what a chunk may have divides them.
+    All chunks but the last ones of a unit have the same rows, so that else a rank shares a chunk with its neighbour.
     """
     rows, columns = shape
     if parallel > 1 and columns % parallel == 0 and columns // parallel >= NARROWEST_BLOCK:
@@ -107,10 +109,13 @@ def choose_grid(shape: tuple[int, int], itemsize: int, parallel: int = 1) -> tup
     most = min(CHUNK_ELEMENTS, CHUNK_BYTES // itemsize)
     if columns > most:
         return 1, most
-    if parallel > 1 and rows % parallel == 0:
+    shared = parallel > 1 and rows % parallel == 0
+    if shared:
         rows //= parallel
     high = max(1, min(rows, most // max(1, columns)))
     pieces = max(1, -(-rows // high))
+    if shared:
+        pieces = next((n for n in range(pieces, 2 * pieces + 1) if rows % n == 0), pieces)
     return max(1, -(-rows // pieces)), max(1, columns)
 
 

@@ -21,6 +21,7 @@ from arzstream.container.scan import Replay
 from arzstream.container.state import TableRef, index_map
 from arzstream.errors import ArzError, CorruptError
 from arzstream.limits import DEFAULT_LIMITS, Limits
+from arzstream.store.address import shown
 from arzstream.store.ranges import DistantReader, RangeReader, open_reader
 
 __all__ = ["VerifyReport", "verify", "verify_reader"]
@@ -86,7 +87,9 @@ def verify(
                 joined.close()
         except ArzError as error:
             raise named(error, reader.name) from error
-    return dataclasses.replace(report, deep=deep or against is not None, against=os.fspath(against) if against else "")
+    return dataclasses.replace(
+        report, deep=deep or against is not None, against=shown(os.fspath(against)) if against else ""
+    )
 
 
 def _with_volumes(report: VerifyReport, joined: Joined, limits: Limits, progress: Progress | None) -> VerifyReport:

@@ -22,6 +22,7 @@ from arzstream.errors import StorageError
 from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
 from arzstream.kernels.memory import Results
+from arzstream.store.address import shown
 from arzstream.store.ranges import is_url
 
 __all__ = ["Chunk", "Part", "Sample", "cut", "load"]
@@ -98,7 +99,7 @@ def load(sources: Sequence[str], limit: int, folder: Path) -> Sample:
     entries = [entry for entry in collect(places) if entry.kind == Kind.REGULAR]
     total = sum(entry.size for entry in entries)
     if not total:
-        raise StorageError(f"{sources[0]}: there is nothing in it to measure; name a file with weights")
+        raise StorageError(f"{shown(str(sources[0]))}: there is nothing in it to measure; name a file with weights")
     if total <= limit and not any(is_url(place) for place in places):
         parts = tuple(part for entry in entries for part in _parts(entry, None))
         paths = tuple(Path(os.fsdecode(entry.where)) for entry in entries)

@@ -16,6 +16,7 @@ from arzstream.cli.options import json_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.table import Column, Row, room, table
 from arzstream.cli.text import counted, duration, safe, size
+from arzstream.store.address import shown
 
 if TYPE_CHECKING:
     from arzstream.bench.rounds import Result
@@ -142,7 +143,7 @@ def _percent(value: float | None) -> str:
 
 
 def _name(files: tuple[str, ...]) -> str:
-    first = os.path.basename(os.path.normpath(files[0]))
+    first = os.path.basename(os.path.normpath(shown(files[0])))
     return first + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 

@@ -14,6 +14,7 @@ from arzstream.cli.failure import USAGE, UnwelcomeResult
 from arzstream.cli.group import state
 from arzstream.cli.options import archive_argument, parents_option
 from arzstream.cli.text import safe
+from arzstream.store.address import shown
 
 if TYPE_CHECKING:
     from arzstream.archive.reader import Archive
@@ -40,7 +41,7 @@ def command(archive: str, member: str, parents: tuple[str, ...]) -> None:
     """
     from arzstream.archive.reader import open as open_archive
 
-    state().archive = archive
+    state().archive = shown(archive)
     with open_archive(archive, parents=parents) as opened:
         path = _find(opened, member)
         buffer = memoryview(bytearray(min(BLOCK_BYTES, max(1, opened.catalog.files[path].size))))

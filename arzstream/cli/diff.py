@@ -12,6 +12,7 @@ from arzstream.cli.options import json_option, parents_option, print_json, quiet
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.table import Column, Row, room, table
 from arzstream.cli.text import counted, percent, safe, shape, size
+from arzstream.store.address import shown
 
 if TYPE_CHECKING:
     from arzstream.archive.difference import Difference, TensorDifference
@@ -39,7 +40,7 @@ def command(a: str, b: str, everything: bool, parents: tuple[str, ...], as_json:
     """
     from arzstream.archive.difference import diff
 
-    state().archive = b
+    state().archive = shown(b)
     with progress_bar(quiet) as progress:
         found = diff(a, b, parents=parents, progress=progress)
     if as_json:

@@ -11,6 +11,7 @@ from arzstream.cli.group import state
 from arzstream.cli.options import archive_argument, json_option, print_json
 from arzstream.cli.table import Column, Row, room, table
 from arzstream.cli.text import counted, percent, safe, shape, size
+from arzstream.store.address import shown
 
 __all__ = ["command"]
 
@@ -34,7 +35,7 @@ def command(archive: str, layers: bool, chunks: bool, as_json: bool) -> None:
     from arzstream.archive.reader import open as open_archive
     from arzstream.cli.listing import listing
 
-    state().archive = archive
+    state().archive = shown(archive)
     with open_archive(archive) as opened:
         found = listing(opened, chunks=chunks, layers=layers)
     if as_json:

@@ -11,6 +11,7 @@ import click
 from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, percent, safe, size
+from arzstream.store.address import is_url, shown
 
 if TYPE_CHECKING:
     from arzstream.archive.summary import PackSummary
@@ -36,7 +37,7 @@ NOTES_SHOWN = 20
 @click.option("--jobs", "-j", type=click.IntRange(1, 1024), metavar="N", help="Threads.  [default: one per core]")
 @click.option(
     "--tensor-parallel", type=click.IntRange(1, 1 << 16), default=1, metavar="N",
-    help="Cut matrices so that each of N ranks reads its own rows or columns only.",
+    help="Cut matrices so that each of N ranks reads its own rows or columns, and little else.",
 )  # fmt: skip
 @click.option(
     "--parent", metavar="ARCHIVE",
@@ -99,15 +100,14 @@ def command(
 
 
 def _shown(output: str) -> str:
-    from arzstream.store.address import is_url, redacted
-
-    return redacted(output) if is_url(output) else os.path.normpath(output)
+    return shown(output) if is_url(output) else os.path.normpath(output)
 
 
 def _lineage(summary: PackSummary, parent: str, max_chain: int) -> str:
     if summary.parents:
         return f"coded against {' and '.join(safe(hint) for hint, _ in summary.parents)}, which it needs from now on"
-    return f"stands alone: {safe(parent)} has no tensor like one of these, or {counted(max_chain, 'archive')} behind it"
+    why = f"has no tensor like one of these, or {counted(max_chain, 'archive')} behind it"
+    return f"stands alone: {safe(shown(parent))} {why}"
 
 
 def _lines(summary: PackSummary, name: str) -> list[str]:

@@ -11,6 +11,7 @@ from arzstream.cli.group import state
 from arzstream.cli.options import archive_argument, force_option, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
+from arzstream.store.address import shown
 
 __all__ = ["command"]
 
@@ -58,11 +59,13 @@ def command(
     if alone == (parent is not None):
         raise click.UsageError("give either --parent ARCHIVE or --alone")
     if "://" in archive and output is None:
-        raise UnwelcomeResult(f"{archive}: archives are written to local files only; name one with --output", USAGE)
+        raise UnwelcomeResult(
+            f"{shown(archive)}: archives are written to local files only; name one with --output", USAGE
+        )
 
     from arzstream.archive.rebase import rebase
 
-    state().archive = archive
+    state().archive = shown(archive)
     before = 0 if "://" in archive else _length(archive)
     with progress_bar(quiet) as progress:
         summary = rebase(

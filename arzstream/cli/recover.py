@@ -12,6 +12,7 @@ from arzstream.cli.group import state
 from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, safe
+from arzstream.store.address import shown
 
 if TYPE_CHECKING:
     from arzstream.archive.recover import RecoverReport
@@ -38,7 +39,7 @@ def command(damaged: str, output: str, force: bool, parents: tuple[str, ...], as
     from arzstream.archive.recover import recover
 
     now = state()
-    now.archive, now.advice = damaged, "nothing can be saved; restore it from a copy"
+    now.archive, now.advice = shown(damaged), "nothing can be saved; restore it from a copy"
     with progress_bar(quiet) as progress:
         report = recover(damaged, output, force=force, progress=progress, parents=parents)
     if as_json:
@@ -47,7 +48,7 @@ def command(damaged: str, output: str, force: bool, parents: tuple[str, ...], as
         for line in _lines(report):
             print(line)
     if not report.complete or not report.indexed:
-        raise UnwelcomeResult(f"{damaged}: {_lost(report)}; {output} holds the rest")
+        raise UnwelcomeResult(f"{shown(damaged)}: {_lost(report)}; {output} holds the rest")
 
 
 def _lost(report: RecoverReport) -> str:

@@ -15,6 +15,7 @@ import click
 from arzstream.cli.failure import explain
 from arzstream.cli.group import PROGRAM, State, program
 from arzstream.cli.text import safe
+from arzstream.store.address import without_secrets
 
 __all__ = ["run"]
 
@@ -55,10 +56,11 @@ def _call(arguments: list[str], state: State) -> int:
 def _fail(error: BaseException, state: State) -> int:
     """Say what went wrong; the exit code."""
     message, code = explain(error, state)
+    message = without_secrets(message)
     if state.debug and not isinstance(error, click.UsageError):
         import traceback
 
-        traceback.print_exception(error)
+        print(without_secrets("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     with contextlib.suppress(OSError, ValueError):
         if message:
             print(f"{PROGRAM}: {safe(message)}", file=sys.stderr, flush=True)

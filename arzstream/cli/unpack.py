@@ -12,6 +12,7 @@ from arzstream.cli.group import state
 from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
+from arzstream.store.address import shown
 
 __all__ = ["command"]
 
@@ -36,18 +37,20 @@ def command(archive: str, output: str, only: str | None, parents: tuple[str, ...
     from arzstream.archive.restore import unpack
     from arzstream.container.records import Kind
 
-    state().archive = archive
+    state().archive = shown(archive)
     began = time.monotonic()
     with open_archive(archive, parents=parents) as opened:
         records = opened.catalog.files
         if only is not None and not any(fnmatch.fnmatchcase(path, only) for path in records):
-            raise UnwelcomeResult(f"{archive}: no file matches {only!r}; arzstream ls lists all {len(records)}", USAGE)
+            raise UnwelcomeResult(
+                f"{opened.name}: no file matches {only!r}; arzstream ls lists all {len(records)}", USAGE
+            )
         with progress_bar(quiet) as progress:
             paths = unpack(opened, output, only=only, progress=progress)
         nbytes = sum(records[path].size for path in paths)
         files = sum(records[path].kind == Kind.REGULAR for path in paths)
     seconds = time.monotonic() - began
     if as_json:
-        print_json({"archive": archive, "output": output, "files": paths, "bytes": nbytes, "seconds": seconds})
+        print_json({"archive": shown(archive), "output": output, "files": paths, "bytes": nbytes, "seconds": seconds})
     elif not quiet:
         print(f"{safe(output)}: {counted(files, 'file')} restored, {size(nbytes)}, {duration(seconds)}")

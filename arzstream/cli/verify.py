@@ -10,6 +10,7 @@ from arzstream.cli.group import state
 from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
+from arzstream.store.address import shown
 
 __all__ = ["command"]
 
@@ -36,7 +37,7 @@ def command(
     from arzstream.archive.verify import verify
 
     now = state()
-    now.archive = archive
+    now.archive = shown(archive)
     if against is not None:
         now.advice = "arzstream verify without --against tells whether it is the archive that changed"
     began = time.monotonic()
@@ -48,7 +49,7 @@ def command(
     elif not quiet:
         checked = ["every stored byte checked"]
         checked += ["everything decoded, BLAKE3 and SHA-256 right"] if deep else []
-        checked += [f"identical to {safe(against)}"] if against is not None else []
+        checked += [f"identical to {safe(shown(against))}"] if against is not None else []
         files = f"{counted(report.files, 'file')} (links and folders too)"
         held = f"{size(report.bytes)}, {counted(report.tensors, 'tensor')}, {files}"
         print(f"{safe(report.archive)}: good; {', '.join(checked)}; {held}, {duration(seconds)}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["is_remote", "is_url", "local_path", "one_line", "redacted"]
+__all__ = ["is_remote", "is_url", "local_path", "one_line", "redacted", "shown", "without_secrets"]
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
 _USER_INFO = re.compile(r"(://)[^/@\s'\"]*@")
@@ -37,12 +37,22 @@ def redacted(url: str) -> str:
     return _USER_INFO.sub(r"\1", url).split("?", 1)[0]
 
 
+def shown(place: str) -> str:
+    """A path, or a URL, as it is shown to people and written down: a URL :func:`redacted`."""
+    return redacted(place) if is_url(place) else place
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with what the URLs in it may keep secret left out: user names, passwords, queries."""
+    return _QUERY.sub(r"\1?…", _USER_INFO.sub(r"\1", text))
+
+
 def one_line(error: BaseException, options: Mapping[str, Any] | None = None) -> str:
     """What ``error`` says, on one line, without user names, passwords, signatures, and the secrets in ``options``."""
     text = " ".join(str(error).split())
     for secret in sorted(set(_secrets(options or {})), key=len, reverse=True):
         text = text.replace(secret, "…")
-    text = _QUERY.sub(r"\1?…", _USER_INFO.sub(r"\1", text))
+    text = without_secrets(text)
     if len(text) > MOST_CHARACTERS:
         text = text[:MOST_CHARACTERS] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -87,3 +87,22 @@ def test_chunks_are_neither_too_large_nor_too_many(rows: int, columns: int, item
         assert count <= 2 * (rows * columns // (1 << 20) + 1) + (rows if columns > 1 << 19 else 0)
     if parallel > 1 and columns % parallel == 0 and columns // parallel >= 128:
         assert columns // parallel % wide == 0 or wide >= 1 << 19, "a rank's columns are chunks of their own"
+
+
+@pytest.mark.parametrize(
+    ("shape", "parallel", "aligned"),
+    [
+        ((128256, 4096), 4, True),
+        ((151936, 3584), 8, True),
+        ((152064, 8192), 4, True),
+        ((4096, 14336), 8, True),
+        ((8 * 18979, 3584), 8, False),  # a prime number
+    ],
+)
+def test_the_rows_of_a_rank_are_chunks_of_their_own_where_a_divisor_fits(
+    shape: tuple[int, int], parallel: int, aligned: bool
+) -> None:
+    high, wide = choose_grid(shape, 2, parallel)
+    share = shape[0] // parallel
+    assert (share % high == 0) == aligned
+    assert high * wide >= 1 << 18 or high == share
