@@ -241,8 +241,11 @@ def test_the_length_of_a_source_says_how_long_the_parts_are(
     monkeypatch.setattr(publishing, "STEADY_PARTS", 4)
     arzstream.pack(source, link.url, storage_options=link.through.storage_options)
     total = sum(file.stat().st_size for file in source.iterdir())
-    parts = [request.sent_bytes for request in link.proxy.requests if is_part(request)]
-    assert max(parts) == publishing.steady_bytes(total) > 10 * MIB and len(parts) == 3
+    parts = [request for request in link.proxy.requests if is_part(request)]
+    lengths = [request.sent_bytes for request in parts]
+    assert max(lengths) == publishing.steady_bytes(total) > 10 * MIB and len(lengths) == 3
+    # In one piece: some stores take no other.
+    assert [int(request.headers["content-length"]) for request in parts] == lengths
     link.verify(source)
 
 
