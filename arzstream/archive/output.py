@@ -78,11 +78,12 @@ def new_archive(dest: str, *, replace: bool, mode: int = 0o600) -> Iterator[tupl
 
 @contextlib.contextmanager
 def new_object(
-    dest: str, *, replace: bool, storage_options: Mapping[str, Any] | None = None, file_id: bytes | None = None
-) -> Iterator[tuple[NewObject, bytes]]:
+    dest: str, *, replace: bool, storage_options: Mapping[str, Any] | None = None, file_id: bytes | None = None,
+    expected: int = 0,
+) -> Iterator[tuple[NewObject, bytes]]:  # fmt: skip
     """Yield what to write a whole archive into, and to :meth:`~arzstream.store.publishing.NewObject.complete` then, and
     the file id that it is to have: ``file_id``, or that of an upload to ``dest`` which was interrupted and is gone on
-    with, or a random one.
+    with, or a random one. ``expected`` is about how many bytes it is going to have at most; 0 if nobody knows.
 
     When the block ends well, the archive gets its name. When the store, or a source, cannot be reached any more, what
     was sent stays there for the next try. When it fails otherwise, nothing is left behind.
@@ -91,7 +92,8 @@ def new_object(
     known = _id_of(notes) if notes is not None else None
     identity = file_id or known or secrets.token_bytes(16)
     try:
-        written = NewObject(dest, storage_options, resume=notes.started if notes is not None else None)
+        resume = notes.started if notes is not None else None
+        written = NewObject(dest, storage_options, resume=resume, expected=expected)
     except BaseException:
         if notes is not None:
             notes.keep()

@@ -141,7 +141,10 @@ def _status(file: bytes) -> os.stat_result:
 
 def _to_object(work: _Work, dest: str, force: bool) -> PackSummary:
     check_free(dest, replace=force, storage_options=work.storage_options)
-    new = new_object(dest, replace=force, storage_options=work.storage_options, file_id=work.file_id)
+    expected = sum(entry.size for entry in work.entries)
+    new = new_object(
+        dest, replace=force, storage_options=work.storage_options, file_id=work.file_id, expected=expected
+    )  # fmt: skip
     with new as (written, file_id):
         work.file_id = file_id
         summary = work.run(written, None, written.complete)

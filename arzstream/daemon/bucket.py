@@ -113,14 +113,15 @@ class Bucket(Destination):
     def _key_of(self, name: str) -> str:
         return f"{self._key.rstrip('/')}/{name}" if name else self._key
 
-    def new(self, name: str, folder_mode: int) -> Growing:
+    def new(self, name: str, folder_mode: int, expected: int = 0) -> Growing:
         with self._lock:
             notes = self._parked.pop(name, None)
         if notes is None and self._store.properties.resumable:
             with contextlib.suppress(StorageError):
                 notes = UploadNotes.claim(self._notes_folder(secrets.token_hex(8)))
         try:
-            sink = NewObject(self.place_of(name), owner=self._owner, resume=notes.started if notes else None)
+            resume = notes.started if notes else None
+            sink = NewObject(self.place_of(name), owner=self._owner, resume=resume, expected=expected)
         except BaseException:
             if notes is not None:
                 self.park(notes)

@@ -97,9 +97,9 @@ class Destination(abc.ABC):
         """(bytes, seconds since 1970 when it was written, or 0) of an archive."""
 
     @abc.abstractmethod
-    def new(self, name: str, folder_mode: int) -> Growing:
+    def new(self, name: str, folder_mode: int, expected: int = 0) -> Growing:
         """Begin an archive that is to be called ``name``, or so, or go on with one that was parked; folders that have
-        to be made get ``folder_mode``."""
+        to be made get ``folder_mode``. ``expected``: about how many bytes it will have at most; 0 if nobody knows."""
 
     def drop(self, name: str) -> None:  # noqa: B027  (what lies in a folder is not parked)
         """What was parked of the archive ``name`` is of no use any more."""
@@ -165,7 +165,7 @@ class Folder(Destination):
         status = os.stat(os.path.join(self.path, name))
         return status.st_size, status.st_mtime
 
-    def new(self, name: str, folder_mode: int) -> Growing:
+    def new(self, name: str, folder_mode: int, expected: int = 0) -> Growing:
         final = os.path.join(self.path, name)
         local.make_folders(os.path.dirname(final), folder_mode)
         return _GrowingFile(local.temporary_beside(final))

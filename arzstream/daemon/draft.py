@@ -23,17 +23,18 @@ PROBE_BYTES = 32 << 20
 
 class Draft:
     """Used by one thread of a job at a time. ``folder_mode`` is that of folders that have to be made; ``beside`` are
-    the files of the checkpoint."""
+    the files of the checkpoint, ``expected`` about how many bytes they will have; 0 if nobody knows."""
 
     def __init__(
-        self, shared: Shared, dest: Destination, source: str, folder_mode: int, choice: Choice, beside: Beside = NOTHING
-    ) -> None:
+        self, shared: Shared, dest: Destination, source: str, folder_mode: int, choice: Choice,
+        beside: Beside = NOTHING, expected: int = 0,
+    ) -> None:  # fmt: skip
         self.parentage = Parentage(choice, shared.in_use)
         self.builder: CheckpointBuilder | None = None
         self.others: set[int] = set()
         """Threads that were there before the builder had its own."""
         self._shared, self._dest, self._source, self._folder_mode = shared, dest, source, folder_mode
-        self._beside = beside
+        self._beside, self._expected = beside, expected
         self._growing: Growing | None = None
         self._replay: Replay | None = None
 
@@ -41,7 +42,7 @@ class Draft:
         """Begin, unless that was done; ``path`` is the checkpoint's."""
         name = publish.archive_name(path, self._source)
         if self.builder is None:
-            self._growing = self._dest.new(name, self._folder_mode)
+            self._growing = self._dest.new(name, self._folder_mode, self._expected)
             script, settings = self._growing.script, self._shared.settings
             if script.parent is not None:
                 self.parentage.prefer(script.parent)

@@ -119,6 +119,11 @@ class Lineages:
                 found.append(Archive(name, os.fsencode(os.path.join(folder, match[1])), written, 0, 0, ""))
         return found
 
+    def bytes_before(self, path: bytes) -> int:
+        """How many bytes the checkpoint before ``path`` in its run has; 0 if the journal knows of none."""
+        known = candidates(path, self._memory.archives.values())
+        return next((archive.bytes_in for archive in known if family(archive.path)[0] == family(path)[0]), 0)
+
     def found(self, name: str, path: bytes) -> Archive:
         """The record of an archive that lies there already."""
         return recorded(self._dest, name, path)

@@ -157,7 +157,7 @@ class Steering:
             self._move(track, State.SETTLING, "its turn")
             return
         if track.job is None:
-            track.job = self._new_job(track)
+            track.job = self._new_job(track, whole=True)
             self.jobs += 1
         if not track.job.hand_over():
             self._move(track, State.SETTLING, "a moment")
@@ -168,7 +168,7 @@ class Steering:
         self._move(track, State.CODING)
         track.job.finish(order)
 
-    def _new_job(self, track: Track) -> Job:
+    def _new_job(self, track: Track, *, whole: bool = False) -> Job:
         base = os.path.join(track.root, track.path)
         try:
             status = os.stat(base if os.path.isdir(base) else os.path.dirname(base))
@@ -176,7 +176,9 @@ class Steering:
         except OSError:
             mode = 0o700
         choice = self._lineages.choice(track.path, track.layouts())
-        draft = Draft(self._shared, self._dest, self._source, mode, choice, track.company)
+        before = self._lineages.bytes_before(track.path)
+        expected = max(track.bytes_in, before) if whole or before else 0
+        draft = Draft(self._shared, self._dest, self._source, mode, choice, track.company, expected)
         return Job(self._shared, track.path, draft)
 
     def _foretell(self, track: Track, monotonic: float) -> None:

@@ -35,10 +35,12 @@ MOST_BYTES = 64 << 20
 
 
 class Started(NamedTuple):
-    """An upload that was begun: the last part of its temporary key, and what the store calls it."""
+    """An upload that was begun: the last part of its temporary key, what the store calls it, and how long its parts
+    are (:func:`~arzstream.store.publishing.part_bytes`)."""
 
     name: str
     upload: str
+    steady: int = 0
 
 
 class UploadNotes:
@@ -68,8 +70,10 @@ class UploadNotes:
     @property
     def started(self) -> Started | None:
         """The upload, if one was begun."""
-        name, upload = self.facts.get("name"), self.facts.get("upload")
-        return Started(name, upload) if name and isinstance(name, str) and isinstance(upload, str) else None
+        name, upload, steady = (self.facts.get(fact) for fact in Started._fields)
+        if not (name and isinstance(name, str) and isinstance(upload, str)):
+            return None
+        return Started(name, upload, steady if isinstance(steady, int) else 0)
 
     @property
     def old(self) -> bool:

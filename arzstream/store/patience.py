@@ -61,6 +61,8 @@ class Verdict(enum.Enum):
 
 
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 507, 509, 529}
+_PASSING_CODES = {"IncompleteBody", "RequestTimeout"}
+"""What S3 calls a request whose body did not come as a whole; its status is 400."""
 _BY_STATUS = {404: Verdict.MISSING, 410: Verdict.MISSING, 401: Verdict.DENIED, 403: Verdict.DENIED}
 _BY_STATUS |= {412: Verdict.CHANGED, 416: Verdict.CHANGED, 304: Verdict.CHANGED}
 _PASSING_NAMES = {
@@ -85,7 +87,11 @@ def _verdict(error: BaseException) -> Verdict | None:
     if isinstance(error, BadAnswer):
         return Verdict.ODD
     if status is not None:
-        return Verdict.PASSES if status in _PASSING else _BY_STATUS.get(status, Verdict.LASTS)
+        return (
+            Verdict.PASSES
+            if status in _PASSING or _code_of(error) in _PASSING_CODES
+            else _BY_STATUS.get(status, Verdict.LASTS)
+        )
     if isinstance(error, (FileNotFoundError, KeyError)):
         return Verdict.MISSING
     if isinstance(error, PermissionError) or names & _DENYING_NAMES:
@@ -115,6 +121,12 @@ def _status_of(error: BaseException) -> int | None:
         if isinstance(found, int) and 300 <= found < 600:
             return found
     return None
+
+
+def _code_of(error: BaseException) -> str:
+    """What S3 calls the error."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, Mapping) else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -24,20 +24,35 @@ from arzstream.store.objects import ObjectStore, Upload, Version
 from arzstream.store.patience import PATIENCE, Patience, patiently
 from arzstream.store.remote import RemoteReader
 
-__all__ = ["TOKEN_BYTES", "NewObject", "part_bytes", "stat_object", "store_for_writing"]
+__all__ = ["TOKEN_BYTES", "NewObject", "part_bytes", "stat_object", "steady_bytes", "store_for_writing"]
 
 PART_BYTES = 8 << 20
-PARTS_OF_A_SIZE = 1000
+MOST_PART_BYTES = 4000 << 20
+"""Azure's longest block."""
+QUANTUM_BYTES = 256 << 10
+"""Parts are multiples of it."""
+STEADY_PARTS = 9000
+"""Of the 10,000 parts that stores take: so many hold what is expected, and the others what nobody expected."""
 IN_FLIGHT_BYTES = 32 << 20
 THREADS = 4
 TOKEN_BYTES = 6
 LONGEST_NAME = 255
 
 
-def part_bytes(number: int) -> int:
-    """How long part ``number`` of an upload is, unless it is the last: they grow, because stores take 10,000 parts of
-    an object, and objects of terabytes."""
-    return PART_BYTES << min(9, number // PARTS_OF_A_SIZE)
+def steady_bytes(expected: int) -> int:
+    """How long the parts of an object of about so many bytes should be. They are held in memory, so: not longer."""
+    quanta = -(-expected // (STEADY_PARTS * QUANTUM_BYTES))
+    return min(MOST_PART_BYTES, max(PART_BYTES, quanta * QUANTUM_BYTES))
+
+
+def part_bytes(number: int, steady: int = 0) -> int:
+    """How long part ``number`` of an upload is, unless it is the last.
+
+    They are as long as ``steady`` says, and grow fast only if there are many more bytes than were expected. If it is 0,
+    nobody knows what to expect: they grow from the start, since objects may have terabytes.
+    """
+    doubled = (number - STEADY_PARTS) // 100 + 1 if steady else number // 1000
+    return min(MOST_PART_BYTES, (steady or PART_BYTES) << max(0, min(9, doubled)))
 
 
 def store_for_writing(
@@ -53,8 +68,8 @@ def store_for_writing(
 class NewObject:
     """An object that is being written: :meth:`write`, then :meth:`complete` and read it back, then :meth:`publish`.
 
-    At most about 32 MiB, and the part that grows, are held; parts are sent while more is written. ``abort`` leaves
-    nothing behind, ``park`` what another process can go on with.
+    At most about 32 MiB, and the part that grows, are held, of objects of 280 GiB and more two parts; parts are sent
+    while more is written. ``abort`` leaves nothing behind, ``park`` what another process can go on with.
     """
 
     def __init__(
@@ -65,10 +80,12 @@ class NewObject:
         patience: Patience | None = None,
         owner: str = "",
         resume: Started | None = None,
+        expected: int = 0,
     ) -> None:
         """Begin to write, or go on with what another process began, if the store has any of it: all of it is to be
         written, and what is there already is not sent. ``owner`` stands in the temporary name, before the random part.
-        Raises StorageError or UnsupportedError."""
+        ``expected`` is about how many bytes it is going to have at most; 0 if nobody knows. Raises StorageError or
+        UnsupportedError."""
         self.name = redacted(url)
         self._url, self._options, self._patience = url, dict(storage_options or {}), patience or PATIENCE
         self._store, self._final = store_for_writing(url, self._options, self._patience)
@@ -83,11 +100,13 @@ class NewObject:
         self.resumed = self._upload is not None
         if self._upload is None:
             self._upload = self._try(lambda: self._store.upload(self._temporary), "begin to write it")
-        self.started = Started(self._temporary.rpartition("/")[2], self._upload.id)
+        # Parts that were sent can be told only from parts of the same lengths.
+        self._steady = _noted(resume) if resume is not None and self.resumed else expected and steady_bytes(expected)
+        self.started = Started(self._temporary.rpartition("/")[2], self._upload.id, self._steady)
         self._threads = THREADS if self._store.properties.unordered_parts else 1
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="arz-upload")
         self._sending: collections.deque[Future[None]] = collections.deque()
-        self._buffer, self._filled = bytearray(part_bytes(0)), 0
+        self._buffer, self._filled = bytearray(part_bytes(0, self._steady)), 0
         self._number = self._position = 0
         self._reader: RemoteReader | None = None
         self._given_up = False
@@ -226,10 +245,10 @@ class NewObject:
         number, data = self._number, memoryview(self._buffer)[: self._filled]
         self._number += 1
         self._filled = 0
-        self._buffer = bytearray(part_bytes(self._number) if not last else 0)
         most = max(1, min(self._threads, IN_FLIGHT_BYTES // max(1, len(data))))
         while len(self._sending) >= most:
             self._sending.popleft().result()
+        self._buffer = bytearray(part_bytes(self._number, self._steady) if not last else 0)
         upload = self._upload
         assert upload is not None
 
@@ -249,6 +268,12 @@ class NewObject:
         return patiently(
             function, self.name, doing, patience=self._patience, options=self._options, stopped=stopped
         )  # fmt: skip
+
+
+def _noted(started: Started) -> int:
+    """How long the parts are, as somebody wrote down; what cannot be was not us."""
+    good = PART_BYTES <= started.steady <= MOST_PART_BYTES and started.steady % QUANTUM_BYTES == 0
+    return started.steady if good else 0
 
 
 def _beside(key: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from arzstream.errors import StorageError, UnsupportedError
 from arzstream.store.backends import connect, s3, web
 from arzstream.store.objects import Version
 from arzstream.store.patience import Patience
-from arzstream.store.publishing import NewObject
+from arzstream.store.publishing import NewObject, part_bytes
 from arzstream.store.remote import RemoteReader
 from arzstream.testing.conformance import written
 from arzstream.testing.proxy import Fault, FaultProxy, Request, Reset, Status
@@ -235,3 +236,25 @@ def test_what_is_refused_though_it_may_replace_is_not_said_to_be_taken(
     with pytest.raises(StorageError, match="refused to publish it") as caught:
         new.publish(replace=True)
     assert caught.value.errno == errno.EAGAIN and content(url, server) == b"first"
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("kind", "parts"), [("moto", 5), ("azurite", 5), ("gcs", 3)])
+@pytest.mark.parametrize("steady", [8, 20])
+def test_what_is_held_of_an_upload_are_the_parts_that_are_filled_and_sent_and_no_copies(
+    request: pytest.FixtureRequest, kind: str, parts: int, steady: int
+) -> None:
+    server: Server = request.getfixturevalue(kind)
+    url, block = f"{server.url}/held/it.arz", random.Random(2).randbytes(MIB)
+    new = NewObject(url, server.storage_options, expected=9000 * steady * MIB)
+    try:
+        tracemalloc.start()
+        for _ in range(10 * steady):
+            new.write(block)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        new.abort()
+    part = part_bytes(0, steady * MIB)
+    held = min(parts, 32 // steady + 2) * part
+    assert held - part < most < held + part + 6 * MIB  # one may be let go of a moment later

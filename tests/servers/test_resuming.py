@@ -18,9 +18,11 @@ import pytest
 import arzstream
 from arzstream.archive.output import new_object
 from arzstream.daemon.bucket import home_of
+from arzstream.store import publishing
 from arzstream.store.backends import connect
 from arzstream.store.notes import KEPT_SECONDS
 from arzstream.store.patience import Patience
+from arzstream.store.publishing import NewObject
 from arzstream.testing import process, tensors
 from arzstream.testing.proxy import Fault, FaultProxy, Request, Stall, Status
 from arzstream.testing.servers import Server
@@ -200,6 +202,53 @@ def test_etags_that_are_no_md5_are_not_believed(
         assert written.complete().size == 20 * MIB and written.bytes_found == 0
 
 
+@pytest.mark.parametrize("kind", ["moto", "azurite", "gcs"])
+def test_parts_have_the_lengths_that_they_had(kind: str, request: pytest.FixtureRequest) -> None:
+    """Though another length is expected now; else nothing would fit that was sent."""
+    server, data = request.getfixturevalue(kind), bytes(21 * MIB)
+    url = f"{server.url}/lengths/it.arz"
+    first = NewObject(url, server.storage_options, expected=9000 * 10 * MIB)
+    assert first.started.steady == 10 * MIB
+    first.write(data)
+    first.park()
+    second = NewObject(url, server.storage_options, resume=first.started, expected=1)
+    try:
+        second.write(data)
+        assert second.complete().size == len(data)
+        assert second.bytes_found in (10 * MIB, 20 * MIB)  # the second may have been on its way
+        assert second.started == first.started
+    finally:
+        second.abort()
+
+
+@pytest.mark.parametrize("steady", [-1, 1, MIB, 8 * MIB + 1, 1 << 60])
+def test_lengths_of_parts_that_cannot_be_are_not_believed(moto: Server, steady: int) -> None:
+    url = f"{moto.url}/odd-lengths/it.arz"
+    first = NewObject(url, moto.storage_options)
+    first.write(bytes(17 * MIB))
+    first.park()
+    second = NewObject(url, moto.storage_options, resume=first.started._replace(steady=steady))
+    try:
+        second.write(bytes(17 * MIB))
+        assert second.complete().size == 17 * MIB and second.bytes_found == 16 * MIB
+    finally:
+        second.abort()
+
+
+def test_the_length_of_a_source_says_how_long_the_parts_are(
+    link: Link, source: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "STEADY_PARTS", 4)
+    arzstream.pack(source, link.url, storage_options=link.through.storage_options)
+    total = sum(file.stat().st_size for file in source.iterdir())
+    parts = [request for request in link.proxy.requests if is_part(request)]
+    lengths = [request.sent_bytes for request in parts]
+    assert max(lengths) == publishing.steady_bytes(total) > 10 * MIB and len(lengths) == 3
+    # In one piece: some stores take no other.
+    assert [int(request.headers["content-length"]) for request in parts] == lengths
+    link.verify(source)
+
+
 # -- the daemon
 
 
@@ -249,6 +298,11 @@ class Watched:
 
     def notes(self) -> list[Path]:
         return sorted(Path(home_of(self.url)).rglob("uploads/*"))
+
+
+def facts(note: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(note.read_text().splitlines()[0])["facts"]
+    return found
 
 
 @pytest.fixture
@@ -309,6 +363,8 @@ def test_what_was_coded_against_a_parent_is_gone_on_with_against_it(watched: Wat
         daemon.until(lambda: not watched.proxy.faults, "a part")
         daemon.kill()
     sent = watched.sent()
+    (note,) = watched.notes()
+    assert facts(note)["steady"] == PART_BYTES, "it is expected to be as long as the one before"
     watched.proxy.script([])
     with watched.daemon("--once") as daemon:
         assert daemon.wait() == 0
@@ -346,15 +402,13 @@ def test_what_was_sent_and_nobody_wants_any_more_is_removed(watched: Watched, da
         daemon.until(lambda: watched.parts() >= 1, "a part")
         daemon.kill()
     (name,) = watched.names()
-    assert len(watched.notes()) == 1
+    (note,) = watched.notes()
+    assert facts(note)["steady"] == 0, "nobody knows how long it gets"
     if why == "gone":
         os.unlink(watched.source / "step-1" / "model.safetensors")
         (watched.source / "step-1").rmdir()
     else:
-        note = watched.notes()[0]
-        facts = json.loads(note.read_text().splitlines()[0])
-        facts["facts"]["since"] -= KEPT_SECONDS
-        note.write_text(json.dumps(facts) + "\n")
+        note.write_text(json.dumps({"facts": {**facts(note), "since": time.time() - KEPT_SECONDS}}) + "\n")
     watched.proxy.script([])
     with watched.daemon() as daemon:
         if why == "gone":

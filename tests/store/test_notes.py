@@ -11,7 +11,7 @@ import pytest
 
 from arzstream.store.notes import Started, UploadNotes, notes_in
 
-STARTED = Started(".arz-tmp-x.arz-0123456789ab", "upload-7")
+STARTED = Started(".arz-tmp-x.arz-0123456789ab", "upload-7", 9 << 20)
 
 
 def claimed(path: Path) -> UploadNotes:
@@ -36,6 +36,13 @@ def test_what_was_noted_is_there_for_the_next_process(tmp_path: Path) -> None:
     again.add(["other", 1])
     again.keep()
     assert claimed(tmp_path / "a").steps == [["model", 5], ["other", 1]]
+
+
+def test_an_upload_of_which_less_is_noted_has_parts_that_grow(tmp_path: Path) -> None:
+    notes = claimed(tmp_path / "a")
+    for steady in ({}, {"steady": None}, {"steady": "8"}):
+        notes.facts = {"name": STARTED.name, "upload": STARTED.upload, **steady}
+        assert notes.started == STARTED._replace(steady=0)
 
 
 def test_only_one_process_holds_them_and_only_the_owner_can_read_them(tmp_path: Path) -> None:

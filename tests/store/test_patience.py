@@ -24,9 +24,10 @@ class HttpError(Exception):
 class ClientError(Exception):
     """As botocore's."""
 
-    def __init__(self, status):
+    def __init__(self, status, code="Code"):
         super().__init__("a client error")
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {"retry-after": "1"}}}
+        said = {"HTTPStatusCode": status, "HTTPHeaders": {"retry-after": "1"}}
+        self.response = {"ResponseMetadata": said, "Error": {"Code": code}}
 
 
 def caused(error: BaseException, cause: BaseException) -> BaseException:
@@ -46,6 +47,9 @@ class ClientPayloadError(Exception):
         (HttpError(429, "status_code"), Verdict.PASSES),
         (ClientError(503), Verdict.PASSES),
         (ClientError(404), Verdict.MISSING),
+        (ClientError(400), Verdict.LASTS),
+        (ClientError(400, "RequestTimeout"), Verdict.PASSES),
+        (ClientError(400, "IncompleteBody"), Verdict.PASSES),
         (HttpError(403), Verdict.DENIED),
         (HttpError(401), Verdict.DENIED),
         (HttpError(412), Verdict.CHANGED),

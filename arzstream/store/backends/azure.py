@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from arzstream.store.backends.loop import LoopStore
+from arzstream.store.backends.sending import Sent
 from arzstream.store.objects import BadAnswer, ObjectChangedError, Properties, Upload, Version
 from arzstream.store.patience import Patience, status_of
 
@@ -157,7 +157,7 @@ class _Blocks(Upload):
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
         name = self._names[number] = _block_name(number, data)
-        self._store.run(self._stage, name, io.BytesIO(data), len(data))
+        self._store.run(self._stage, name, Sent(data), len(data))
 
     def finish(self) -> None:
         self._store.run(self._list)
@@ -165,7 +165,7 @@ class _Blocks(Upload):
     def abort(self) -> None:
         """Blocks that no list names go by themselves, within a week."""
 
-    async def _stage(self, name: str, data: io.BytesIO, length: int) -> None:
+    async def _stage(self, name: str, data: Sent, length: int) -> None:
         await self._store._blob(self._key).stage_block(
             name, data, length=length, validate_content=True, **self._store._patient()
         )

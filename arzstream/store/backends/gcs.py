@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from urllib.parse import quote
 from arzstream.errors import StorageError
 from arzstream.store.backends import web
 from arzstream.store.backends.loop import LoopStore
+from arzstream.store.backends.sending import SentBlocks
 from arzstream.store.objects import ObjectChangedError, Properties, StaleUploadError, Upload, Version
 from arzstream.store.patience import Patience, status_of
 
@@ -221,19 +221,20 @@ class _Resumable(Upload):
         total = str(end) if last else "*"
         had = self._at
         if self._uncertain:
-            had = max(had, await self._put(b"", f"bytes */{total}", end))
+            had = max(had, await self._put(memoryview(b""), f"bytes */{total}", end))
         self._uncertain = True
         if had < end:
-            had = await self._put(bytes(data[had - self._at :]), f"bytes {had}-{end - 1}/{total}", end)
+            had = await self._put(data[had - self._at :], f"bytes {had}-{end - 1}/{total}", end)
         if had < end:
             raise ConnectionError("the store kept less of a part than was sent")
         self._uncertain = False
 
-    async def _put(self, data: bytes, said: str, end: int) -> int:
+    async def _put(self, data: memoryview, said: str, end: int) -> int:
         """How many bytes the store has now."""
         fs, session = self._store._fs, await self._store._session()
+        headers = fs._get_headers({"Content-Range": said, "Content-Length": str(len(data))})
         async with session.put(
-            self.id, data=io.BytesIO(data), headers=fs._get_headers({"Content-Range": said}), allow_redirects=False,
+            self.id, data=SentBlocks(data), headers=headers, allow_redirects=False,
             timeout=web.timeout(self._store._patience, len(data)),
         ) as response:  # fmt: skip
             if response.status == 308:

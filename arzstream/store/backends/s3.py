@@ -11,6 +11,7 @@ from typing import Any
 
 from arzstream.errors import StorageError, UnsupportedError
 from arzstream.store.backends.loop import LoopStore
+from arzstream.store.backends.sending import Sent
 from arzstream.store.objects import (
     BadAnswer,
     ObjectChangedError,
@@ -265,7 +266,7 @@ class _S3Upload(Upload):
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
         answer = self._store._call(
-            "upload_part", self._key, UploadId=self.id, PartNumber=number + 1, Body=bytes(data)
+            "upload_part", self._key, UploadId=self.id, PartNumber=number + 1, Body=Sent(data)
         )  # fmt: skip
         self._parts[number] = answer["ETag"]
 
