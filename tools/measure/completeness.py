@@ -56,7 +56,7 @@ STOPS = 2
 """Most stops in one save."""
 SETTLE = 180.0
 """Seconds that the daemon has for what is left when all writers have ended."""
-PASS = 1
+PASS = 2
 """Runs of each case of each writer below one daemon; then another one begins, in an empty folder."""
 LIMIT = 240.0
 """Seconds that a phase may take."""
