@@ -60,6 +60,8 @@ PASS = 2
 """Runs of each case of each writer below one daemon; then another one begins, in an empty folder."""
 LIMIT = 240.0
 """Seconds that a phase may take."""
+FIRST, TRIES = 60.0, 2
+"""Seconds until the first save of a phase begins, or it is begun again, so many times."""
 
 
 @dataclasses.dataclass
@@ -146,6 +148,10 @@ class Host:
         self._output.close()
 
 
+class _NotBegun(Exception):
+    """The processes of a phase began no save."""
+
+
 class Run:
     """One case of one writer: its processes, and who disturbs them."""
 
@@ -161,12 +167,17 @@ class Run:
         """All phases, one after the other."""
         try:
             for salt, phase in enumerate(phases(self.case)):
-                self._phase(host, salt * 10, phase)
+                tries = iter(range(TRIES))
+                while not self._phase(host, salt * 10, phase):
+                    if next(tries, None) is None:
+                        raise RuntimeError("its processes did not find each other")
         except Exception as error:  # noqa: BLE001  (told in the table)
             self._fail(f"{type(error).__name__}: {error}")
 
-    def _phase(self, host: Host, salt: int, phase: str) -> None:
-        go = self.log.with_suffix(f".go{salt}")
+    def _phase(self, host: Host, salt: int, phase: str) -> bool:
+        """One phase; False if nothing came of it: the port that they were to meet at may have been taken since."""
+        go, before = self.log.with_suffix(f".go{salt}"), len(self.events())
+        go.unlink(missing_ok=True)
         order = {
             "writer": self.writer.name, "phase": phase, "salt": salt, "port": _free_port(), "go": str(go),
             "root": str(self.root), "dest": str(self.dest), "log": str(self.log),
@@ -174,16 +185,21 @@ class Run:
         pids = host.start(order)
         tracers = [self._slow(pid) for pid in pids]
         go.touch()
-        killed = self._disturb(host, pids, phase)
-        for tracer in tracers:
-            if tracer is not None:
-                tracer.wait()
+        try:
+            killed = self._disturb(host, pids, phase, before)
+        except _NotBegun:
+            return False
+        finally:
+            for tracer in tracers:
+                if tracer is not None:
+                    tracer.wait()
         codes = [answer["status"] for answer in host.answers(str(self.log)) if "ended" in answer]
         if any(codes) and not killed:
             self._fail(f"a writer's process ended with {codes}")
         if killed:
             self.log.with_suffix(".flag").write_text("0")
             time.sleep(self._random.uniform(0.3, 2.0 if self.writer.withstands < 5 else 7.0))
+        return True
 
     def _slow(self, pid: int) -> subprocess.Popen[bytes] | None:
         if not self.options.delay:
@@ -200,8 +216,10 @@ class Run:
             time.sleep(0.01)
         return tracer
 
-    def _disturb(self, host: Host, pids: list[int], phase: str) -> bool:
-        """Stop and continue the processes at random moments of saves until they end; True if they were killed."""
+    def _disturb(self, host: Host, pids: list[int], phase: str, before: int) -> bool:
+        """Stop and continue the processes at random moments of saves until they end; True if they were killed. Raises
+        _NotBegun if after a while there are no more events than the ``before`` of other phases."""
+        first, begun = time.monotonic() + FIRST, False
         deadline, saves, expected, stops = time.monotonic() + LIMIT, 0, 1.0, 0
         began, next_stop, kill_at = 0.0, 0.0, 0.0
         while len([a for a in host.answers(str(self.log)) if "ended" in a]) < len(pids):
@@ -209,6 +227,12 @@ class Run:
             if now > deadline:
                 self._kill(pids)
                 raise RuntimeError(f"not done after {LIMIT:g} s")
+            if not begun and now > first:
+                begun = len(self.events()) > before
+                if not begun:
+                    self._kill(pids)
+                    self._wait(host, pids)
+                    raise _NotBegun
             saving = self._saving()
             if saving and not began:
                 saves, began, stops = saves + 1, now, self._random.randint(1, STOPS)
