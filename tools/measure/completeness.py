@@ -271,7 +271,8 @@ class Run:
     def _note_killed(self) -> None:
         """A process that was killed after the last byte of a save, and before it could say so, has completed it: if
         the files are those of the save of its kind before, all as long as they were then; or, of its first one, those
-        of another save of the run, with the same one written last; or it is one file, and a whole one."""
+        of another save of the run, with the same one written last; or it is one file, and a whole one. Or the library
+        itself takes it for saved, and does not save it again."""
         events = self.events()
         place = self.root / events[-1]["path"] if events else self.root
         if not events or events[-1]["event"] != "begin" or not place.exists():
@@ -282,7 +283,11 @@ class Run:
         files, sizes = files_of(place), sizes_of(place)
         if place.is_dir() and not before:
             before = [e["sizes"] for e in done if sizes and e["sizes"][-1][0] == sizes[-1][0]][-1:]
-        if _as_long(before[0], sizes) if before else _is_whole(place):
+        if self.writer.commit:
+            whole = (place / self.writer.commit).exists()
+        else:
+            whole = _as_long(before[0], sizes) if before else _is_whole(place)
+        if whole:
             event = {"event": "done", "path": path, "time": time.time(), "files": files, "sizes": sizes, "killed": True}
             with open(self.log, "a") as file:
                 file.write(json.dumps(event) + "\n")

@@ -107,6 +107,8 @@ class Writer:
     """Whether only ``tools/writers/install --all`` installs it."""
     markers: tuple[str, ...] = ()
     """Files of a checkpoint that may lie there from an earlier one, and lie."""
+    commit = ""
+    """The file of a checkpoint by which the library itself knows, when it begins again, that it was saved."""
     cases: tuple[str, ...] = ("ordinary", "overwritten", "rotation", "crash", "lies")
 
     def prepare(self) -> None:

@@ -242,6 +242,7 @@ class Orbax(Writer):
     name = "Orbax"
     paths = ("orbax",)
     large = True
+    commit = "commit_success.txt"
     cases = ("ordinary", "rotation", "crash")
 
     def prepare(self) -> None:
