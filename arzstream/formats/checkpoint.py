@@ -54,9 +54,6 @@ GIVE_UP = 60.0
 DOUBTS = 12
 """Times the quiet of a weak rule (that is, 60 s) after which what other saves suggest is no longer expected."""
 
-JSON_END = 64
-"""Bytes at the end of a file in which JSON ends."""
-
 _WEAKNESS = {"strong": 0, "good": 1, "weak": 2}
 
 
@@ -143,17 +140,10 @@ def _files_open(folder: Folder) -> list[Finding]:
             found.append(Finding("weak", f"{text(path)} to be renamed", gives_up=True))
         elif not folder.files[path].size and not folder.files[path].closed and holds_state(path):
             found.append(Finding("weak", f"the first bytes of {text(path)}", gives_up=True, doubt=True))
-        elif path.endswith(b".json") and not folder.files[path].closed and not _ends_as_json(folder, path):
+        elif path.endswith(b".json") and not folder.files[path].closed and not folder.may_end(path, (b"}", b"]")):
             found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True, doubt=True))
         elif layout is None:
             found.append(Finding("weak", f"{text(path)} to be readable", gives_up=True))
         elif layout.format != "opaque" and not layout.complete and not path.endswith(b".distcp"):
             found.append(Finding("weak", f"the rest of {text(path)}", gives_up=True))
     return found
-
-
-def _ends_as_json(folder: Folder, path: bytes) -> bool:
-    """Is its last character one that ends a list or an object? Also if it cannot be read: that is told elsewhere."""
-    size = folder.files[path].size
-    end = folder.read(path, max(0, size - JSON_END), min(size, JSON_END))
-    return end is None or end.rstrip()[-1:] in (b"}", b"]")

@@ -109,23 +109,26 @@ class Folder:
         return self.files[path].size > SMALL_BYTES
 
     def _is_whole(self, path: bytes) -> bool:
-        return self._ends(path) if self.is_large(path) else self._parsed(path) is not None
+        return self.may_end(path) if self.is_large(path) else self._parsed(path) is not None
 
     def _parsed(self, path: bytes) -> dict[str, Any] | None:
-        raw = self.read_small(path) if self._ends(path) else None
+        raw = self.read_small(path) if self.may_end(path) else None
         try:
             parsed = None if raw is None else json.loads(raw)
         except (ValueError, RecursionError):
             return None
         return parsed if isinstance(parsed, dict) else None
 
-    def _ends(self, path: bytes) -> bool:
-        """Might an object end here? While a file grows it is parsed no more often than that."""
+    def may_end(self, path: bytes, closing: tuple[bytes, ...] = (b"}",)) -> bool:
+        """Might JSON that ends with one of ``closing`` end here? While a file grows it is parsed no more often than
+        that."""
         size = self.files[path].size
+        if not size:
+            return False
         tail = self.read(path, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
         if tail is None:
             return not self.is_large(path)
-        return tail.isspace() or tail.rstrip().endswith(b"}")
+        return tail.isspace() or tail.rstrip().endswith(closing)
 
     def once(self, what: str, path: bytes, work: Callable[[], Any]) -> Any:
         """``work()``, done again only if the file ``path`` has changed; None if there is no such file."""

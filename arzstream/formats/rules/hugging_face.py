@@ -6,7 +6,8 @@ import re
 
 from arzstream.formats.evidence import Finding, Folder, Strength, join, place_of, text
 from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
-from arzstream.formats.rules.stated import attributes, count, stated
+from arzstream.formats.pickle_data import attributes
+from arzstream.formats.rules.stated import count, stated
 
 __all__ = ["accelerate", "sharded", "trainer"]
 

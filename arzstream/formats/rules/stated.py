@@ -7,10 +7,11 @@ from typing import Any
 
 from arzstream.formats.base import Malformed
 from arzstream.formats.evidence import Folder
-from arzstream.formats.pickle_walk import Call, Dict, Machine
+from arzstream.formats.pickle_data import attributes, pairs
+from arzstream.formats.pickle_walk import Machine
 from arzstream.formats.zip_records import read_directory
 
-__all__ = ["attributes", "count", "stated"]
+__all__ = ["count", "stated"]
 
 MOST_PICKLE = 8 << 20
 """Bytes of a pickle that is searched."""
@@ -27,13 +28,6 @@ def stated(folder: Folder, path: bytes) -> Mapping[str, Any]:
     return found
 
 
-def attributes(node: Any) -> Mapping[str, Any]:
-    """A dict's entries with texts for keys, or what an object would have been given as its state."""
-    if isinstance(node, Call) and isinstance(node.state, Dict):
-        node = node.state
-    return {key: value for key, value in node.pairs if isinstance(key, str)} if isinstance(node, Dict) else {}
-
-
 def count(value: Any) -> int | None:
     """A number of ranks, if it can be one."""
     return value if isinstance(value, int) and value is not True and 0 < value <= MOST_RANKS else None
@@ -46,7 +40,8 @@ def _read(folder: Folder, path: bytes, size: int) -> Mapping[str, Any]:
     try:
         for record in read_directory(read, size) or ():
             if record.name.endswith(b"/data.pkl") and record.method == 0 and record.size <= MOST_PICKLE:
-                return attributes(Machine(read(record.start, record.size)).run())
+                root = Machine(read(record.start, record.size)).run()
+                return attributes(root) or {key: value for key, value in pairs(root) if isinstance(key, str)}
     except Malformed:
         pass
     return {}
