@@ -251,8 +251,12 @@ class NewObject:
         self._buffer = bytearray(part_bytes(self._number, self._steady) if not last else 0)
         upload = self._upload
         assert upload is not None
+        # Out of here, only the call that sends it holds it: the pool keeps what it was given until after the result.
+        waiting = [data]
+        del data
 
         def send() -> None:
+            data = waiting.pop()
             if upload.has(number, data):
                 with self._counting:
                     self.bytes_found += len(data)

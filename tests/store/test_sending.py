@@ -44,6 +44,15 @@ def test_it_keeps_nothing_but_what_it_was_given() -> None:
     assert sent.read() == b"xbc"
 
 
+def test_it_is_read_again_though_it_was_closed_and_lets_go_when_it_is_sent() -> None:
+    data = bytearray(b"abc")
+    with Sent(memoryview(data)) as sent:
+        assert sent.read() == b"abc"
+        sent.close()
+        assert sent.seek(0) == 0 and sent.read() == b"abc"
+    data.append(0)  # which is refused while anybody looks at it
+
+
 @pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1])
 def test_blocks_are_all_of_it_as_often_as_it_is_sent(size: int) -> None:
     data = random.Random(size).randbytes(size)

@@ -157,7 +157,8 @@ class _Blocks(Upload):
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
         name = self._names[number] = _block_name(number, data)
-        self._store.run(self._stage, name, Sent(data), len(data))
+        with Sent(data) as body:
+            self._store.run(self._stage, name, body, len(data))
 
     def finish(self) -> None:
         self._store.run(self._list)

@@ -265,9 +265,10 @@ class _S3Upload(Upload):
         return True
 
     def part(self, number: int, data: memoryview, last: bool) -> None:
-        answer = self._store._call(
-            "upload_part", self._key, UploadId=self.id, PartNumber=number + 1, Body=Sent(data)
-        )  # fmt: skip
+        with Sent(data) as body:
+            answer = self._store._call(
+                "upload_part", self._key, UploadId=self.id, PartNumber=number + 1, Body=body
+            )  # fmt: skip
         self._parts[number] = answer["ETag"]
 
     def copy(self, number: int, source: Mapping[str, str], start: int, end: int, tag: str) -> None:

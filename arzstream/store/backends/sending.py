@@ -12,11 +12,17 @@ BLOCK_BYTES = 256 << 10
 
 
 class Sent(io.RawIOBase):
-    """A part to be sent, as a file that can be read again."""
+    """A part to be sent, as a file that can be read again; even one that was closed, which clients do before they try
+    again. It holds its bytes until ``with`` ends: clients hold what they sent for longer than a part takes.
+    """
 
     def __init__(self, data: memoryview) -> None:
         super().__init__()
         self._data, self._at = data, 0
+
+    def __exit__(self, *error: object) -> None:
+        self._data = memoryview(b"")
+        self.close()
 
     def readable(self) -> bool:
         return True
