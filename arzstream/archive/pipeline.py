@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from arzstream.archive.plan import Buffer, Planned, ReadAt
 from arzstream.archive.references import context
 from arzstream.codec import registry
 from arzstream.codec.base import ChunkContext
-from arzstream.codec.best import encode_best
+from arzstream.codec.best import OFTEN_USED, encode_best, encode_plainly
 from arzstream.codec.roles import Role
 from arzstream.container.records import Member, Unit
 from arzstream.container.writer import FrameWriter
@@ -25,6 +26,7 @@ from arzstream.kernels.memory import PAYLOADS, Scratch
 __all__ = ["Given", "MemberDigests", "Pipeline", "Proof", "gathered"]
 
 GATHER_BYTES = 16 << 20
+_logger = logging.getLogger("arzstream.archive")
 
 
 class Given(NamedTuple):
@@ -61,7 +63,8 @@ class Pipeline:
     """
 
     def __init__(self, writer: FrameWriter, *, profile: str, jobs: int, memory_bytes: int, prove: bool = True) -> None:
-        """``prove`` says to decode what has references while these are at hand: it is too dear to decode them again."""
+        """``prove`` says to decode what has references while these are at hand, since it is too dear to decode them
+        again; and what rarer codecs made, so that one that is wrong does not stop a checkpoint at its end."""
         self.writer = writer
         self._prove, self._scratch = prove, Scratch()
         self.proofs: dict[tuple[int, int], Proof] = {}
@@ -144,16 +147,28 @@ class Pipeline:
         given = self.given(planned, chunk)
         codec, payload = encode_best(memoryview(data), given.ctx, self.profile)
         proof = None
-        if self._prove and given.ctx.references:
+        if self._prove and (given.ctx.references or codec not in OFTEN_USED):
+            wrong = self._wrong(codec, payload, xxh3, len(data), given.ctx)
+            if wrong:
+                what = f"chunk {chunk} of {planned.unit.members[0].name!r}"
+                _logger.warning(
+                    "%s, coded with codec %d, does not decode to its source (%s): it is kept plainly; please report it",
+                    what, codec, wrong,
+                )  # fmt: skip
+                codec, payload = encode_plainly(memoryview(data))
+                if self._wrong(codec, payload, xxh3, len(data), given.ctx):
+                    raise CorruptError(f"{what} does not decode to its source; the memory may be bad")
             proof = Proof(xxh3_64(payload), tuple(given.relied.values()))
-            decoded = self._scratch.get("proof", len(data))
-            registry.get(codec).decode(memoryview(payload).toreadonly(), decoded, given.ctx)
-            if xxh3_64(decoded) != xxh3:
-                raise CorruptError(
-                    f"chunk {chunk} of {planned.unit.members[0].name!r} does not decode to its source; the memory may "
-                    "be bad"
-                )
         return _Encoded(data, xxh3, codec, payload, given, proof)
+
+    def _wrong(self, codec: int, payload: bytes | memoryview, xxh3: int, nbytes: int, ctx: ChunkContext) -> str:
+        """What is wrong with a payload; nothing, if it decodes to bytes with this XXH3-64."""
+        decoded = self._scratch.get("proof", nbytes)
+        try:
+            registry.get(codec).decode(memoryview(payload).toreadonly(), decoded, ctx)
+        except CorruptError as error:
+            return str(error)
+        return "" if xxh3_64(decoded) == xxh3 else "other bytes"
 
     def _step(self) -> None:
         cost, future, action = self._queue.popleft()

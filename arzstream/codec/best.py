@@ -21,7 +21,7 @@ from arzstream.codec.registry import get
 from arzstream.codec.roles import Role
 from arzstream.codec.zstd import STRIDES, encode_planes
 
-__all__ = ["PROFILES", "Profile", "encode_best"]
+__all__ = ["OFTEN_USED", "PROFILES", "Profile", "encode_best", "encode_plainly"]
 
 
 NEVER = 1 << 62
@@ -84,6 +84,8 @@ PROFILES = {
 }
 
 RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX, QUANT_BLOCKS, DEQUANTISED, DELTA_CTX, OPTIM_CTX = 0, 1, 3, 4, 5, 6, 7, 8, 9
+OFTEN_USED = frozenset({RAW, CONST, ZSTD, FLOAT_FAST, FLOAT_CTX})
+"""What most bytes of most checkpoints without a parent are coded with."""
 PIECE, SAMPLE_MIN_PIECES, SAMPLE_PIECES = 2048, 16, 1 << 17
 """A sample is at least 16 pieces of 2 KiB, evenly spaced, and one for each 2^17 bytes of a large chunk."""
 FAST_PIECE, FAST_GAIN = 512, 0.03
@@ -209,6 +211,12 @@ def encode_best(data: memoryview, ctx: ChunkContext, profile: str = "balanced") 
     return (DELTA_CTX, given) if limit < len(alone) else (alone_id, alone)
 
 
+def encode_plainly(data: memoryview) -> tuple[int, bytes]:
+    """(codec number, payload) without any of our own codecs, should one of them be wrong."""
+    packed = encode_planes(data, 1, (1,)) if len(data) else b""
+    return (ZSTD, packed) if 0 < len(packed) < len(data) else (RAW, bytes(data))
+
+
 def _encode_state(
     data: memoryview, ctx: ChunkContext, parents: ChunkContext, wish: Profile
 ) -> tuple[int, bytes | memoryview]:
@@ -223,7 +231,8 @@ def _encode_state(
     least = min(limits.values(), default=NEVER)
     best: bytes | memoryview | None = None
     best_id, limit = RAW, float(NEVER)
-    if least >= CLEARLY * _alone_share(data, ctx) * len(data):
+    clearly = CLEARLY * _alone_share(data, ctx) * len(data)
+    if least >= clearly:
         best_id, best = _encode_alone(data, ctx, wish)
         limit = len(best)
     # Changes without a model to share need one that is learned, which takes longer than all else.
@@ -237,7 +246,12 @@ def _encode_state(
                 payload = encode_planned(data, state)
             if payload is not None and len(payload) / (1 - gains[codec]) < limit:
                 best_id, best, limit = codec, payload, len(payload) / (1 - gains[codec])
-    return (best_id, best) if best is not None else _encode_alone(data, ctx, wish)
+    if least < clearly <= limit:  # samples do not see what headers and tables take
+        alone_id, alone = _encode_alone(data, ctx, wish)
+        if best is None or len(alone) <= limit:
+            return alone_id, alone
+    assert best is not None
+    return best_id, best
 
 
 def _alone_share(data: memoryview, ctx: ChunkContext) -> float:

@@ -62,7 +62,8 @@ def likely(values: F32, kind: Kind) -> bool:
 
 
 def find_scales(groups: F32, kind: Kind) -> tuple[F32, Bools]:
-    """(scale of each group, whether there is one); of a group of zeros 0. Shape (groups, elements)."""
+    """(scale of each group, whether there is one); 0 for a group of zeros, and where there is none. Each scale is one
+    that decoders take. Shape (groups, elements)."""
     scales, found = np.zeros(len(groups), np.float32), np.zeros(len(groups), np.bool_)
     step = max(1, CACHED // groups.shape[1])
     with np.errstate(all="ignore"):
@@ -86,9 +87,11 @@ def _find(a: F64, kind: Kind) -> tuple[F32, Bools]:
         scales[left[good]] = _simplest(low[good], high[good])
         found[left[good]] = True
         left = left[~good]
-    # Products of normal numbers and integers are normal: no machine's treatment of others matters.
-    found &= (scales == 0) | (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
-    return scales, found
+    # Products of normal numbers and integers are normal: no machine's treatment of others matters. One that takes them
+    # for 0 must see the bits here.
+    usable = (scales.view(np.uint32) == 0) | (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
+    scales[~usable] = 0
+    return scales, found & usable
 
 
 def _bounds(a: F64, scale: F64, kind: Kind) -> tuple[F64, F64]:

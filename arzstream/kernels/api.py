@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arzstream.errors import ArzError, CorruptError
+from arzstream.kernels.arithmetic import exact
 from arzstream.kernels.memory import PAYLOADS
 
 __all__ = [
@@ -79,8 +80,8 @@ def _load_native() -> Any:
         return None
     try:
         native = importlib.import_module("arzstream.kernels._native")
-        _native_error = None
-        return native
+        _native_error = None if exact(native) else "built with options that change floating-point results; reinstall"
+        return native if _native_error is None else None
     except ImportError as error:
         built = not isinstance(error, ModuleNotFoundError) or error.name != "arzstream.kernels._native"
         _native_error = f"cannot be loaded: {error}" if built else "not built; install a C++17 compiler and reinstall"

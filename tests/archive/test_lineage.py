@@ -19,6 +19,7 @@ from arzstream.archive import pack, pipeline
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.lineage import Lineage, open_lineage
+from arzstream.archive.pipeline import Pipeline
 from arzstream.archive.rebase import rebase
 from arzstream.archive.references import MOST_TILES, TileCache
 from arzstream.archive.sets import write_set
@@ -249,12 +250,30 @@ def test_an_ancestors_chunk_is_decoded_once_to_pack_and_once_to_unpack_a_long_ch
     same(child, _training(6))
 
 
-def test_what_does_not_decode_to_its_source_is_not_packed(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_decode_to_its_source_is_kept_plainly(
+    step: Step, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A codec that is wrong must not keep a checkpoint from being archived."""
     step(1)
     encode = Xor.encode
     monkeypatch.setattr(Xor, "encode", lambda self, data, ctx: encode(self, bytes(len(data)), ctx))
-    with pytest.raises(arzstream.CorruptError, match="does not decode to its source"):
+    same(step(2), model(2))
+    assert "does not decode to its source (other bytes): it is kept plainly" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(Xor, "decode", lambda self, payload, out, ctx: _refuse())
+    same(step(3), model(3))
+    assert "does not decode to its source (it is odd): it is kept plainly" in caplog.text
+
+
+def test_nothing_is_packed_where_not_even_plain_bytes_come_back(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    step(1)
+    monkeypatch.setattr(Pipeline, "_wrong", lambda *_: "other bytes")
+    with pytest.raises(arzstream.CorruptError, match="does not decode to its source; the memory may be bad"):
         step(2)
+
+
+def _refuse() -> None:
+    raise arzstream.CorruptError("it is odd")
 
 
 def test_chunks_are_cut_another_way_than_the_parents(step: Step) -> None:

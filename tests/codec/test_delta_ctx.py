@@ -274,6 +274,20 @@ def test_chunks_share_a_model_of_other_chunks(references: int, name: str, short_
         assert 0 < exceptions < 130
 
 
+@pytest.mark.parametrize("top", [0, 1])
+@pytest.mark.parametrize("name", ["BF16", "I16", "I8"])
+def test_models_of_few_leading_bits_leave_many_raw_ones_to_each_element(name: str, top: int) -> None:
+    """We write two or three bits; the format allows none, and then up to 15 raw bits to each of four neighbours."""
+    rng, itemsize = np.random.default_rng(top), DTYPES[name].itemsize
+    parent = rng.integers(0, 1 << 8 * itemsize, 3000, np.uint64).astype(f"<u{itemsize}")
+    largest = 1 << 8 * itemsize - 1
+    changes = np.where(rng.random(3000) < 0.5, largest, rng.integers(largest // 2, largest, 3000))
+    data = (parent + changes.astype(f"<u{itemsize}")).tobytes()
+    ctx = context_of(name, 30, 100, parent)
+    model = shared_model(data, ctx, 1, top)
+    assert check(data, dataclasses.replace(ctx, models=(model.stored,)))[1] == 1
+
+
 def test_the_model_with_the_most_references_is_taken_and_a_bad_one_left() -> None:
     made = [bf16(w) for w in run(320, 510, 1e-3)]
     ctx = context_of("BF16", 320, 510, made[1], made[0])

@@ -114,6 +114,22 @@ def test_rows_of_zeros_have_scales_of_zero(dtype: str) -> None:
     assert payload is not None and header(payload)["exceptions"] == 0
 
 
+@pytest.mark.parametrize("profile", ["fast", "balanced", "max"])
+@pytest.mark.parametrize("size", [32, 512])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_groups_of_subnormal_numbers_have_no_scale_that_decoders_refuse(dtype: str, size: int, profile: str) -> None:
+    """As a channel has that nothing trains: a subnormal scale, or zeros and one stray subnormal."""
+    for fill in ("multiples", "stray"):
+        values = fake_quantised(matrix(), size, 127)
+        groups = to_bits(values, dtype).view(f"<u{DTYPES[dtype].itemsize}").reshape(-1, size)
+        groups[9] = np.arange(size) % 100 if fill == "multiples" else 0
+        groups[9, 3] = 1
+        payload = same_on_all(groups, dtype, 512)
+        assert payload is not None and 0 < header(payload)["exceptions"] < 2 * size + groups.size // 500
+        codec, payload = encode_best(memoryview(groups.tobytes()), ChunkContext(DTYPES[dtype], 64, 512), profile)
+        assert codec == CODEC.id and decode(payload, groups.nbytes, ChunkContext(DTYPES[dtype], 64, 512))
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_row_that_is_a_chunk_of_its_own(dtype: str) -> None:
     values = fake_quantised(matrix(1, 1 << 15), 1 << 15, 127)

@@ -303,6 +303,22 @@ def test_samples_choose_as_coding_everything_would() -> None:
         assert len(encode_best(plain, ctx)[1]) <= (1.003 + PROFILES["balanced"].state_gain) * min(sizes)
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("shape", [(1, 3), (1, 64), (4, 16), (1, 300), (20, 30)])
+def test_small_tensors_never_take_more_than_without_references(shape: tuple[int, int], profile: str) -> None:
+    """Headers and tables take hundreds of bytes, which samples do not see."""
+    before = Run(*shape, 1e-4).train(20)
+    now = before.train(10)
+    for data, ctx in (
+        (now.weights, master(before, now)),
+        (now.square, context_of(Role.SQUARE, shape, parent=before.square)),
+        (now.moment, context_of(Role.MOMENT, shape, parent=before.moment, square=now.square)),
+    ):
+        plain = memoryview(data.tobytes())
+        alone = encode_best(plain, ChunkContext(DTYPES["F32"], *shape), profile)[1]
+        assert len(encode_best(plain, ctx, profile)[1]) <= len(alone) <= len(plain)
+
+
 def test_an_unchanged_tensor_takes_a_byte() -> None:
     before = Run(200, 300, 1e-4).train(20)
     assert encode_best(memoryview(before.weights.tobytes()), master(before, before))[1] == b"\0"
