@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -135,8 +136,9 @@ def test_megatrons_files_of_ranks_wait_for_the_tracker_and_leave_no_gap() -> Non
     assert checkpoint.assess("iter_0000010").complete
 
 
-def deepspeed(ranks: int, world: int | None, latest: bytes | None = b"global_step10") -> Checkpoint:
-    state = {"module": {}, "optimizer": None, **({} if world is None else {"dp_world_size": world, "mp_world_size": 1})}
+def deepspeed(ranks: int, world: int | None, latest: bytes | None = b"global_step10", **more: Any) -> Checkpoint:
+    sizes = {} if world is None else {"dp_world_size": world, "mp_world_size": 1}
+    state = {"module": {}, "optimizer": None, "param_shapes": [{}], **sizes, **more}
     checkpoint = Checkpoint().put("mp_rank_00_model_states.pt", saved(state), 7)
     for rank in range(ranks):
         checkpoint.put(f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", saved({}), 7)
@@ -153,6 +155,40 @@ def test_deepspeed_waits_for_as_many_ranks_as_its_model_states_say() -> None:
     assert deepspeed(0, 1).assess("global_step10", later=1000).waiting_for == (
         "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     )
+
+
+def test_deepspeed_without_an_optimizer_has_no_states_of_one() -> None:
+    verdict = deepspeed(0, 2, param_shapes=None).assess("global_step10")
+    assert (verdict.complete, verdict.rule, verdict.strength) == (True, "deepspeed", "good")
+
+
+@pytest.mark.parametrize("shard", [2, 3, 4])
+def test_of_deepspeeds_groups_of_mics_the_first_one_writes(shard: int) -> None:
+    checkpoint = Checkpoint()
+    for rank in range(2):
+        state = {"module": {}, "optimizer": None, "param_shapes": [{}], "dp_world_size": 4, "mp_world_size": 1}
+        checkpoint.put(f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt", saved(state), 8)
+        state = {"optimizer_state_dict": {"zero_stage": 3, "partition_count": shard}}
+        checkpoint.put(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", saved(state), 7)
+    checkpoint.around[b"latest"] = (b"global_step10", changed(6))
+    verdict = checkpoint.assess("global_step10", later=1000)
+    assert verdict.complete == (shard == 2)
+    assert verdict.waiting_for == ("" if shard == 2 else "zero_pp_rank_2_mp_rank_00_model_states.pt")
+
+
+@pytest.mark.parametrize("latest", [b"global_step10", None], ids=["first machine", "another"])
+def test_deepspeeds_ranks_with_another_disk_are_not_waited_for_twice(latest: bytes | None) -> None:
+    settings = {"checkpoint": {"use_node_local_storage": True}}
+    checkpoint = deepspeed(4, 4, latest, ds_config=settings)
+    missing = f"bf16_zero_pp_rank_{2 if latest else 0}_mp_rank_00_optim_states.pt"
+    for rank in (2, 3) if latest else (0, 1):
+        del checkpoint.content[f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt".encode()]
+    assert doubted(checkpoint, "global_step10", missing)
+    checkpoint.past = Past(common([list(checkpoint.content)]))
+    verdict = checkpoint.assess("global_step10")
+    assert (verdict.complete, verdict.strength) == (True, "weak")
+    del checkpoint.content[b"bf16_zero_pp_rank_%d_mp_rank_00_optim_states.pt" % (1 if latest else 3)]
+    assert doubted(checkpoint, "global_step10", f"bf16_zero_pp_rank_{1 if latest else 3}_mp_rank_00_optim_states.pt")
 
 
 def test_deepspeed_of_unknown_size_has_no_gaps_and_needs_quiet() -> None:
