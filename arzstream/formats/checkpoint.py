@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arzstream.formats.evidence import FileFacts, Finding, Folder, Past, Strength, holds_state, text
+from arzstream.formats.evidence import FileFacts, Finding, Folder, Past, Strength, holds_state, is_expected, text
 from arzstream.formats.grouping import group, is_model_file, is_temporary, settled_name
 from arzstream.formats.rules import FALLBACK, RULES
 
@@ -71,8 +71,8 @@ class Verdict:
 
 
 def common(saves: list[list[bytes]]) -> frozenset[bytes]:
-    """For :attr:`Past.names`: what saves that consist of these paths have in common, as far as it holds state."""
-    sets = [{settled_name(path) for path in paths if holds_state(path)} for paths in saves]
+    """For :attr:`Past.names`: what saves that consist of these paths have in common, as far as it will come again."""
+    sets = [{settled_name(path) for path in paths if is_expected(path)} for paths in saves]
     return frozenset(set.intersection(*sets)) if sets else frozenset()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arzstream.formats.base import Layout
-from arzstream.formats.grouping import is_model_file, is_temporary
+from arzstream.formats.grouping import INDEX, is_model_file, is_temporary
 
 __all__ = [
     "SMALL_BYTES",
@@ -20,6 +20,7 @@ __all__ = [
     "Rule",
     "Strength",
     "holds_state",
+    "is_expected",
     "join",
     "place_of",
     "text",
@@ -35,7 +36,8 @@ MAX_SHOWN = 512
 
 Strength = Literal["strong", "good", "weak"]
 
-_STATE = re.compile(rb".*\.pkl|trainer_state\.json|.*\.metadata|metadata\.json|.*\.index\.json|commit_success\.txt")
+_STATE = re.compile(rb".*\.pkl|trainer_state\.json|.*\.metadata|metadata\.json|commit_success\.txt")
+_AFTERWARDS = re.compile(rb"(?:.*/)?(?:run_config\.yaml|tokenizer/[^/]+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,13 @@ class Rule:
 def holds_state(path: bytes) -> bool:
     """Is it one of the files that every save of a run writes: tensors, random states, markers?"""
     name = path.rpartition(b"/")[2]
-    return not is_temporary(path) and (is_model_file(name) or _STATE.fullmatch(name) is not None)
+    return not is_temporary(path) and bool(is_model_file(name) or _STATE.fullmatch(name) or INDEX.search(name))
+
+
+def is_expected(path: bytes) -> bool:
+    """Is it one of the files that come again if the saves before had them: those with state, and what trainers write
+    after it, which may be a copy of an old file?"""
+    return holds_state(path) or (not is_temporary(path) and _AFTERWARDS.fullmatch(path) is not None)
 
 
 def place_of(path: bytes) -> bytes:

@@ -21,10 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["SHARD", "group", "is_model_file", "is_temporary", "settled_name"]
+__all__ = ["INDEX", "SHARD", "group", "is_model_file", "is_temporary", "settled_name"]
 
 SHARD = re.compile(rb"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.[A-Za-z0-9.]+)$")
 """The name of one shard of a set, as Hugging Face libraries write it."""
+INDEX = re.compile(rb"\.index(?:\.[^./]+)?\.json$")
+"""How the name of a set's index ends; before ``.json`` may stand a variant (``model.safetensors.index.fp16.json``)."""
 
 _MODEL_SUFFIXES = (
     b".safetensors .pt .pt2 .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
@@ -129,7 +131,7 @@ def _is_step(folder: bytes) -> bool:
 
 def _is_checkpoint(folder: bytes, names: list[bytes]) -> bool:
     """Whether files of these names, which ``folder`` directly holds, are together one checkpoint."""
-    if any(name in _MARKERS or name.endswith(b".index.json") for name in names):
+    if any(name in _MARKERS or INDEX.search(name) for name in names):
         return True
     models = [name for name in names if is_model_file(name)]
     if any(SHARD.match(name) for name in models) or (models and any(name in _CONFIGS for name in names)):

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 
 from arzstream.formats import evidence
-from arzstream.formats.checkpoint import FileFacts, Past, Verdict, assess
+from arzstream.formats.checkpoint import GIVE_UP, FileFacts, Past, Verdict, assess
 from arzstream.formats.detect import parser_for
 
-__all__ = ["NOW", "WEIGHTS", "Checkpoint", "saved"]
+__all__ = ["NOW", "WEIGHTS", "Checkpoint", "changed", "doubted", "saved"]
 
 WEIGHTS = safetensors.torch.save({"w": torch.ones(3)})
 NOW = 10**18
@@ -25,6 +25,11 @@ def saved(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def changed(age: float) -> int:
+    """When that was, for a file's age in seconds."""
+    return NOW - int(age * 1e9)
 
 
 class Checkpoint:
@@ -58,3 +63,11 @@ class Checkpoint:
         read_at = lambda path, offset, length: self.content[path][offset : offset + length]  # noqa: E731
         small = {path: content for path, content in self.content.items() if len(content) <= evidence.SMALL_BYTES}
         return assess(entries, small.get, name.encode(), past=self.past, beside=self.around.get, read=read_at)
+
+
+def doubted(checkpoint: Checkpoint, name: str, waiting_for: str) -> bool:
+    """It waits for that, as long as for a broken file, and then it is complete."""
+    verdict = checkpoint.assess(name)
+    assert verdict.waiting_for == waiting_for and verdict.doubt and not verdict.complete
+    assert not checkpoint.assess(name, later=GIVE_UP - 10).complete
+    return checkpoint.assess(name, later=GIVE_UP).complete

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import safetensors.torch
 import torch
 
 from arzstream.formats.base import Layout
-from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, assess
+from arzstream.formats.checkpoint import GIVE_UP, QUIET, FileFacts, assess, common
 from arzstream.formats.detect import parser_for
 from arzstream.formats.grouping import group
 
-from .made_up import WEIGHTS, Checkpoint
+from .made_up import WEIGHTS, Checkpoint, saved
 
 
 def test_a_single_file_is_complete_when_its_structure_is_and_it_was_closed() -> None:
@@ -85,6 +86,54 @@ def test_an_index_that_was_left_behind_is_not_believed() -> None:
     assert alone.assess(later=10 * GIVE_UP).waiting_for == "model-00001-of-00002.safetensors"
     escape = Checkpoint().json("model.safetensors.index.json", {"weight_map": {"w": "../../etc/passwd"}})
     assert not escape.assess(later=10 * GIVE_UP).complete
+
+
+def shards(pattern: str, numbers: Iterable[int], total: int, age: float = 1.0, **holding: bytes) -> Checkpoint:
+    checkpoint = Checkpoint().json("config.json", {}, age=9)
+    for number in numbers:
+        checkpoint.put(pattern.format(f"{number:05}-of-{total:05}"), **{"content": WEIGHTS, **holding}, age=age)
+    return checkpoint
+
+
+def test_the_index_of_a_variant_is_an_index() -> None:
+    """As transformers and diffusers name both: ``save_pretrained(variant="fp16")``."""
+    checkpoint = shards("model.fp16-{}.safetensors", [1], 1)
+    assert checkpoint.assess().waiting_for
+    index = {"weight_map": {"w": "model.fp16-00001-of-00001.safetensors"}}
+    verdict = checkpoint.json("model.safetensors.index.fp16.json", index, 0.5).assess()
+    assert (verdict.complete, verdict.strength, verdict.rule) == (True, "good", "sharded")
+    assert common([[b"model.safetensors.index.fp16.json"]])
+
+
+def test_shards_of_gguf_have_no_index_but_each_of_them_is_needed() -> None:
+    gguf = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+    checkpoint = shards("m-{}.gguf", [1, 2], 3, content=gguf)
+    assert checkpoint.assess(later=10 * GIVE_UP).waiting_for == "m-00003-of-00003.gguf"
+    verdict = checkpoint.put("m-00003-of-00003.gguf", gguf).assess()
+    assert (verdict.complete, verdict.strength) == (True, "good")
+
+
+def test_shards_of_ranks_have_no_index_and_their_ranks_are_not_counted() -> None:
+    """torch.distributed.checkpoint's ``HuggingFaceStorageWriter``; a rank writes the files that it has a part of."""
+    checkpoint = shards("sharded/shard-00001-model-{}.safetensors", [1, 3], 3, age=6)
+    missing = "sharded/shard-*-model-00002-of-00003.safetensors"
+    assert checkpoint.assess(later=10 * GIVE_UP).waiting_for == missing
+    verdict = checkpoint.put("sharded/shard-00002-model-00002-of-00003.safetensors", age=6).assess()
+    assert (verdict.complete, verdict.strength) == (True, "weak")
+    checkpoint.put("model-00001-of-00001.safetensors", age=6)  # what they are consolidated to has one
+    assert checkpoint.assess(later=9).waiting_for == "model.safetensors.index.json"
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    assert checkpoint.json("model.safetensors.index.json", index, 5.5).assess().complete
+
+
+def test_a_tensor_that_is_stored_as_several_has_one_name_in_an_index() -> None:
+    weights = saved({"layer.weight": torch.eye(3).to_sparse(), "layer.bias": torch.ones(3)})
+    checkpoint = shards("pytorch_model-{}.bin", [1], 1, content=weights)
+    names = dict.fromkeys(["layer.weight", "layer.bias"], "pytorch_model-00001-of-00001.bin")
+    assert checkpoint.json("pytorch_model.bin.index.json", {"weight_map": names}, 0.5).assess().complete
+    names["layer.b"] = names["layer.bias"]
+    more = checkpoint.json("pytorch_model.bin.index.json", {"weight_map": names}, 0.5).assess()
+    assert "to hold 'layer.b'" in more.waiting_for
 
 
 def trainer(age: float = 1.0) -> Checkpoint:

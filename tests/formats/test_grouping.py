@@ -77,6 +77,10 @@ CASES = {
             "m.safetensors.tmp": "m.safetensors.tmp",
         },
     ),
+    "the index of a variant, and shards that may follow": (
+        "m/model.safetensors.index.fp16.json m/README.md",
+        {"m": "m/README.md m/model.safetensors.index.fp16.json"},
+    ),
     "a name that is not UTF-8": ("\udcff/model.safetensors", {"\udcff": "\udcff/model.safetensors"}),
     "nothing": ("", {}),
 }

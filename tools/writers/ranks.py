@@ -2,13 +2,15 @@
 
 DeepSpeed and Megatron are replayed: the same files in the same order with the same barriers, as their sources have it
 (``DeepSpeedEngine.save_checkpoint`` of 0.19.8; ``megatron.core.dist_checkpointing.save`` of 0.16.1 and
-``megatron.training.checkpointing``), since neither installs without a GPU's toolchain.
+``megatron.training.checkpointing``; ``megatron.bridge.training.checkpointing`` over a core of 0.20), since none of them
+installs without a GPU's toolchain.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,34 @@ class Megatron(Gloo):
         context.barrier()
 
 
+class MegatronBridge(Megatron):
+    """The same without a ``common.pt``, whose content is among the parts; and after the barrier the state of training,
+    the tracker, the configuration and a tokenizer."""
+
+    name = "Megatron-Bridge"
+    withstands = 4.0  # in its first save nothing tells whether a tokenizer follows
+
+    def save(self, context: Context, place: Path, step: int) -> None:
+        import torch
+        import torch.distributed.checkpoint as dcp
+
+        self.make(context, place)
+        dcp.save({**self.state(context, step), f"rank{context.rank}.step": step}, checkpoint_id=str(place))
+        if context.rank == 0:
+            config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+            (place / "metadata.json").write_text(json.dumps(config))
+        context.barrier()
+        if context.rank == 0:
+            torch.save({"step": torch.tensor(step), "salt": context.salt}, place / "train_state.pt")
+            shutil.copy(place / "train_state.pt", place.parent / "latest_train_state.pt")
+            (place.parent / "latest_checkpointed_iteration.txt").write_text(str(step))
+            (place / "run_config.yaml").write_text(f"train:\n  salt: {context.salt}\n  step: {step}\n")
+            (place / "tokenizer").mkdir(exist_ok=True)
+            for name in ("tokenizer_config.json", "tokenizer.json"):
+                (place / "tokenizer" / name).write_text(json.dumps({"salt": context.salt, "step": step}))
+        context.barrier()
+
+
 class MegatronLegacy(Megatron):
     """A file for each rank, a barrier, and the tracker."""
 
@@ -193,6 +223,7 @@ WRITERS: list[Writer] = [
     Distributed(2, background=True),
     DeepSpeed(),
     Megatron(),
+    MegatronBridge(),
     MegatronLegacy(),
     AccelerateRanks(),
     TrainerRanks(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arzstream.formats.evidence import Rule
-from arzstream.formats.rules import deepspeed, distributed, general, hugging_face, orbax
+from arzstream.formats.rules import deepspeed, distributed, general, hugging_face, megatron, orbax
 
 __all__ = ["FALLBACK", "RULES"]
 
@@ -12,7 +12,7 @@ RULES: tuple[Rule, ...] = (
     Rule("orbax", orbax.orbax),
     Rule("trainer", hugging_face.trainer),
     Rule("deepspeed", deepspeed.deepspeed),
-    Rule("megatron", distributed.megatron),
+    Rule("megatron", megatron.megatron),
     Rule("lightning", distributed.lightning),
     Rule("accelerate", hugging_face.accelerate),
     Rule("distributed checkpoint", distributed.distributed),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any, NamedTuple
 
 from arzstream.formats.evidence import Finding, Folder, join, place_of, text
+from arzstream.formats.grouping import settled_name
+from arzstream.formats.pickle_data import pairs
 from arzstream.formats.rules.stated import count, stated
 
 __all__ = ["deepspeed"]
@@ -16,10 +19,20 @@ NAME_BYTES = 4096
 """What a file that names a folder is read of."""
 
 
+class _World(NamedTuple):
+    """Data and model parallel ranks; whether ZeRO is used; whether each machine keeps its own ranks' files."""
+
+    data: int
+    model: int
+    zero: bool
+    apart: bool
+
+
 def deepspeed(folder: Folder) -> Finding | None:
     """DeepSpeed: the first rank writes ``latest`` when it is done, before the barrier at the end, so the files of all
     ranks must be there: as many as the model's states say (``dp_world_size``, ``mp_world_size``), which are read
-    without unpickling, or at least without gaps."""
+    without unpickling, or at least without gaps. Ranks of another machine, where each keeps its own
+    (``use_node_local_storage``), are waited for once: the checkpoints before tell that they do not come."""
     places = folder.by_place(r"(?:bf16_)?(?:zero_pp_rank_\d+_)?mp_rank_\d+_(?:model|optim)_states\.pt")
     if not places:
         return None
@@ -29,21 +42,21 @@ def deepspeed(folder: Folder) -> Finding | None:
     optimizers = [match for path in files if (match := _OPTIMIZER.fullmatch(_name(path)))]
     if not models:
         return Finding("weak", text(join(place, b"mp_rank_00_model_states.pt")), gives_up=True)
-    sizes = _world(folder, join(place, models[0].string))
-    expected = _expected(models, optimizers, sizes)
-    for name in expected:
-        if join(place, name) not in folder.files:
-            return Finding("good", text(join(place, name)), gives_up=sizes is None, doubt=sizes is None)
-    return _latest(folder, place, files, known=sizes is not None)
+    world = _world(folder, place, models[0], optimizers)
+    sure = world is not None and not world.apart
+    before = folder.past.names if world is not None and world.apart else frozenset()
+    for name in _expected(models, optimizers, world):
+        path = join(place, name)
+        if path not in folder.files and (not before or settled_name(path) in before):
+            return Finding("good", text(path), gives_up=not sure, doubt=not sure)
+    return _latest(folder, place, files, known=sure, elsewhere=bool(before))
 
 
-def _expected(
-    models: list[re.Match[bytes]], optimizers: list[re.Match[bytes]], sizes: tuple[int, int, bool] | None
-) -> list[bytes]:
-    """Names of all files that there must be. ``sizes``: data and model parallel ranks, and whether ZeRO is used."""
+def _expected(models: list[re.Match[bytes]], optimizers: list[re.Match[bytes]], world: _World | None) -> list[bytes]:
+    """Names of all files that there must be, on all machines."""
     data = {int(match["dp"]) for match in [*models, *optimizers] if match["dp"] is not None}
     model = {int(match["mp"]) for match in [*models, *optimizers]}
-    dp, mp, zero = sizes or (max(data, default=-1) + 1, max(model) + 1, bool(optimizers))
+    dp, mp, zero, _ = world or (max(data, default=-1) + 1, max(model) + 1, bool(optimizers), False)
     if max(dp, 1) * max(mp, 1) > 1 << 16:
         return []
     names = []
@@ -62,18 +75,30 @@ def _expected(
     return names
 
 
-def _world(folder: Folder, path: bytes) -> tuple[int, int, bool] | None:
-    """(data parallel ranks, model parallel ranks, ZeRO) as a model's states say; None if they do not, or not yet."""
-    state = stated(folder, path)
+def _world(folder: Folder, place: bytes, model: re.Match[bytes], optimizers: list[re.Match[bytes]]) -> _World | None:
+    """What a model's states and their ``ds_config`` say; None if they do not, or not yet. MiCS shards over some ranks
+    (``partition_count`` of an optimiser's states), of which the first ones write: the others hold the same."""
+    state = stated(folder, join(place, model.string))
     dp, mp = count(state.get("dp_world_size")), count(state.get("mp_world_size", 1))
     if dp is None or mp is None:
         return None
-    return dp, mp, "optimizer" in state and state["optimizer"] is None
+    if model["dp"] is not None and optimizers:
+        optimizer = stated(folder, join(place, optimizers[0].string)).get("optimizer_state_dict")
+        partitions = count(dict(_named(optimizer)).get("partition_count"))
+        dp = partitions if partitions is not None and dp % partitions == 0 else dp
+    zero = "optimizer" in state and state["optimizer"] is None and state.get("param_shapes", True) is not None
+    saving = dict(_named(dict(_named(state.get("ds_config"))).get("checkpoint")))
+    return _World(dp, mp, zero, saving.get("use_node_local_storage") is True)
 
 
-def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool) -> Finding:
+def _named(node: Any) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in pairs(node) if isinstance(key, str)]
+
+
+def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool, elsewhere: bool) -> Finding:
     """``latest`` lies in the folder around the tag's. If it names this tag, it speaks for the first rank's files; if
-    it names another and is newer than all of them, this tag was finished before."""
+    it names another and is newer than all of them, this tag was finished before. ``elsewhere``: it may be on the first
+    rank's machine alone."""
     above, _, tag = place.rpartition(b"/")
     if place:
         path = join(above, LATEST)
@@ -81,6 +106,8 @@ def _latest(folder: Folder, place: bytes, files: list[bytes], *, known: bool) ->
         latest = None if raw is None else (raw, folder.files[path].changed)
     else:
         tag, latest = folder.name, folder.beside(LATEST)
+    if latest is None and elsewhere:
+        return Finding("weak")
     first = [path for path in files if re.search(rb"(?:^|/)(?:bf16_)?(?:zero_pp_rank_0_)?mp_rank_00_", path)]
     spoken_for = first if latest is not None and latest[0].strip() == tag else files
     if latest is None or not latest[0].strip() or latest[1] < folder.newest(spoken_for):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 
 from arzstream.formats.evidence import Finding, Folder, Strength, join, place_of, text
-from arzstream.formats.grouping import SHARD, is_model_file, is_temporary
+from arzstream.formats.grouping import INDEX, SHARD, is_model_file, is_temporary
 from arzstream.formats.pickle_data import attributes
 from arzstream.formats.rules.stated import count, stated
 
@@ -15,6 +16,10 @@ _RANK = re.compile(rb"(?:rng_state|random_states)_(\d+)\.(?:pth|pkl)")
 _STATE, _ARGUMENTS = b"trainer_state.json", b"training_args.bin"
 _BEGINNINGS = (b"config.json", b"adapter_config.json")
 """What the Trainer's first rank writes before the model."""
+_OF_RANK = re.compile(rb"(^|/)shard-\d{5}-(?=[^/]*$)")
+"""What torch.distributed.checkpoint's ``HuggingFaceStorageWriter`` puts before the names of a rank's own shards."""
+_INDEXED = (b".safetensors", b".bin", b".h5", b".msgpack")
+"""Of what kinds of shards Hugging Face libraries write an index; nobody does of others."""
 AHEAD = 2_000_000_000
 """Nanoseconds by which another rank's clock or start may be ahead of the first one's."""
 
@@ -89,20 +94,21 @@ def _missing_rank(folder: Folder, name: str, ranks: list[bytes], known: int | No
 
 
 def sharded(folder: Folder) -> Finding | None:
-    """save_pretrained in shards: every shard that the others' names imply, and the index, which comes last."""
-    sets: dict[tuple[bytes, bytes, bytes], set[bytes]] = {}
+    """save_pretrained in shards: every shard that the others' names imply, and the index, which comes last. Shards of
+    ranks have none, and how many ranks there are is not told; each number must be some rank's."""
+    sets: dict[tuple[bytes, bytes, bytes], dict[int, bytes]] = {}
     for path in folder.files:
         match = SHARD.match(path)
         if match and not is_temporary(path):
-            sets.setdefault((match["stem"], match["total"], match["suffix"]), set()).add(path)
-    indexes = [path for path in folder.files if path.endswith(b".index.json")]
+            stem = _OF_RANK.sub(rb"\1shard-*-", match["stem"])
+            sets.setdefault((stem, match["total"], match["suffix"]), {})[int(match["number"])] = path
+    indexes = [path for path in folder.files if INDEX.search(path)]
     if not sets and not indexes:
         return None
     for (stem, total, suffix), have in sets.items():
         for number in range(1, int(total) + 1):
-            shard = b"%s-%05d-of-%s%s" % (stem, number, total, suffix)
-            if shard not in have:
-                return Finding("good", text(shard))
+            if number not in have:
+                return Finding("good", text(b"%s-%05d-of-%s%s" % (stem, number, total, suffix)))
     strength: Strength = "good"
     for path in indexes:
         finding = _index(folder, path)
@@ -112,7 +118,9 @@ def sharded(folder: Folder) -> Finding | None:
     covered = {shard for path in indexes for shard in _weights(folder, path) or ()}
     unknown = any(map(folder.is_large, indexes))
     for (stem, _, suffix), have in sets.items():
-        if not covered.issuperset(have) and not unknown:
+        if b"shard-*-" in stem:
+            strength = "weak"
+        elif suffix.endswith(_INDEXED) and not covered.issuperset(have.values()) and not unknown:
             return Finding("good", f"{text(stem + suffix)}.index.json", gives_up=True)
     return Finding(strength)
 
@@ -133,13 +141,26 @@ def _index(folder: Folder, path: bytes) -> Finding:
             return Finding("good", text(file))
     for file, names in weights.items():
         layout = folder.files[file].layout
-        if layout is None or not layout.complete or not layout.storages:
+        if layout is None or not layout.complete or not layout.storages or layout.note:
             continue
-        held = {view.name for storage in layout.storages for view in storage.views}
-        if not held.issuperset(names):
-            name = next(name for name in names if name not in held)
+        name = _lacking({view.name for storage in layout.storages for view in storage.views}, names)
+        if name is not None:
             return Finding("good", f"{text(file)} to hold {name[:80]!r}, as {text(path)} says", gives_up=True)
     return folder.speaks(path, files, "good")
+
+
+def _lacking(held: set[str], names: list[str]) -> str | None:
+    """One of ``names`` that a file does not have which holds tensors of the names ``held``. What is stored as several
+    tensors (``layer.weight.indices``, ``layer.weight.values`` of a sparse one) has one name in an index."""
+    lacking = [name for name in names if name not in held]
+    if not lacking:
+        return None
+    ordered = sorted(held)
+    for name in lacking:
+        after = bisect.bisect_left(ordered, name + ".")
+        if after == len(ordered) or not ordered[after].startswith(name + "."):
+            return name
+    return None
 
 
 def _weights(folder: Folder, path: bytes) -> dict[bytes, list[str]] | None:
