@@ -10,19 +10,20 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import file_digest, member_digests
 from arzstream.archive.lineage import relative_hint
-from arzstream.archive.output import check_free_file, new_archive
+from arzstream.archive.output import check_free_file, check_not_read, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
 from arzstream.archive.references import ParentTensors
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
+from arzstream.archive.volumes import volume_place
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
 from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
@@ -39,6 +40,7 @@ __all__ = ["RecoverReport", "recover"]
 
 RESCUED = "recovered"
 """Tensors that are intact while the file they came from is not are put into ``recovered.safetensors``."""
+KEPT = "is what would be recovered, and stays as it is; choose another name"
 Progress = Callable[[int, int, str], None]
 
 
@@ -80,8 +82,10 @@ def recover(
 
     ``parents`` says where they are, as in :func:`arzstream.open`. Without them, what depends on them is saved where its
     stored bytes are good, and reported as unchecked.
-    Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
+    Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``, or is
+    no archive, or one that ``damaged`` needs.
     """
+    check_not_read(os.fspath(dest), [os.fspath(damaged)], KEPT)
     check_free_file(os.fspath(dest), replace=force)
     ancestry = Ancestry(parents, limits=limits)
     with open_reader(damaged) as reader, contextlib.closing(ancestry):
@@ -96,11 +100,24 @@ def recover(
             rescue.hint = lambda hint: relative_hint(beside(folder_of(os.fspath(damaged)), hint), os.fspath(dest))
             if not rescue.good and not salvage.volumes:
                 raise CorruptError(f"{reader.name}: nothing in it is whole")
+            check_not_read(os.fspath(dest), _needed(salvage, os.fspath(damaged), ancestry))
             with new_archive(os.fspath(dest), replace=force) as (sink, _):
                 rescue.write(FrameWriter(sink))
         finally:
             rescue.decoder.close()
         return rescue.report(os.fspath(dest))
+
+
+def _needed(salvage: Salvage, damaged: str, ancestry: Ancestry) -> Iterator[str]:
+    """Where the archives are that what is saved is read with: those that were opened, and, whole or not, what has the
+    name of one, or of a volume."""
+    for ancestor in ancestry.opened():
+        yield from ancestor.places
+    for parent in salvage.parents.values():
+        if parent.hint:
+            yield beside(folder_of(damaged), parent.hint)
+    for volume in salvage.volumes.values():
+        yield volume_place(damaged, volume.name)
 
 
 class _Rescue:

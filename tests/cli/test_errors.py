@@ -127,7 +127,7 @@ def test_a_source_that_differs_is_1(arz: Arz, archive: Path, checkpoint: Path, t
         (["pack", "{checkpoint}", "-o", "{archive}"], "exists already; choose another name, or --force to replace it"),
         (["pack", "{checkpoint}", "-o", "{checkpoint}/config.json/x.arz"], "is in the way and not a folder"),
         (["unpack", "{archive}", "-o", "{checkpoint}"], "cannot create it: File exists; choose another name"),
-        (["recover", "{archive}", "-o", "{archive}"], "exists already; choose another name"),
+        (["recover", "{archive}", "-o", "{archive}"], "is what would be recovered, and stays as it is; choose another"),
     ],
 )
 def test_trouble_with_storage_is_4(
