@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
@@ -20,16 +23,16 @@ from arzstream.archive.lineage import relative_hint
 from arzstream.archive.output import check_free_file, check_not_read, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
-from arzstream.archive.references import ParentTensors
+from arzstream.archive.references import NotInheritedError, ParentTensors, Span
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
 from arzstream.archive.volumes import volume_place
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
-from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
+from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, ReferenceKind, Unit
 from arzstream.container.state import check_recipe
 from arzstream.container.writer import FrameWriter
-from arzstream.errors import ArzError, CorruptError, MissingParentError
+from arzstream.errors import ArzError, CorruptError, MissingParentError, StorageError
 from arzstream.formats.order import layer_key
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
@@ -56,7 +59,10 @@ class RecoverReport:
     lost_files: list[str]
     damaged_places: int
     unchecked: list[str] = dataclasses.field(default_factory=list)
-    """Tensors that were saved as they are stored, but cannot be decoded without an archive that is not at hand."""
+    """Tensors that were saved as they are stored, but cannot be decoded without an archive that is not at hand, or is
+    damaged there."""
+    parent_problems: list[str] = dataclasses.field(default_factory=list)
+    """Why they cannot be: what is missing, or damaged, of the archives that this one was coded against."""
     indexed: bool = True
     """Was the index good? If not, the lists of what is lost name only what other frames tell of."""
 
@@ -80,10 +86,10 @@ def recover(
 ) -> RecoverReport:
     """Write what is intact in ``damaged`` to a new archive ``dest``, which needs the parents that ``damaged`` needs.
 
-    ``parents`` says where they are, as in :func:`arzstream.open`. Without them, what depends on them is saved where its
-    stored bytes are good, and reported as unchecked.
-    Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``, or is
-    no archive, or one that ``damaged`` needs.
+    ``parents`` says where they are, as in :func:`arzstream.open`. Without them, or where they are damaged, what depends
+    on them is saved where its stored bytes are good, and reported as unchecked.
+    Raises CorruptError if nothing can be saved; StorageError if ``damaged``, or for now a parent, cannot be read, or if
+    ``dest`` exists and not ``force``, or is no archive, or one that ``damaged`` needs.
     """
     check_not_read(os.fspath(dest), [os.fspath(damaged)], KEPT)
     check_free_file(os.fspath(dest), replace=force)
@@ -91,7 +97,7 @@ def recover(
     with open_reader(damaged) as reader, contextlib.closing(ancestry):
         try:
             salvage = scan_everything(reader, limits)
-            origin = ParentTensors(lambda n: ancestry.find(salvage.parents[n], os.fspath(damaged)), ancestry.tiles)
+            origin = _Parents(salvage, ancestry, os.fspath(damaged))
             rescue = _Rescue(reader, salvage, origin, limits, progress)
             rescue.run()
         except ArzError as error:
@@ -106,6 +112,44 @@ def recover(
         finally:
             rescue.decoder.close()
         return rescue.report(os.fspath(dest))
+
+
+class _Parents(ParentTensors):
+    """The parents' tensors. What cannot be read of them is as good as missing: that says nothing of the child."""
+
+    def __init__(self, salvage: Salvage, ancestry: Ancestry, damaged: str) -> None:
+        super().__init__(lambda number: ancestry.find(salvage.parents[number], damaged), ancestry.tiles)
+        self._ancestry = ancestry
+        self.problems: dict[str, str] = {}
+        """What was wrong, by what is to be mended."""
+
+    def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        with self._as_missing():
+            return super().tile(unit, chunk, ref)
+
+    def inherit(self, entry: UnitEntry, rows: Span, cols: Span, out: np.ndarray) -> None:
+        with self._as_missing():
+            super().inherit(entry, rows, cols, out)
+
+    @contextlib.contextmanager
+    def _as_missing(self) -> Iterator[None]:
+        """Raises MissingParentError instead of all but what the child is to blame for, and what may pass."""
+        try:
+            yield
+        except MissingParentError as error:
+            said = error.elsewhere or str(error)
+            self.problems.setdefault(said, said)
+            raise
+        except NotInheritedError:
+            raise
+        except ArzError as error:
+            if isinstance(error, StorageError) and error.errno == errno.EAGAIN:
+                raise
+            said = str(error)
+            # From however many archives away, the last one that is named is damaged.
+            at, name = max(((said.rfind(f"{a.name}: "), a.name) for a in self._ancestry.opened()), default=(-1, ""))
+            self.problems.setdefault(name if at >= 0 else said, said[max(at, 0) :])
+            raise MissingParentError(said) from error
 
 
 def _needed(salvage: Salvage, damaged: str, ancestry: Ancestry) -> Iterator[str]:
@@ -127,7 +171,7 @@ class _Rescue:
         self,
         reader: RangeReader,
         salvage: Salvage,
-        parents: ParentTensors,
+        parents: _Parents,
         limits: Limits,
         progress: Progress | None,
     ) -> None:
@@ -136,6 +180,7 @@ class _Rescue:
         self.candidates = salvage.complete_units()
         check_charge((entry.unit for entry in self.candidates.values()), salvage.files.items(), reader.size, limits)
         self.directory = salvage.directory(reader.name, self.candidates)
+        self.parents = parents
         self.decoder = Decoder(reader, self.directory, limits=limits, parents=parents)
         self.hint: Callable[[str], str] = lambda hint: hint
         """Where a parent is, seen from the new archive."""
@@ -180,6 +225,8 @@ class _Rescue:
                 return None  # the new index needs a digest of each, and where there was none, nothing knows them
             self.unchecked.add(number)
             return entry.digests
+        except StorageError:
+            raise  # which says nothing about what is stored
         except ArzError:
             return None
         return found if entry.agrees(found) else None
@@ -190,6 +237,8 @@ class _Rescue:
             return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
         except MissingParentError:
             return True
+        except StorageError:
+            raise
         except ArzError:
             return False
 
@@ -326,5 +375,6 @@ class _Rescue:
             unchecked=[
                 m.name for n in sorted(self.unchecked) for m in self.good[n][0].unit.members if m.name is not None
             ],
+            parent_problems=sorted(self.parents.problems.values()) if self.unchecked else [],
             indexed=self.salvage.indexed,
         )

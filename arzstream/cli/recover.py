@@ -65,6 +65,7 @@ def _lines(report: RecoverReport) -> Iterator[str]:
     for title, names in (
         ("lost tensors", report.lost_tensors), ("lost files", report.lost_files), ("saved files", report.files),
         ("saved tensors that cannot be checked without the archive they were coded against", report.unchecked),
+        ("why they cannot be", report.parent_problems),
     ):  # fmt: skip
         if names:
             yield f"{title}:"
