@@ -49,6 +49,17 @@ def test_a_file_url_is_the_file_that_it_names(archive: Path, writer: str, tmp_pa
     arzstream.verify(tmp_path / "y.arz", deep=True)
 
 
+def test_unpack_restores_to_the_folder_that_a_file_url_names_and_to_no_other_url(archive: Path, tmp_path: Path) -> None:
+    before = sorted(os.listdir())
+    with pytest.raises(StorageError, match=r"^s3://bucket/out: .*local folder") as raised:
+        arzstream.unpack(archive, "s3://name:sekret@bucket/out?sig=sekret")
+    assert "sekret" not in str(raised.value)
+    assert sorted(os.listdir()) == before
+    arzstream.unpack(archive, f"file://{tmp_path}/out")
+    assert sorted(os.listdir()) == [*before[:1], "out", *before[1:]]
+    assert (tmp_path / "out" / "a.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+
+
 def test_a_file_url_is_not_overwritten(archive: Path) -> None:
     with pytest.raises(StorageError, match="exists already"):
         arzstream.pack(archive.parent / "a.npy", f"file://{archive}")
