@@ -34,6 +34,7 @@ from arzstream.container.state import check_recipe
 from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, MissingParentError, StorageError
 from arzstream.formats.order import layer_key
+from arzstream.kernels.api import kernels
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.folders import beside, folder_of
@@ -91,6 +92,7 @@ def recover(
     Raises CorruptError if nothing can be saved; StorageError if ``damaged``, or for now a parent, cannot be read, or if
     ``dest`` exists and not ``force``, or is no archive, or one that ``damaged`` needs.
     """
+    kernels()  # if they cannot be used, nothing is lost for that
     check_not_read(os.fspath(dest), [os.fspath(damaged)], KEPT)
     check_free_file(os.fspath(dest), replace=force)
     ancestry = Ancestry(parents, limits=limits)
