@@ -56,7 +56,7 @@ def _free_path(dest: str, *, replace: bool) -> str:
     if is_remote(dest):
         raise StorageError(f"{redacted(dest)}: this is written to a local file only; name one and copy it there")
     path = local_path(dest)
-    if os.path.isdir(path):
+    if os.path.isdir(path) or path.endswith((os.sep, os.altsep or os.sep)):
         example = os.path.join(path, "checkpoint.arz")
         raise StorageError(f"{path}: is a folder; name the archive, for example {example}", errno=errno.EISDIR)
     if os.path.lexists(path) and not replace:

@@ -77,6 +77,8 @@ def pack(
     if tensor_parallel < 1:
         raise ValueError("tensor_parallel must be at least 1")
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    if not all(map(os.fspath, listed)) or not os.fspath(dest):
+        raise ValueError("a source, or the destination, has no name")
     if max_chain < 0:
         raise ValueError("max_chain must be at least 0")
     entries = collect(listed, storage_options)
