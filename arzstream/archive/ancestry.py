@@ -17,7 +17,7 @@ from typing import Any
 from arzstream.archive.again import directory_of
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.references import ParentTensors, Tensors, TileCache
-from arzstream.archive.volumes import Joined, join_volumes
+from arzstream.archive.volumes import Joined, join_volumes, volume_place
 from arzstream.container.directory import Directory
 from arzstream.container.records import Parent, Piece
 from arzstream.container.state import content_digest
@@ -49,6 +49,11 @@ class Ancestor:
     @property
     def name(self) -> str:
         return self.reader.name
+
+    @property
+    def places(self) -> list[str]:
+        """Its path or URL, and those of its volumes."""
+        return [self.place, *(volume_place(self.place, volume.name) for volume in self.directory.volumes)]
 
     def close(self) -> None:
         self.decoder.close()

@@ -39,9 +39,10 @@ class TensorDifference:
     changed: float | None = None
     """The share of elements whose bits changed; None where they cannot be compared one by one."""
     relative: float | None = None
-    """Root mean square of the change ÷ that of the first archive's values, finite pairs only; None if it has none."""
+    """Root mean square of the change ÷ that of the first archive's values, finite pairs only; None if it has none, and
+    where a float64 does not hold it."""
     largest: float | None = None
-    """The largest change of a value, finite pairs only."""
+    """The largest change of a value, finite pairs only; None where a float64 does not hold it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,13 @@ def diff(
     Tensors are compared by name. Where the two have no name in common, but one has those of the other with a prefix
     (``model.``, ``state_dict.``, ``module.``), they are compared without it.
 
-    Raises what opening and reading them raises.
+    Parents are looked for in ``parents``, and each archive counts as one place where the other's may be. Raises what
+    opening and reading them raises.
     """
+    named = [parents] if isinstance(parents, (str, os.PathLike)) else list(parents or ())
     with (
-        open_archive(a, storage_options, parents) as first,
-        open_archive(b, storage_options, parents) as second,
+        open_archive(a, storage_options, [b, *named]) as first,
+        open_archive(b, storage_options, [a, *named]) as second,
     ):
         held, found = _aligned(first.catalog.tensors, second.catalog.tensors), []
         total, done = sum(place.nbytes for place in second.catalog.tensors.values()), 0
@@ -118,7 +121,7 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
     if old.digest is not None and old.digest == new.digest:
         return unchanged
     kind = new.entry.unit.type
-    count, elements, change, scale, largest, numbers = 0, 0, 0.0, 0.0, 0.0, False
+    count, elements, change, scale, largest, numbers = 0, 0, _Norm(), _Norm(), 0.0, False
     for x, y in zip(_blocks(first, old), _blocks(second, new), strict=True):
         count += int(np.count_nonzero((x != y).any(axis=1)))
         elements += len(x)
@@ -127,18 +130,44 @@ def _tensor(first: Archive, second: Archive, old: TensorPlace | None, new: Tenso
             continue
         finite = np.isfinite(before) & np.isfinite(after)
         before, after = before[finite], after[finite]
+        # Halves, whose differences do not overflow. A factor of two changes no digit.
+        change.add(after / 2 - before / 2)
+        scale.add(before / 2)
         with np.errstate(over="ignore"):
-            moved = after - before
-            change, scale = change + float(moved @ moved), scale + float(before @ before)
-        largest, numbers = max(largest, float(np.abs(moved).max(initial=0.0))), True
+            largest, numbers = max(largest, float(np.abs(after - before).max(initial=0.0))), True
     if not count:  # in an archive without an index, the digest of a tensor that shares a unit is not known
         return unchanged
     return dataclasses.replace(
         _described(new, "changed"),
         changed=count / elements,
-        relative=math.sqrt(change / scale) if numbers and scale else None,
-        largest=largest if numbers else None,
+        relative=_finite(change.over(scale)) if numbers and scale.squares else None,
+        largest=_finite(largest) if numbers else None,
     )
+
+
+class _Norm:
+    """The root of a sum of squares, some of which a float64 may not hold: of the values by a power of two near the
+    largest (BLAS's nrm2)."""
+
+    def __init__(self) -> None:
+        self.unit, self.squares = 1.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        _, exponent = math.frexp(float(np.abs(values).max(initial=0.0)))
+        unit = math.ldexp(1.0, exponent - 1)
+        if not self.squares or unit > self.unit:
+            self.squares *= (self.unit / unit) ** 2 if self.squares else 0.0
+            self.unit = unit
+        scaled = values / self.unit
+        self.squares += float(scaled @ scaled)
+
+    def over(self, other: _Norm) -> float:
+        """The quotient; infinite where a float64 does not hold it."""
+        return math.sqrt(self.squares / other.squares) * (self.unit / other.unit)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _blocks(archive: Archive, place: TensorPlace) -> Iterator[np.ndarray]:

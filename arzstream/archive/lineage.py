@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from arzstream.archive.ancestry import Ancestor, Ancestry, SearchPath
+from arzstream.archive.output import check_not_read
 from arzstream.archive.pipeline import MemberDigests
 from arzstream.archive.plan import SMALL_BYTES, Planned, ReadAt
 from arzstream.archive.references import Match, ParentTensors, Tensors, covers, fill, matches
@@ -24,7 +25,7 @@ from arzstream.container.writer import FrameWriter
 from arzstream.errors import ArzError, CorruptError, StorageError
 from arzstream.kernels.digests import xxh3_64
 from arzstream.store.address import shown
-from arzstream.store.folders import folder_of, same_place
+from arzstream.store.folders import folder_of
 from arzstream.store.ranges import is_url
 
 __all__ = ["MAX_CHAIN", "Lineage", "ParentError", "open_lineage", "relative_hint"]
@@ -199,8 +200,7 @@ def open_lineage(
         for known in ancestry.opened():
             if known.content in forbidden:
                 raise StorageError(f"{shown(place)}: is or needs what would be coded against it; choose another parent")
-            if same_place(known.place, dest):
-                raise StorageError(f"{shown(dest)}: is needed to read what would take its place; choose another name")
+            check_not_read(dest, known.places)
         if behind >= max_chain:
             yield None
             return

@@ -8,21 +8,25 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from arzstream.archive.verify import verify_reader
+from arzstream.container.layout import MAGIC
 from arzstream.errors import StorageError
 from arzstream.store import local
-from arzstream.store.address import is_remote, local_path, redacted
+from arzstream.store.address import is_remote, local_path, redacted, shown
+from arzstream.store.folders import is_archive_name, same_place
 from arzstream.store.notes import UploadNotes, state_folder
 from arzstream.store.publishing import NewObject, stat_object, store_for_writing
-from arzstream.store.ranges import LocalReader
+from arzstream.store.ranges import LocalReader, open_reader
 
-__all__ = ["check_free", "check_free_file", "new_archive", "new_object"]
+__all__ = ["NEEDED", "check_free", "check_free_file", "check_not_read", "new_archive", "new_object"]
 
 
 TAKEN = "exists already; choose another name, or --force to replace it"
+NO_ARCHIVE = "is no archive, and --force replaces nothing else; choose another name"
+NEEDED = "is needed to read what would take its place; choose another name"
 
 
 def check_free(dest: str, *, replace: bool, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -31,7 +35,9 @@ def check_free(dest: str, *, replace: bool, storage_options: Mapping[str, Any] |
         if dest.split("?", 1)[0].endswith("/"):
             raise StorageError(f"{redacted(dest)}: is a folder; name the archive", errno=errno.EISDIR)
         store_for_writing(dest, storage_options)
-        if not replace and stat_object(dest, storage_options) is not None:
+        if replace:
+            _check_archive(dest, dest.split("?", 1)[0], storage_options)
+        elif stat_object(dest, storage_options) is not None:
             _forget_upload(dest, storage_options)
             raise StorageError(f"{redacted(dest)}: {TAKEN}", errno=errno.EEXIST)
         return
@@ -40,15 +46,46 @@ def check_free(dest: str, *, replace: bool, storage_options: Mapping[str, Any] |
 
 def check_free_file(dest: str, *, replace: bool) -> str:
     """:func:`check_free` for what :func:`new_archive` writes: a path, or a ``file://`` URL. Returns the path."""
+    path = _free_path(dest, replace=replace)
+    if replace:
+        _check_archive(path, path)
+    return path
+
+
+def _free_path(dest: str, *, replace: bool) -> str:
     if is_remote(dest):
         raise StorageError(f"{redacted(dest)}: this is written to a local file only; name one and copy it there")
     path = local_path(dest)
-    if os.path.isdir(path):
+    if os.path.isdir(path) or path.endswith((os.sep, os.altsep or os.sep)):
         example = os.path.join(path, "checkpoint.arz")
         raise StorageError(f"{path}: is a folder; name the archive, for example {example}", errno=errno.EISDIR)
     if os.path.lexists(path) and not replace:
         raise StorageError(f"{path}: {TAKEN}", errno=errno.EEXIST)
     return path
+
+
+def _check_archive(place: str, name: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Refuse to replace what was hardly meant: a file that neither is called an archive, damaged or not, nor begins
+    like one, and is not empty."""
+    if is_archive_name(name):
+        return
+    try:
+        with open_reader(place, storage_options, keep=False) as reader:
+            begins = reader.read_at(0, min(len(MAGIC), reader.size))
+    except StorageError as error:
+        if error.errno == errno.ENOENT:
+            return
+        raise
+    if begins and begins != MAGIC:
+        raise StorageError(f"{shown(place)}: {NO_ARCHIVE}", errno=errno.EEXIST)
+
+
+def check_not_read(dest: str, places: Iterable[str | bytes], why: str = NEEDED) -> None:
+    """Refuse to replace one of the files ``places``, whatever --force says; raises StorageError."""
+    if dest == "-" or (not is_remote(dest) and not os.path.lexists(local_path(dest))):
+        return
+    if any(same_place(os.fsdecode(place), dest) for place in places):
+        raise StorageError(f"{shown(dest)}: {why}", errno=errno.EEXIST)
 
 
 @contextlib.contextmanager
@@ -57,9 +94,9 @@ def new_archive(dest: str, *, replace: bool, mode: int = 0o600) -> Iterator[tupl
 
     When the block ends well, every header and stored byte is checked, and the archive gets its name; ``mode`` is that
     of the new file, less the umask. When it does not, nothing is left behind. Raises StorageError as
-    :func:`check_free_file` does.
+    :func:`check_free_file` does, but replaces whatever file it is.
     """
-    final = os.path.abspath(check_free_file(dest, replace=replace))
+    final = os.path.abspath(_free_path(dest, replace=replace))
     local.make_folders(os.path.dirname(final))
     temporary = local.temporary_beside(final)
     sink = local.LocalSink(temporary, mode=mode)

@@ -14,7 +14,7 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.builder import CheckpointBuilder
 from arzstream.archive.filejob import FileJob
 from arzstream.archive.lineage import MAX_CHAIN, Lineage, open_lineage
-from arzstream.archive.output import check_free, new_archive, new_object
+from arzstream.archive.output import check_free, check_not_read, new_archive, new_object
 from arzstream.archive.sources import EntriesBeside, SourceEntry, collect, open_source
 from arzstream.archive.summary import PackSummary
 from arzstream.archive.verify import verify_reader
@@ -35,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 """``progress(done bytes, total bytes, what is being done)``, called from the calling thread."""
 REFERENCES = {"fast": 2, "balanced": 2, "max": 3}
 """Archives that one is coded against, at most: each has to be decoded for it, and the third tells little."""
+PACKED = "is one of the files to pack, which stay as they are; choose another name"
 OPEN_FILES = 200
 """Source files are opened when it is their turn; so many may be open at once."""
 
@@ -68,17 +69,20 @@ def pack(
     is not used; the archive then stands alone. Where one behind the parent holds what is packed, that becomes the
     parent; for standard output it is an error (StorageError), because something was sent by then.
 
-    Raises MissingParentError, StorageError (also if ``dest`` exists and not ``force``), SourceChangedError if a source
-    changes meanwhile, ValueError for a bad argument.
+    Raises MissingParentError, StorageError (also if ``dest`` exists and not ``force``, or is no archive, or is one of
+    the sources), SourceChangedError if a source changes meanwhile, ValueError for a bad argument.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
     if tensor_parallel < 1:
         raise ValueError("tensor_parallel must be at least 1")
     listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    if not all(map(os.fspath, listed)) or not os.fspath(dest):
+        raise ValueError("a source, or the destination, has no name")
     if max_chain < 0:
         raise ValueError("max_chain must be at least 0")
     entries = collect(listed, storage_options)
+    check_not_read(os.fspath(dest), (e.where for e in entries if e.kind != Kind.DIRECTORY), PACKED)
     with open_lineage(
         parent, os.fspath(dest), parents, max_chain, references=REFERENCES[profile], storage_options=storage_options
     ) as lineage:

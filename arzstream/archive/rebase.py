@@ -64,7 +64,8 @@ def rebase(
         raise ValueError(f"profile {profile!r} is none of {', '.join(PROFILES)}")
     place = os.fspath(archive)
     final = place if dest is None else os.fspath(dest)
-    check_free_file(final, replace=force or dest is None)
+    if dest is not None:
+        check_free_file(final, replace=force)
     with open_archive(place, parents=parents) as source:
         if not source.sealed:
             raise CorruptError(f"{source.name}: {NO_END}")

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from arzstream.archive.ancestry import Ancestry, SearchPath
 from arzstream.archive.decoding import Decoder
 from arzstream.archive.deep import file_digest, member_digests
 from arzstream.archive.lineage import relative_hint
-from arzstream.archive.output import check_free_file, new_archive
+from arzstream.archive.output import check_free_file, check_not_read, new_archive
 from arzstream.archive.pipeline import gathered
 from arzstream.archive.plan import choose_grid
-from arzstream.archive.references import ParentTensors
+from arzstream.archive.references import NotInheritedError, ParentTensors, Span
 from arzstream.archive.salvage import Salvage, scan_everything
 from arzstream.archive.saving import NamedBytes, safetensors_header
+from arzstream.archive.volumes import volume_place
 from arzstream.container.directory import UnitEntry, check_charge, named
 from arzstream.container.layout import HEADER_BYTES
-from arzstream.container.records import FileRecord, Kind, Member, Piece, ReferenceKind, Unit
+from arzstream.container.records import FileRecord, Kind, Member, Piece, Reference, ReferenceKind, Unit
 from arzstream.container.state import check_recipe
 from arzstream.container.writer import FrameWriter
-from arzstream.errors import ArzError, CorruptError, MissingParentError
+from arzstream.errors import ArzError, CorruptError, MissingParentError, StorageError
 from arzstream.formats.order import layer_key
+from arzstream.kernels.api import kernels
 from arzstream.kernels.digests import blake3, xxh3_64
 from arzstream.limits import DEFAULT_LIMITS, Limits
 from arzstream.store.folders import beside, folder_of
@@ -39,6 +44,7 @@ __all__ = ["RecoverReport", "recover"]
 
 RESCUED = "recovered"
 """Tensors that are intact while the file they came from is not are put into ``recovered.safetensors``."""
+KEPT = "is what would be recovered, and stays as it is; choose another name"
 Progress = Callable[[int, int, str], None]
 
 
@@ -54,7 +60,10 @@ class RecoverReport:
     lost_files: list[str]
     damaged_places: int
     unchecked: list[str] = dataclasses.field(default_factory=list)
-    """Tensors that were saved as they are stored, but cannot be decoded without an archive that is not at hand."""
+    """Tensors that were saved as they are stored, but cannot be decoded without an archive that is not at hand, or is
+    damaged there."""
+    parent_problems: list[str] = dataclasses.field(default_factory=list)
+    """Why they cannot be: what is missing, or damaged, of the archives that this one was coded against."""
     indexed: bool = True
     """Was the index good? If not, the lists of what is lost name only what other frames tell of."""
 
@@ -78,16 +87,19 @@ def recover(
 ) -> RecoverReport:
     """Write what is intact in ``damaged`` to a new archive ``dest``, which needs the parents that ``damaged`` needs.
 
-    ``parents`` says where they are, as in :func:`arzstream.open`. Without them, what depends on them is saved where its
-    stored bytes are good, and reported as unchecked.
-    Raises CorruptError if nothing can be saved, StorageError if ``dest`` exists and not ``force``.
+    ``parents`` says where they are, as in :func:`arzstream.open`. Without them, or where they are damaged, what depends
+    on them is saved where its stored bytes are good, and reported as unchecked.
+    Raises CorruptError if nothing can be saved; StorageError if ``damaged``, or for now a parent, cannot be read, or if
+    ``dest`` exists and not ``force``, or is no archive, or one that ``damaged`` needs.
     """
+    kernels()  # if they cannot be used, nothing is lost for that
+    check_not_read(os.fspath(dest), [os.fspath(damaged)], KEPT)
     check_free_file(os.fspath(dest), replace=force)
     ancestry = Ancestry(parents, limits=limits)
     with open_reader(damaged) as reader, contextlib.closing(ancestry):
         try:
             salvage = scan_everything(reader, limits)
-            origin = ParentTensors(lambda n: ancestry.find(salvage.parents[n], os.fspath(damaged)), ancestry.tiles)
+            origin = _Parents(salvage, ancestry, os.fspath(damaged))
             rescue = _Rescue(reader, salvage, origin, limits, progress)
             rescue.run()
         except ArzError as error:
@@ -96,11 +108,62 @@ def recover(
             rescue.hint = lambda hint: relative_hint(beside(folder_of(os.fspath(damaged)), hint), os.fspath(dest))
             if not rescue.good and not salvage.volumes:
                 raise CorruptError(f"{reader.name}: nothing in it is whole")
+            check_not_read(os.fspath(dest), _needed(salvage, os.fspath(damaged), ancestry))
             with new_archive(os.fspath(dest), replace=force) as (sink, _):
                 rescue.write(FrameWriter(sink))
         finally:
             rescue.decoder.close()
         return rescue.report(os.fspath(dest))
+
+
+class _Parents(ParentTensors):
+    """The parents' tensors. What cannot be read of them is as good as missing: that says nothing of the child."""
+
+    def __init__(self, salvage: Salvage, ancestry: Ancestry, damaged: str) -> None:
+        super().__init__(lambda number: ancestry.find(salvage.parents[number], damaged), ancestry.tiles)
+        self._ancestry = ancestry
+        self.problems: dict[str, str] = {}
+        """What was wrong, by what is to be mended."""
+
+    def tile(self, unit: Unit, chunk: int, ref: Reference) -> memoryview:
+        with self._as_missing():
+            return super().tile(unit, chunk, ref)
+
+    def inherit(self, entry: UnitEntry, rows: Span, cols: Span, out: np.ndarray) -> None:
+        with self._as_missing():
+            super().inherit(entry, rows, cols, out)
+
+    @contextlib.contextmanager
+    def _as_missing(self) -> Iterator[None]:
+        """Raises MissingParentError instead of all but what the child is to blame for, and what may pass."""
+        try:
+            yield
+        except MissingParentError as error:
+            said = error.elsewhere or str(error)
+            self.problems.setdefault(said, said)
+            raise
+        except NotInheritedError:
+            raise
+        except ArzError as error:
+            if isinstance(error, StorageError) and error.errno == errno.EAGAIN:
+                raise
+            said = str(error)
+            # From however many archives away, the last one that is named is damaged.
+            at, name = max(((said.rfind(f"{a.name}: "), a.name) for a in self._ancestry.opened()), default=(-1, ""))
+            self.problems.setdefault(name if at >= 0 else said, said[max(at, 0) :])
+            raise MissingParentError(said) from error
+
+
+def _needed(salvage: Salvage, damaged: str, ancestry: Ancestry) -> Iterator[str]:
+    """Where the archives are that what is saved is read with: those that were opened, and, whole or not, what has the
+    name of one, or of a volume."""
+    for ancestor in ancestry.opened():
+        yield from ancestor.places
+    for parent in salvage.parents.values():
+        if parent.hint:
+            yield beside(folder_of(damaged), parent.hint)
+    for volume in salvage.volumes.values():
+        yield volume_place(damaged, volume.name)
 
 
 class _Rescue:
@@ -110,7 +173,7 @@ class _Rescue:
         self,
         reader: RangeReader,
         salvage: Salvage,
-        parents: ParentTensors,
+        parents: _Parents,
         limits: Limits,
         progress: Progress | None,
     ) -> None:
@@ -119,6 +182,7 @@ class _Rescue:
         self.candidates = salvage.complete_units()
         check_charge((entry.unit for entry in self.candidates.values()), salvage.files.items(), reader.size, limits)
         self.directory = salvage.directory(reader.name, self.candidates)
+        self.parents = parents
         self.decoder = Decoder(reader, self.directory, limits=limits, parents=parents)
         self.hint: Callable[[str], str] = lambda hint: hint
         """Where a parent is, seen from the new archive."""
@@ -163,6 +227,8 @@ class _Rescue:
                 return None  # the new index needs a digest of each, and where there was none, nothing knows them
             self.unchecked.add(number)
             return entry.digests
+        except StorageError:
+            raise  # which says nothing about what is stored
         except ArzError:
             return None
         return found if entry.agrees(found) else None
@@ -173,6 +239,8 @@ class _Rescue:
             return record.kind != Kind.REGULAR or file_digest(self.decoder, record) == record.sha256
         except MissingParentError:
             return True
+        except StorageError:
+            raise
         except ArzError:
             return False
 
@@ -309,5 +377,6 @@ class _Rescue:
             unchecked=[
                 m.name for n in sorted(self.unchecked) for m in self.good[n][0].unit.members if m.name is not None
             ],
+            parent_problems=sorted(self.parents.problems.values()) if self.unchecked else [],
             indexed=self.salvage.indexed,
         )

@@ -19,8 +19,10 @@ from arzstream.errors import CorruptError, LimitError
 
 __all__ = [
     "Match",
+    "NotInheritedError",
     "ParentTensors",
     "References",
+    "Span",
     "TensorAt",
     "Tensors",
     "TileCache",
@@ -58,6 +60,10 @@ def context(
     """What a codec may know of a chunk."""
     tile = unit.tile(chunk)
     return ChunkContext(unit.type, tile.row1 - tile.row0, tile.col1 - tile.col0, references, models)
+
+
+class NotInheritedError(CorruptError):
+    """A unit's bytes are not its parent's, whatever it says."""
 
 
 class TensorDecoder(Protocol):
@@ -350,7 +356,7 @@ class ParentTensors:
         holder = self._find(ref.source)
         found = matches(entry.unit, holder.tensors.file(ref.start), entry.digests)
         if not covers(entry.unit, found):
-            raise CorruptError(f"{holder.name} does not hold the bytes that it should have (BLAKE3)")
+            raise NotInheritedError(f"{holder.name} does not hold the bytes that it should have (BLAKE3)")
         with self.tiles.deeper():
             fill(holder.decoder, entry.unit, [match for match in found if match.same], rows, cols, out)
 

@@ -18,8 +18,9 @@ from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
 from arzstream.archive.verify import NO_END
 from arzstream.container.records import FileRecord, Kind, show
-from arzstream.errors import CorruptError
+from arzstream.errors import CorruptError, StorageError
 from arzstream.store import local
+from arzstream.store.address import is_remote, local_path, redacted
 from arzstream.store.beneath import Beneath
 
 __all__ = ["unpack"]
@@ -38,13 +39,16 @@ def unpack(
     parents: SearchPath = None,
     storage_options: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``; returns their paths.
+    """Restore the files of ``archive`` (a path, a URL or an open archive) below ``dest``, a local folder; returns their
+    paths.
 
     ``only`` is a glob over paths; ``parents`` and ``storage_options`` as in :func:`arzstream.open`. Modes and
     modification times come back;
     existing files are never overwritten (StorageError).
     Raises CorruptError before anything is written if the archive is not sealed.
     """
+    if is_remote(dest):
+        raise StorageError(f"{redacted(os.fspath(dest))}: files go to a local folder only; name one and copy it there")
     if not isinstance(archive, Archive):
         with open_archive(archive, storage_options, parents) as opened:
             return unpack(opened, dest, only=only, progress=progress)
@@ -54,7 +58,7 @@ def unpack(
     _check_links(archive, chosen)
     total, done = sum(record.size for record in chosen), 0
     known = families(archive.directory)
-    with Beneath(os.fspath(dest)) as folder:
+    with Beneath(local_path(os.fspath(dest))) as folder:
         # Links last: by then the folders that they lead through are there, or were refused.
         for record in sorted(chosen, key=lambda r: r.kind == Kind.LINK):
             if record.kind == Kind.DIRECTORY:

@@ -43,7 +43,7 @@ from arzstream.container.scan import (
     resynchronise,
 )
 from arzstream.container.state import ArchiveState, ChunkEntry, ModelEntry, check_chunk, check_references
-from arzstream.errors import ArzError, CorruptError, UnsupportedError
+from arzstream.errors import CorruptError, UnsupportedError
 from arzstream.limits import Limits
 
 __all__ = ["Salvage", "scan_everything"]
@@ -264,7 +264,7 @@ def _end(reader: Reader, size: int) -> tuple[int, bool]:
 
 def _after_damage(reader: Reader, salvage: Salvage, offset: int, end: int, limits: Limits) -> int:
     """Where to go on: behind the payload of a frame whose header is good, else at the next header."""
-    with contextlib.suppress(ArzError):
+    with contextlib.suppress(CorruptError, UnsupportedError):
         header = FrameHeader.decode(reader.read_at(offset, min(HEADER_BYTES, end - offset)))
         check_header(header, salvage.prologue, end - offset, limits)
         if header.type == FrameType.CHUNK:

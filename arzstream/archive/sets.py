@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from arzstream.archive.output import check_free_file, new_archive
+from arzstream.archive.output import check_free_file, check_not_read, new_archive
 from arzstream.container.directory import open_directory
 from arzstream.container.records import Volume
 from arzstream.container.state import check_paths
@@ -21,6 +21,7 @@ def write_set(dest: str | os.PathLike[str], volumes: Sequence[str | os.PathLike[
     """Write the set ``dest`` of local, sealed archives that lie in its folder or below, in the order in which their
     tensors are to be read. Raises StorageError, CorruptError, or ValueError for a volume that lies elsewhere."""
     final = os.path.abspath(check_free_file(os.fspath(dest), replace=force))
+    check_not_read(final, map(os.fspath, volumes))
     named = [(os.path.relpath(os.path.abspath(os.fspath(v)), os.path.dirname(final)), v) for v in volumes]
     with contextlib.ExitStack() as stack:
         records, paths = [], []

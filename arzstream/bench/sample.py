@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arzstream.archive.filejob import FileJob
+from arzstream.archive.filejob import FileJob, Source
+from arzstream.archive.files import ArchivedFile
 from arzstream.archive.plan import Planned, literal_unit
+from arzstream.archive.reader import Archive
+from arzstream.archive.reader import open as open_archive
 from arzstream.archive.restore import unpack
 from arzstream.archive.sharing import plan_units
-from arzstream.archive.sources import SourceEntry, collect, open_source
+from arzstream.archive.sources import collect, open_source
 from arzstream.codec.base import ChunkContext
-from arzstream.container.records import Kind, Unit
+from arzstream.container.records import FileRecord, Kind, Unit
 from arzstream.errors import StorageError
 from arzstream.formats.companions import Companions
 from arzstream.formats.detect import parser_for
 from arzstream.kernels.memory import Results
 from arzstream.store.address import shown
+from arzstream.store.folders import is_archive_name
 from arzstream.store.ranges import is_url
 
 __all__ = ["Chunk", "Part", "Sample", "cut", "load"]
@@ -90,21 +96,27 @@ class Sample:
 
 
 def load(sources: Sequence[str], limit: int, folder: Path) -> Sample:
-    """The sample for ``sources``: files, folders, archives (which are unpacked into ``folder``), URLs of files.
+    """The sample for ``sources``: files, folders, archives (which count as the files in them), URLs of files.
 
-    Of more than ``limit`` bytes, evenly spaced units are taken. Raises StorageError if there is nothing to measure,
-    and what reading the sources raises.
+    Of more than ``limit`` bytes, evenly spaced units are taken, and nothing else is read or decoded; archives of less
+    are unpacked into ``folder``. Raises StorageError if there is nothing to measure, and what reading the sources
+    raises.
     """
-    places = [_unpacked(source, folder / f"unpacked-{k}") for k, source in enumerate(sources)]
-    entries = [entry for entry in collect(places) if entry.kind == Kind.REGULAR]
-    total = sum(entry.size for entry in entries)
-    if not total:
-        raise StorageError(f"{shown(str(sources[0]))}: there is nothing in it to measure; name a file with weights")
-    if total <= limit and not any(is_url(place) for place in places):
-        parts = tuple(part for entry in entries for part in _parts(entry, None))
-        paths = tuple(Path(os.fsdecode(entry.where)) for entry in entries)
-        return Sample(parts, paths, folder, total)
-    return _spaced(entries, limit, total, folder)
+    archives = [source for source in sources if is_archive_name(source)]
+    others = [source for source in sources if not is_archive_name(source)]
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(open_archive(source)) for source in archives]
+        files = [*_collected(others), *(file for archive in opened for file in _archived(archive))]
+        total = sum(file.size for file in files)
+        if not total:
+            raise StorageError(f"{shown(str(sources[0]))}: there is nothing in it to measure; name a file with weights")
+        if total > limit or any(is_url(source) for source in others):
+            return _spaced(files, limit, total, folder)
+        for number, archive in enumerate(opened):
+            unpack(archive, folder / f"unpacked-{number}")
+    files = _collected([*others, *(str(folder / f"unpacked-{number}") for number in range(len(archives)))])
+    parts = tuple(part for file in files for part in _parts(file))
+    return Sample(parts, tuple(Path(os.fsdecode(file.where)) for file in files), folder, total)
 
 
 def cut(sample: Sample, limit: int, folder: Path) -> Sample:
@@ -114,20 +126,52 @@ def cut(sample: Sample, limit: int, folder: Path) -> Sample:
     return _written(parts, len(sample.parts), folder, sample.total)
 
 
-def _unpacked(source: str, folder: Path) -> str:
-    """An archive's files, in a folder; anything else as it is."""
-    if not source.endswith(".arz"):
-        return source
-    unpack(source, folder)
-    return str(folder)
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """One file that is measured, ``path`` in its folder or archive; ``where`` it lies, if not in an archive."""
+
+    path: bytes
+    size: int
+    open: Callable[[], contextlib.AbstractContextManager[Source]]
+    where: bytes | str = b""
 
 
-def _spaced(entries: Sequence[SourceEntry], limit: int, total: int, folder: Path) -> Sample:
+def _collected(sources: Sequence[str]) -> list[_File]:
+    entries = (entry for entry in collect(sources) if entry.kind == Kind.REGULAR)
+    return [_File(e.path, e.size, functools.partial(open_source, e), e.where) for e in entries]
+
+
+def _archived(archive: Archive) -> list[_File]:
+    """The files of an archive, decoded where they are read."""
+    records = [record for record in archive.catalog.files.values() if record.kind == Kind.REGULAR]
+    return [_File(record.path, record.size, functools.partial(_Member, archive, record)) for record in records]
+
+
+class _Member:
+    """A file of an archive, as a source: nothing is decoded ahead."""
+
+    def __init__(self, archive: Archive, record: FileRecord) -> None:
+        self._stream, self.size = ArchivedFile(archive.decoder, record), record.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self._stream.seek(offset)
+        return self._stream.read(length) or b""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read_at(offset, len(buffer))
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stream.close()
+
+
+def _spaced(files: Sequence[_File], limit: int, total: int, folder: Path) -> Sample:
     """Units spread over all files. The plans are made first, so that only what is chosen is read."""
-    plans = [(entry, planned) for entry in entries for planned in _plan(entry)]
+    plans = [(file, planned) for file in files for planned in _plan(file)]
     chosen = _chosen([planned.unit.nbytes for _, planned in plans], limit)
-    parts = [part for k, (entry, planned) in enumerate(plans) if k in chosen
-             for part in [_part(entry, planned, chosen[k])]]  # fmt: skip
+    parts = [_part(file, planned, chosen[k]) for k, (file, planned) in enumerate(plans) if k in chosen]
     return _written(parts, len(plans), folder, total)
 
 
@@ -167,10 +211,10 @@ def _fair(sizes: Sequence[int], limit: int) -> int:
     return limit
 
 
-def _plan(entry: SourceEntry) -> Iterator[Planned]:
+def _plan(file: _File) -> Iterator[Planned]:
     """The units of a file in the order in which ``pack`` codes them, its literal bytes last."""
-    with open_source(entry) as source:
-        job = FileJob(entry.path, source, parser_for(entry.path, companions=Companions()))
+    with file.open() as source:
+        job = FileJob(file.path, source, parser_for(file.path, companions=Companions()))
         layout = job.look(source.size, final=True)
         by_layer = job.ready(layout, source.size, final=True)
         for _, units in plan_units(by_layer):
@@ -180,18 +224,18 @@ def _plan(entry: SourceEntry) -> Iterator[Planned]:
         yield literal_unit(literals)
 
 
-def _parts(entry: SourceEntry, most: int | None) -> Iterator[Part]:
-    for planned in _plan(entry):
+def _parts(file: _File) -> Iterator[Part]:
+    for planned in _plan(file):
         if planned.unit.nbytes:
-            yield _part(entry, planned, most)
+            yield _part(file, planned, None)
 
 
-def _part(entry: SourceEntry, planned: Planned, most: int | None) -> Part:
+def _part(file: _File, planned: Planned, most: int | None) -> Part:
     """A unit, or evenly spaced chunks of it, of together at most about ``most`` bytes."""
     unit = planned.unit
     data = bytearray()
     chunks: list[Chunk] = []
-    with open_source(entry) as source:
+    with file.open() as source:
         for k in _spread(unit, most):
             start, end, tile = *planned.chunk_range(k), unit.tile(k)
             read = planned.read(source.read_at, start, end)
@@ -199,7 +243,7 @@ def _part(entry: SourceEntry, planned: Planned, most: int | None) -> Part:
             chunks.append(Chunk(len(data), len(data) + len(read), context))
             data += read
     names = [member.name for member in unit.members if member.name]
-    name = names[0] if names else f"{entry.path.decode('utf-8', 'replace')} (no tensor)"
+    name = names[0] if names else f"{file.path.decode('utf-8', 'replace')} (no tensor)"
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     shape = unit.shape
     if len(chunks) < unit.chunk_count:

@@ -40,7 +40,8 @@ def command(a: str, b: str, everything: bool, parents: tuple[str, ...], as_json:
     """
     from arzstream.archive.difference import diff
 
-    state().archive = shown(b)
+    now = state()
+    now.archive, now.other = shown(b), shown(a)
     with progress_bar(quiet) as progress:
         found = diff(a, b, parents=parents, progress=progress)
     if as_json:

@@ -73,7 +73,7 @@ def _known(error: ArzError, state: State) -> str:
     if not isinstance(error, (CorruptError, UnsupportedError)) or not state.archive:
         return text
     local = "://" not in state.archive  # what is behind a URL has been named already, without its credentials
-    if local and not text.startswith(state.archive):
+    if local and not text.startswith((state.archive, state.other or state.archive)):
         text = f"{state.archive}: {text}"
     if ";" in text.removeprefix(state.archive):
         return text

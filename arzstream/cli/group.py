@@ -38,6 +38,8 @@ class State:
     verb: str = ""
     archive: str = ""
     """The archive that is being read: messages about bad data must name it."""
+    other: str = ""
+    """Another one that is being read, which messages that begin with it are about."""
     advice: str = ""
     """What to do about bad data in it, for messages that do not say."""
 

@@ -14,6 +14,7 @@ __all__ = [
     "force_option",
     "json_option",
     "keep_options",
+    "not_empty",
     "parents_option",
     "print_json",
     "quiet_option",
@@ -35,6 +36,13 @@ _KEEP = (
     click.option("--keep-full", is_flag=True, default=None, help="Keep archives that stand alone."),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an archive of that name.")
+
+
+def not_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an empty name, which would be the current folder, and is what a variable that is not set gives."""
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("is empty; is a variable not set?")
+    return value
 
 
 def keep_options(function: Function) -> Function:

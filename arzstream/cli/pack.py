@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
+from arzstream.cli.options import force_option, json_option, not_empty, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, percent, safe, size
 from arzstream.store.address import is_url, shown
@@ -22,12 +22,13 @@ NOTES_SHOWN = 20
 
 
 @click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, callback=not_empty)
 @click.option(
     "--output",
     "-o",
     metavar="ARCHIVE",
     required=True,
+    callback=not_empty,
     help="The archive to write, a path or a URL; - is standard output, and what is said goes to standard error.",
 )
 @click.option(

@@ -8,7 +8,15 @@ import click
 
 from arzstream.cli.failure import USAGE, UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument, force_option, json_option, parents_option, print_json, quiet_option
+from arzstream.cli.options import (
+    archive_argument,
+    force_option,
+    json_option,
+    not_empty,
+    parents_option,
+    print_json,
+    quiet_option,
+)
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
 from arzstream.store.address import shown
@@ -20,7 +28,9 @@ __all__ = ["command"]
 @archive_argument
 @click.option("--parent", metavar="ARCHIVE", help="Code against this archive from now on.")
 @click.option("--alone", is_flag=True, help="Code it so that it stands alone.")
-@click.option("--output", "-o", metavar="ARCHIVE", help="The archive to write.  [default: its own place]")
+@click.option(
+    "--output", "-o", metavar="ARCHIVE", callback=not_empty, help="The archive to write.  [default: its own place]"
+)
 @click.option(
     "--profile", type=click.Choice(["fast", "balanced", "max"]), default="balanced", show_default=True,
     help="How hard to try: fast, or small.",

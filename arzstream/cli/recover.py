@@ -9,7 +9,7 @@ import click
 
 from arzstream.cli.failure import UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import force_option, json_option, parents_option, print_json, quiet_option
+from arzstream.cli.options import force_option, json_option, not_empty, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, safe
 from arzstream.store.address import shown
@@ -22,7 +22,14 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("damaged", metavar="DAMAGED")
-@click.option("--output", "-o", metavar="ARCHIVE", required=True, help="The archive to write what is intact to.")
+@click.option(
+    "--output",
+    "-o",
+    metavar="ARCHIVE",
+    required=True,
+    callback=not_empty,
+    help="The archive to write what is intact to.",
+)
 @force_option
 @parents_option
 @json_option
@@ -65,6 +72,7 @@ def _lines(report: RecoverReport) -> Iterator[str]:
     for title, names in (
         ("lost tensors", report.lost_tensors), ("lost files", report.lost_files), ("saved files", report.files),
         ("saved tensors that cannot be checked without the archive they were coded against", report.unchecked),
+        ("why they cannot be", report.parent_problems),
     ):  # fmt: skip
         if names:
             yield f"{title}:"

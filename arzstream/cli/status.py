@@ -15,6 +15,8 @@ __all__ = ["command"]
 BEAT_SECONDS = 20.0
 """A daemon that has not written its heartbeat for so long is taken for dead, should its process number be in use."""
 
+MISSING = "its archive is missing; bring it back, or start watch again, which makes another while the source is there"
+
 
 @click.command("status")
 @click.argument("dest", required=False)
@@ -70,17 +72,16 @@ def _checkpoint(entry: Any, dest: str) -> dict[str, Any]:
         "attempts": entry.attempts,
         "retry": entry.retry or None,
         "archive": entry.archive,
+        "missing": done and _missing(entry.archive, dest),
         "parent": entry.parent,
         "parent_missing": done and _missing(entry.parent, dest),
         "note": entry.note,
     }
 
 
-def _missing(parent: str, dest: str) -> bool:
-    """Is there a parent, and not where it was? Stores are not asked."""
-    return (
-        bool(parent) and "://" not in parent and "://" not in dest and not os.path.lexists(os.path.join(dest, parent))
-    )
+def _missing(name: str, dest: str) -> bool:
+    """Has there been an archive of that name, and is it not where it was? Stores are not asked."""
+    return bool(name) and "://" not in name and "://" not in dest and not os.path.lexists(os.path.join(dest, name))
 
 
 def _archive(archive: Any, dest: str) -> dict[str, Any]:
@@ -98,12 +99,13 @@ def _archive(archive: Any, dest: str) -> dict[str, Any]:
 
 
 def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    done = [entry for entry in entries if entry["state"] == "published"]
+    done = [entry for entry in entries if entry["state"] == "published" and not entry["missing"]]
     bytes_in, bytes_out = (sum(entry[key] for entry in done) for key in ("bytes_in", "bytes_out"))
     states = {state: sum(entry["state"] == state for entry in entries) for state in {e["state"] for e in entries}}
     return {
         "checkpoints": len(entries),
         "states": dict(sorted(states.items())),
+        "missing": sum(entry["missing"] for entry in entries),
         "bytes_in": bytes_in,
         "bytes_out": bytes_out,
         "ratio": bytes_out / bytes_in if bytes_in else None,
@@ -158,13 +160,18 @@ def _show(result: dict[str, Any]) -> None:
     rows = [Row(_cells(entry), _notes(entry)) for entry in result["checkpoints"]]
     for line in table(columns, rows, room()):
         click.echo(line)
-    states = ", ".join(f"{count} {name}" for name, count in totals["states"].items())
+    states = ", ".join(f"{count} {name}{_lacking(name, totals)}" for name, count in totals["states"].items())
     saved = (
         f"; {size(totals['bytes_in'])} as {size(totals['bytes_out'])}, {percent(totals['ratio'])}"
         if totals["ratio"]
         else ""
     )
     click.echo(f"{counted(totals['checkpoints'], 'checkpoint')}: {states}{saved}")
+
+
+def _lacking(state: str, totals: dict[str, Any]) -> str:
+    missing = totals["missing"] if state == "published" else 0
+    return f", {missing} of which {'is' if missing == 1 else 'are'} missing" if missing else ""
 
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -195,6 +202,8 @@ def _notes(entry: dict[str, Any]) -> tuple[str, ...]:
     if entry["waiting"]:
         plain = entry["state"] in ("gone", "retired")
         notes.append(safe(entry["waiting"] if plain else f"waits for {entry['waiting']}"))
+    if entry["missing"]:
+        notes.append(MISSING)
     if entry["parent_missing"]:
         notes.append(safe(f"needs {entry['parent']}, which is missing; bring it back"))
     if entry["note"]:

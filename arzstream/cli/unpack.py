@@ -9,7 +9,7 @@ import click
 
 from arzstream.cli.failure import USAGE, UnwelcomeResult
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
+from arzstream.cli.options import archive_argument, json_option, not_empty, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
 from arzstream.store.address import shown
@@ -19,7 +19,10 @@ __all__ = ["command"]
 
 @click.command()
 @archive_argument
-@click.option("--output", "-o", metavar="DIR", required=True, help="The folder to restore to; made if it is missing.")
+@click.option(
+    "--output", "-o", metavar="DIR", required=True, callback=not_empty,
+    help="The folder to restore to; made if it is missing.",
+)  # fmt: skip
 @click.option("--only", metavar="GLOB", help="Restore only the files whose path matches; * matches / too.")
 @parents_option
 @json_option

@@ -7,7 +7,7 @@ import time
 import click
 
 from arzstream.cli.group import state
-from arzstream.cli.options import archive_argument, json_option, parents_option, print_json, quiet_option
+from arzstream.cli.options import archive_argument, json_option, not_empty, parents_option, print_json, quiet_option
 from arzstream.cli.progress import progress_bar
 from arzstream.cli.text import counted, duration, safe, size
 from arzstream.store.address import shown
@@ -18,7 +18,9 @@ __all__ = ["command"]
 @click.command()
 @archive_argument
 @click.option("--deep", is_flag=True, help="Decode everything; check each tensor's BLAKE3 and each file's SHA-256.")
-@click.option("--against", metavar="SOURCE", help="Compare every file with the original, byte for byte.")
+@click.option(
+    "--against", metavar="SOURCE", callback=not_empty, help="Compare every file with the original, byte for byte."
+)
 @parents_option
 @json_option
 @quiet_option

@@ -63,12 +63,14 @@ def command(
     from arzstream.daemon import log
     from arzstream.daemon.config import SettingsError, merged
     from arzstream.daemon.supervisor import Supervisor
+    from arzstream.kernels.api import kernels
 
     named = {"source": source, "dest": dest, **options}
 
     def settings() -> Settings:
         return _checked(merged(config, named))
 
+    kernels()  # what they lack is no checkpoint's fault
     log.set_up("warning" if quiet and log_level is None else log_level)
     try:
         daemon = Supervisor(settings(), once=once, reload=settings)

@@ -57,6 +57,9 @@ class Settings:
 
     def checked(self) -> Settings:
         """Itself, or :class:`SettingsError`."""
+        for name in ("source", "dest"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name}: is empty; name a folder, or give none")
         if self.profile not in PROFILES:
             raise SettingsError(f"profile: {self.profile!r} is none of {', '.join(PROFILES)}")
         if self.priority not in PRIORITIES:

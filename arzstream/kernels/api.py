@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arzstream.errors import ArzError, CorruptError
+from arzstream.errors import ArzError, CorruptError, UnsupportedError
 from arzstream.kernels.arithmetic import exact
 from arzstream.kernels.memory import PAYLOADS
 
 __all__ = [
     "SLOTS",
     "WITH_GATHERS",
+    "UnknownBackendError",
     "backend",
     "check",
     "cpu_features",
@@ -72,6 +73,12 @@ _lookups: dict[str, str] = {}
 """By instruction set; see :func:`lookups`."""
 
 
+class UnknownBackendError(ArzError):
+    """``ARZ_KERNELS`` is nothing that it may be: a usage error."""
+
+    exit_code = 2
+
+
 def _load_native() -> Any:
     """The native module, or None; then ``_native_error`` says why."""
     global _native_error
@@ -91,7 +98,8 @@ def _load_native() -> Any:
 def set_backend(choice: str) -> None:
     """Pick ``auto``, ``native``, ``numpy``, or one instruction set of the native kernels (``portable``, ``avx2``, …).
 
-    For tests and measurements; the public way is the environment variable ``ARZ_KERNELS``. Raises ArzError.
+    For tests and measurements; the public way is the environment variable ``ARZ_KERNELS``. Raises
+    UnknownBackendError, and UnsupportedError for native kernels that are not there.
     """
     global _backend
     if choice == "numpy":
@@ -102,13 +110,14 @@ def set_backend(choice: str) -> None:
     native = _load_native()
     if native is None:
         if choice != "auto":
-            raise ArzError(f"the native kernels are wanted (ARZ_KERNELS={choice}) but {_native_error}")
+            raise UnsupportedError(f"the native kernels are wanted (ARZ_KERNELS={choice}) but {_native_error}")
         set_backend("numpy")
         return
     names = native.isas()
     wanted = names[-1] if choice in ("auto", "native") else choice
     if wanted not in names:
-        raise ArzError(f"ARZ_KERNELS={choice} is none of auto, native, numpy, {', '.join(names)}")
+        known = ", ".join(("auto", "native", "numpy", *names))
+        raise UnknownBackendError(f"ARZ_KERNELS={choice} is none of {known}; set another")
     native.set_isa(wanted)
     _backend = native
     if wanted in WITH_GATHERS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from arzstream.store.address import is_url, redacted
+from arzstream.store.address import is_remote, is_url, local_path, redacted
 from arzstream.store.backends import connect
 from arzstream.store.patience import patiently
 
@@ -34,9 +35,12 @@ def beside(folder: str, name: str) -> str:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Do two local names mean one file? URLs are compared as they are written."""
-    if is_url(one) or is_url(other):
+    """Do two local names mean one file? URLs of what is not local are compared as they are written."""
+    if is_remote(one) or is_remote(other):
         return one == other
+    one, other = local_path(one), local_path(other)
+    with contextlib.suppress(OSError):  # one of them is not there, or a link that leads nowhere
+        return os.path.samefile(one, other)
     return os.path.realpath(one) == os.path.realpath(other)
 
 

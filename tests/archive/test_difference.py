@@ -99,3 +99,35 @@ def test_the_command_prints_a_table_and_json(pair: tuple[Path, Path]) -> None:
     assert "\nsame" in CliRunner().invoke(program, ["diff", "--all", *map(str, pair)]).output
     said = json.loads(CliRunner().invoke(program, ["diff", "--json", *map(str, pair)]).output)
     assert {tensor["name"]: tensor["changed"] for tensor in said["tensors"]}["few"] == 0.01
+
+
+def test_values_whose_squares_no_float_holds_give_numbers_that_json_has(tmp_path: Path) -> None:
+    tiny, huge = torch.full((50,), 1e-200, dtype=torch.float64), torch.tensor([3e200, -4e200], dtype=torch.float64)
+    ends = torch.tensor([1.7e308, 1.0], dtype=torch.float64)
+    save_file({"tiny": tiny, "huge": huge, "ends": ends, "grown": tiny.clone()}, tmp_path / "1.safetensors")
+    second = {"tiny": 3 * tiny, "huge": huge * 0.5, "ends": -ends, "grown": torch.full_like(tiny, 1e200)}
+    save_file(second, tmp_path / "2.safetensors")
+    for name in "12":
+        arzstream.pack(tmp_path / f"{name}.safetensors", tmp_path / f"{name}.arz")
+    found = diff(tmp_path / "1.arz", tmp_path / "2.arz")
+    by_name = {tensor.name: (tensor.relative, tensor.largest) for tensor in found.tensors}
+    assert by_name["tiny"] == (pytest.approx(2), pytest.approx(2e-200))
+    assert by_name["huge"] == (pytest.approx(0.5), pytest.approx(2e200))
+    assert by_name["ends"] == (pytest.approx(2), None)
+    assert by_name["grown"] == (None, pytest.approx(1e200))
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_an_archive_that_was_coded_against_the_other_finds_it_wherever_it_is(tmp_path: Path) -> None:
+    """Whichever comes first, and whatever else was to be looked at."""
+    weights = torch.randn(300, 200)
+    save_file({"w": weights}, tmp_path / "model.safetensors")
+    (tmp_path / "away").mkdir()
+    old, new = tmp_path / "away" / "1.arz", tmp_path / "2.arz"
+    arzstream.pack(tmp_path / "model.safetensors", old)
+    save_file({"w": weights + torch.cat([torch.zeros(150, 200), weights[150:] * 1e-4])}, tmp_path / "model.safetensors")
+    assert arzstream.pack(tmp_path / "model.safetensors", new, parent=old).parents
+    old = old.rename(old.with_name("renamed.arz"))
+    for pair in ((old, new), (new, old)):
+        assert [tensor.what for tensor in diff(*pair).tensors] == ["changed"]
+        assert diff(*pair, parents=tmp_path / "nowhere").tensors == diff(*pair).tensors

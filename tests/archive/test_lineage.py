@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from arzstream.codec.base import ChunkContext
 from arzstream.container.directory import UnitEntry
 from arzstream.container.layout import FrameType
 from arzstream.container.records import ReferenceKind
+from arzstream.errors import StorageError
 from arzstream.testing import forge
 from arzstream.testing.xor import Xor
 
@@ -653,6 +655,59 @@ def test_without_the_parent_recover_keeps_what_its_file_needs_and_says_that_it_i
     assert set(report.lost_tensors) == set(model(2)) and report.files == ["config.json"]
     again = arzstream.recover(damaged, tmp_path / "more.arz", parents=tmp_path, force=True)
     assert again.lost_tensors == ["layers.1.w"]
+
+
+def _damaged(archive: Path, tensor: str) -> bytes:
+    """The first chunk of ``tensor`` is damaged in place; what the archive was."""
+    with arzstream.open(archive) as opened:
+        place = opened.directory.chunk_table(opened.catalog.find(tensor).entry.number)[0]
+    data = archive.read_bytes()
+    at = int(place["offset"]) + 200
+    archive.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    return data
+
+
+def test_a_parent_that_is_damaged_loses_recover_nothing(step: Step, tmp_path: Path) -> None:
+    """What cannot be checked for that is kept as it is stored; and it is said which archive is damaged, how far back it
+    may be."""
+    archives = [step(number) for number in range(1, 4)]
+    whole = _damaged(archives[0], "layers.0.w"), _damaged(archives[1], "layers.1.w")
+    report = arzstream.recover(archives[2], tmp_path / "archive" / "rescued.arz")
+    assert report.complete and report.damaged_places == 0
+    assert sorted(report.unchecked) == ["layers.0.w", "layers.1.w"]
+    assert len(report.parent_problems) == 2
+    assert any(f"{archives[0]}: tensor 'layers.0.w', chunk 0: the stored" in said for said in report.parent_problems)
+    assert any(f"{archives[1]}: tensor 'layers.1.w', chunk 0: the stored" in said for said in report.parent_problems)
+    for archive, data in zip(archives, whole, strict=False):
+        archive.write_bytes(data)
+    same(tmp_path / "archive" / "rescued.arz", model(3))
+    assert not arzstream.recover(tmp_path / "archive" / "rescued.arz", tmp_path / "again.arz").parent_problems
+
+
+@pytest.mark.parametrize("name", ["step-1.arz", "step-2.arz"])
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO])
+def test_recover_takes_no_trouble_with_the_storage_for_damage(
+    step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    from arzstream.store.ranges import LocalReader
+
+    step(1)
+    child = step(2)
+    read_into = LocalReader.read_into
+
+    def fail(self: LocalReader, offset: int, buffer: memoryview) -> None:
+        if self.name.endswith(name) and len(buffer) > 100_000:
+            raise StorageError(f"{self.name}: cannot read it; try again later", errno=number)
+        read_into(self, offset, buffer)
+
+    monkeypatch.setattr(LocalReader, "read_into", fail)
+    if number == errno.EIO and name == "step-1.arz":  # it will not pass, so it is damage: of the parent
+        report = arzstream.recover(child, tmp_path / "rescued.arz")
+        assert report.complete and "layers.0.w" in report.unchecked
+        return
+    with pytest.raises(StorageError, match=f"{name}: cannot read it"):
+        arzstream.recover(child, tmp_path / "rescued.arz")
+    assert not (tmp_path / "rescued.arz").exists()
 
 
 def _without_its_end_of(child: Path, data: bytearray) -> Path:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import arzstream
+from arzstream.archive.decoding import Decoder
 from arzstream.bench.sample import Part, cut, load
+from arzstream.container.directory import UnitEntry
 from arzstream.errors import StorageError
 
 
@@ -65,6 +67,35 @@ def test_an_archive_is_measured_as_the_files_in_it(weights: Path, tmp_path: Path
     arzstream.pack(str(weights), str(tmp_path / "x.arz"))
     sample = load([str(tmp_path / "x.arz")], 1 << 30, tmp_path)
     assert sample.nbytes == weights.stat().st_size
+
+
+def test_of_a_large_archive_only_the_sample_is_decoded(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    chunk_into = Decoder.chunk_into
+
+    def counted(self: Decoder, entry: UnitEntry, chunk: int, out: memoryview) -> None:
+        decoded.append(len(out))
+        chunk_into(self, entry, chunk, out)
+
+    monkeypatch.setattr(Decoder, "chunk_into", counted)
+    (tmp_path / "many").mkdir()
+    data = np.fromfile(weights, np.uint8)
+    for number in range(4):
+        data[-3_000_000:] ^= number  # no two are the same
+        (tmp_path / "many" / f"{number}.safetensors").write_bytes(data.tobytes())
+    arzstream.pack([str(tmp_path / "many")], str(tmp_path / "x.arz"))
+    decoded.clear()
+    limit, total = 1 << 18, 4 * weights.stat().st_size
+    sample = load([str(tmp_path / "x.arz")], limit, tmp_path / "scratch")
+    of_files = load([str(tmp_path / "many")], limit, tmp_path / "files")
+    assert [(p.name, p.data.tobytes(), p.chunks) for p in sample.parts] == [
+        (p.name, p.data.tobytes(), p.chunks) for p in of_files.parts
+    ]
+    assert (sample.total, sample.note) == (total, of_files.note)
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["sample.safetensors"]
+    assert 0 < sum(decoded) < total / 3
 
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:

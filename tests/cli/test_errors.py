@@ -37,6 +37,14 @@ from .conftest import Arz
         (["pack", "x", "-o", "y", "--max-chain", "-1"], "-1 is not in the range x>=0"),
         (["rebase", "a"], "rebase: give either --parent ARCHIVE or --alone"),
         (["prune", "a"], "prune: say what to keep: --keep-last"),
+        (["pack", "", "-o", "y"], "pack: invalid value for 'SOURCE...': is empty; is a variable not set?"),
+        (["pack", "x", "", "-o", "y"], "'SOURCE...': is empty; is a variable not set?"),
+        (["pack", "x", "-o", ""], "pack: invalid value for '--output' / '-o': is empty; is a variable not set?"),
+        (["unpack", "x", "-o", ""], "'-o': is empty"),
+        (["recover", "x", "-o", ""], "'-o': is empty"),
+        (["rebase", "x", "--alone", "-o", ""], "'-o': is empty"),
+        (["verify", "x", "--against", ""], "'--against': is empty"),
+        (["status", ""], "dest: is empty; name a folder, or give none"),
     ],
 )
 def test_wrong_usage_is_2(arz: Arz, arguments: list[str], says: str) -> None:
@@ -44,6 +52,23 @@ def test_wrong_usage_is_2(arz: Arz, arguments: list[str], says: str) -> None:
     assert done.code == 2
     assert says in done.line
     assert done.out == ""
+
+
+def test_kernels_that_nobody_knows_are_wrong_usage(archive: Path, checkpoint: Path, tmp_path: Path) -> None:
+    new = str(tmp_path / "x.arz")
+    watch = ("watch", tmp_path, tmp_path / "archive", "--once")
+    for verb, *names in (("pack", checkpoint, "-o", new), ("recover", archive, "-o", new), watch, ("doctor",)):
+        done = process.arzstream(verb, *names, env={"ARZ_KERNELS": "fortran"})
+        assert done.returncode == (3 if verb == "doctor" else 2)
+        assert "ARZ_KERNELS=fortran is none of auto, native, numpy, " in done.stderr
+        assert done.stderr.endswith("; set another\n") and done.stderr.count("\n") == 1
+
+
+def test_diff_names_the_archive_that_is_bad_and_no_other(arz: Arz, archive: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.arz"
+    bad.write_bytes(b"Dear diary\n" * 50)
+    for arguments in ((bad, archive), (archive, bad)):
+        assert arz("diff", *arguments).line.startswith(f"{bad}: not an arzstream archive; ")
 
 
 def test_no_arguments_show_the_help_and_are_2(arz: Arz) -> None:
@@ -126,8 +151,9 @@ def test_a_source_that_differs_is_1(arz: Arz, archive: Path, checkpoint: Path, t
         ),
         (["pack", "{checkpoint}", "-o", "{archive}"], "exists already; choose another name, or --force to replace it"),
         (["pack", "{checkpoint}", "-o", "{checkpoint}/config.json/x.arz"], "is in the way and not a folder"),
+        (["pack", "{checkpoint}", "-o", "{tmp}/new/"], "new/: is a folder; name the archive, for example"),
         (["unpack", "{archive}", "-o", "{checkpoint}"], "cannot create it: File exists; choose another name"),
-        (["recover", "{archive}", "-o", "{archive}"], "exists already; choose another name"),
+        (["recover", "{archive}", "-o", "{archive}"], "is what would be recovered, and stays as it is; choose another"),
     ],
 )
 def test_trouble_with_storage_is_4(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arzstream.testing import process, tensors
+from arzstream.container.layout import FrameType
+from arzstream.testing import forge, process, tensors
 
 Arz = Callable[..., Any]
 
@@ -87,6 +88,18 @@ def test_recover_names_what_it_could_not_check(arz: Arz, run: Path, tmp_path: Pa
     assert "saved tensors that cannot be checked without the archive they were coded against:" in done.out
     done = arz("recover", run / "1.arz", "-o", run / "new.arz", "--force", "--parents", tmp_path, "--json")
     assert '"unchecked": []' in done.out
+
+
+def test_recover_says_which_parent_is_damaged(arz: Arz, run: Path) -> None:
+    frames = [frame for frame in forge.frames((run / "0.arz").read_bytes()) if frame.kind == FrameType.CHUNK]
+    data = bytearray((run / "0.arz").read_bytes())
+    for frame in frames:
+        data[frame.offset + 130] ^= 1
+    (run / "0.arz").write_bytes(data)
+    done = arz("recover", run / "1.arz", "-o", run / "new.arz")
+    assert done.code == 0, done.err
+    assert "nothing lost; 0 damaged places" in done.out
+    assert f"\nwhy they cannot be:\n  {run / '0.arz'}: tensor " in done.out
 
 
 def test_rebase_says_what_became_of_the_archive(arz: Arz, run: Path, tmp_path: Path) -> None:

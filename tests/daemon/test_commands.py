@@ -51,6 +51,7 @@ def test_once_archives_what_is_complete_and_says_so(places):
     assert sorted(os.listdir(dest)) == [".arzstream", "checkpoint-1.arz", "checkpoint-2.arz"]
     text = process.arzstream("status", dest).stdout
     assert "checkpoint-1.arz" in text and "waits for model-00002-of-00002.safetensors" in text
+    assert "missing" not in text
 
 
 def test_mistakes_are_one_line_with_the_right_exit_code(places, tmp_path):

@@ -29,6 +29,7 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path, monkeypa
         ('profile = "best"', "profile: 'best' is none of"),
         ("memory = 1", "too little"),
         ("rescan = -1", "not a number of seconds"),
+        ('source = ""', "source: is empty; name a folder, or give none"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, said):
