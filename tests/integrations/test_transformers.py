@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -51,6 +52,15 @@ def test_a_model_is_what_transformers_loads_from_the_folder(
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.equal(ours(ids)[0], theirs(ids)[0])
+
+
+def test_a_quantised_model_is_what_transformers_makes_of_the_folder(fp8_model: tuple[Path, Path]) -> None:
+    folder, archive = fp8_model
+    ours = arzstream.transformers.from_pretrained(archive)
+    same(ours, transformers.LlamaForCausalLM.from_pretrained(folder, dtype="auto"))
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(ours.state_dict()[name].float(), stored[name].float())  # its scales were used
 
 
 def test_generation_is_that_of_the_original_with_its_generation_config(packed_model: Packed) -> None:
