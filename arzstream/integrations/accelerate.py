@@ -206,6 +206,7 @@ def offloaded_from_pretrained(
         with accelerate.init_empty_weights(include_buffers=False):
             model = chosen._from_config(config, dtype=kind, **kwargs)
         model.tie_weights()
+        _keep_wide(model)
         model.eval()
         if generation is not None and model.can_generate():
             model.generation_config = generation
@@ -217,11 +218,23 @@ def offloaded_from_pretrained(
         raise
 
 
+def _keep_wide(model: Any) -> None:
+    """Give what transformers keeps in fp32 whatever the ``dtype`` is its type back, as its own loading does."""
+    plan = model._get_dtype_plan(model.config.dtype)
+    if not plan:
+        return
+    listed, called, _ = require("transformers.core_model_loading").build_glob_alternation(list(plan))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found = listed.search(name)
+        if found is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(plan[called[found.lastgroup]])
+
+
 def _refuse_quantised(config: Any, archive: str) -> None:
     said = getattr(config, "quantization_config", None)
     if said is not None:
         method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
         raise UnsupportedError(
-            f"{archive}: its configuration says that the weights are quantised ({method or 'no method named'}); load it with "
-            "arzstream.transformers.from_pretrained"
+            f"{archive}: its configuration says that the weights are quantised ({method or 'no method named'}); load "
+            "it with arzstream.transformers.from_pretrained"
         )

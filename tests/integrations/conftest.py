@@ -37,6 +37,11 @@ def model_of() -> Callable[..., Any]:
                 vocab_size=512, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
             )
             model = transformers.BertModel(config)
+        elif kind == "t5":
+            config = transformers.T5Config(
+                vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+            )
+            model = transformers.T5ForConditionalGeneration(config)
         else:
             config = transformers.MixtralConfig(
                 vocab_size=512, hidden_size=192, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,

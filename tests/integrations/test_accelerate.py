@@ -46,6 +46,19 @@ def test_the_forward_pass_is_that_of_the_loaded_model(packed_model: Packed, kind
     model.arz_archive.close()
 
 
+@pytest.mark.parametrize("dtype", ["float16", torch.bfloat16])
+def test_modules_that_transformers_keeps_in_fp32_are_kept_so(packed_model: Packed, dtype: Any) -> None:
+    """T5's activations overflow fp16 in them."""
+    folder, archive = packed_model("t5", "float32")
+    model = offloaded_from_pretrained(archive, dtype=dtype)
+    loaded = transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert kinds == {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+    with torch.no_grad():
+        ours, theirs = (one(input_ids=IDS, decoder_input_ids=IDS[:, :4]).logits for one in (model, loaded))
+    assert torch.equal(ours, theirs)
+
+
 def test_generation_decodes_again_only_what_the_cache_had_no_room_for(packed_model: Packed) -> None:
     folder, archive = packed_model("llama")
     wanted = transformers.LlamaForCausalLM.from_pretrained(folder).generate(IDS, do_sample=False, max_new_tokens=5)
