@@ -18,7 +18,7 @@ from arzstream.archive.reader import open as open_archive
 from arzstream.archive.tensors import TensorSlice
 from arzstream.codec.dtypes import DTYPES
 from arzstream.errors import UnsupportedError
-from arzstream.integrations.model import ModelFolder, SliceMap
+from arzstream.integrations.model import ModelFolder, SliceMap, refuse_quantised
 from arzstream.integrations.optional import require
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def offloaded_from_pretrained(
         weights = folder.weights()
         with folder.companions() as files:
             config = config if config is not None else _config(transformers, folder, files)
-            _refuse_quantised(config, archive.name)
+            refuse_quantised(config, archive.name, "load it with arzstream.transformers.from_pretrained")
             chosen = _resolved(model_class, config, archive.name, files)
             generation = (
                 transformers.GenerationConfig.from_pretrained(files) if "generation_config.json" in folder else None
@@ -228,13 +228,3 @@ def _keep_wide(model: Any) -> None:
         found = listed.search(name)
         if found is not None and tensor.is_floating_point():
             tensor.data = tensor.data.to(plan[called[found.lastgroup]])
-
-
-def _refuse_quantised(config: Any, archive: str) -> None:
-    said = getattr(config, "quantization_config", None)
-    if said is not None:
-        method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
-        raise UnsupportedError(
-            f"{archive}: its configuration says that the weights are quantised ({method or 'no method named'}); load "
-            "it with arzstream.transformers.from_pretrained"
-        )

@@ -21,7 +21,7 @@ from arzstream.archive.tensors import TensorSlice
 from arzstream.errors import CorruptError, UnsupportedError
 from arzstream.store.beneath import Beneath
 
-__all__ = ["ModelFolder", "SliceMap", "cores", "opened"]
+__all__ = ["ModelFolder", "SliceMap", "cores", "opened", "refuse_quantised"]
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "consolidated")
 """What weight files are called, best first; each as ``stem[.variant].safetensors`` or ``.bin``, or with an index."""
@@ -62,6 +62,21 @@ def opened(
         return
     with open_archive(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
         yield archive
+
+
+def refuse_quantised(config: Any, archive: str, instead: str) -> None:
+    """Raises UnsupportedError if a model's configuration, an object or what ``config.json`` says, has its weights
+    quantised: they are codes then, and what they stand for is up to the library that made them."""
+    quantised = _said(config, "quantization_config")
+    if quantised is not None:
+        method = _said(quantised, "quant_method") or "no method named"
+        raise UnsupportedError(
+            f"{archive}: its configuration says that its weights are quantised ({method}); {instead}"
+        )
+
+
+def _said(config: Any, key: str) -> Any:
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
 
 class SliceMap(Mapping[str, TensorSlice]):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -80,6 +83,44 @@ def test_a_part_that_is_given_is_not_read_and_dtype_casts_the_models(archive: Pa
     pipeline = from_pretrained(archive, unet=unet, dtype=torch.float16)
     assert pipeline.unet is unet and pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float16
     assert not any("down_blocks.0.resnets.0.time_emb_proj" in name for name in decoded)
+
+
+def test_modules_that_diffusers_keeps_in_fp32_are_kept_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
+        ffn_dim=32, num_layers=1, cross_attn_norm=True,
+    )  # fmt: skip
+    made.save_pretrained(tmp_path / "m")
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
+    theirs = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "m", dtype=torch.float16)
+    same(model_from(tmp_path / "m.arz", dtype=torch.float16), theirs)
+    assert {tensor.dtype for tensor in theirs.state_dict().values()} == {torch.float16, torch.float32}
+
+
+def test_the_old_names_of_attention_are_those_that_diffusers_knows(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    stored = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(stored)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name in [name for name in tensors if ".attentions.0." in name]:
+        for new in old:
+            if f".{new}." in name:
+                tensors[name.replace(f".{new}.", f".{old[new]}.")] = tensors.pop(name)
+    assert any(".proj_attn." in name for name in tensors)
+    safetensors.torch.save_file(tensors, stored, {"format": "pt"})
+    arzstream.pack([tmp_path / "vae"], tmp_path / "vae.arz", profile="fast")
+    same(model_from(tmp_path / "vae.arz"), diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"))
+
+
+def test_a_quantised_model_is_refused_not_filled_with_its_codes(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "unet", tmp_path / "unet")
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    arzstream.pack([tmp_path / "unet"], tmp_path / "unet.arz", profile="fast")
+    with pytest.raises(arzstream.UnsupportedError, match=r"quantised \(bitsandbytes\)"):
+        model_from(tmp_path / "unet.arz")
 
 
 def test_a_missing_part_is_named(folder: Path, archive: Path, tmp_path: Path) -> None:
