@@ -148,6 +148,7 @@ class ModelFolder:
         found = [path for path in sorted(self._files) if path.endswith(".safetensors") and not self.variant]
         found = [path for path in found if posixpath.dirname(path) == self.path]
         if found:
+            self._refuse_twins(found)
             return found
         raise UnsupportedError(
             f"{self.archive.name}: holds no weights called {self._join(f'model{dot}.safetensors')} or "
@@ -188,6 +189,18 @@ class ModelFolder:
             if place.path in wanted and place.member.name is not None:
                 names[place.member.name] = name
         return SliceMap(self.archive, names)
+
+    def _refuse_twins(self, files: Sequence[str]) -> None:
+        """Raises UnsupportedError if two of the files, which no index lists, hold a weight of one name."""
+        where: dict[str, str] = {}
+        for place in self.archive.catalog.tensors.values():
+            path, name = place.path, place.member.name
+            if path is None or name is None or path not in files or where.setdefault(name, path) == path:
+                continue
+            raise UnsupportedError(
+                f"{self.archive.name}: {where[name]} and {path} both hold {name}; pack the folder without the one that "
+                "is not meant"
+            )
 
     def _named(self, patterns: Sequence[str]) -> list[str]:
         here = [path for path in sorted(self._files) if posixpath.dirname(path) == self.path]
