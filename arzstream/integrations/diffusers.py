@@ -40,7 +40,12 @@ def from_pretrained(
     from arzstream.integrations.transformers import from_pretrained as transformers_model
 
     diffusers = require("diffusers")
+    dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
+        if kwargs.get("quantization_config") is not None:
+            raise UnsupportedError(
+                f"{archive.name}: models are not quantised as they are loaded; leave out quantization_config"
+            )
         home = ModelFolder(archive, sign="model_index.json")
         index = home.read_json("model_index.json")
         for part, described in index.items():
@@ -48,7 +53,7 @@ def from_pretrained(
                 continue
             library, name = described
             folder = posixpath.join(home.path, part)
-            chosen = getattr(require(library), name, None) if library in ("diffusers", "transformers") else None
+            chosen = _class(library, name)
             if isinstance(chosen, type) and issubclass(chosen, diffusers.ModelMixin):
                 kwargs[part] = model_from(archive, folder, model_class=chosen, dtype=dtype, variant=variant)
             elif isinstance(chosen, type) and issubclass(chosen, require("transformers").PreTrainedModel):
@@ -58,6 +63,16 @@ def from_pretrained(
         pipeline = pipeline_class or diffusers.DiffusionPipeline
         with home.companions() as files:
             return pipeline.from_pretrained(files, **kwargs)
+
+
+def _class(library: Any, name: Any) -> Any:
+    """What ``model_index.json`` calls a part: a class of a library, or of the module of a pipeline. None for others."""
+    if not isinstance(library, str) or not isinstance(name, str):
+        return None
+    own = getattr(require("diffusers").pipelines, library, None)
+    if own is None and library not in ("diffusers", "transformers"):
+        return None
+    return getattr(own or require(library), name, None)
 
 
 def model_from(

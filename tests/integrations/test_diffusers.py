@@ -123,6 +123,31 @@ def test_a_quantised_model_is_refused_not_filled_with_its_codes(folder: Path, tm
         model_from(tmp_path / "unet.arz")
 
 
+def test_a_model_that_belongs_to_the_pipeline_itself_is_read_from_the_archive(folder: Path, tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+
+    shutil.copytree(folder, tmp_path / "sd")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.CLIPConfig(
+        text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=16
+    )
+    made = StableDiffusionSafetyChecker(config)
+    made.save_pretrained(tmp_path / "sd" / "safety_checker")
+    transformers.CLIPImageProcessor().save_pretrained(tmp_path / "sd" / "feature_extractor")
+    index = json.loads((tmp_path / "sd" / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (tmp_path / "sd" / "model_index.json").write_text(json.dumps(index))
+    arzstream.pack([tmp_path / "sd"], tmp_path / "sd.arz", profile="fast")
+    same(from_pretrained(tmp_path / "sd.arz").safety_checker, made)
+
+
+def test_the_older_name_of_dtype_casts_as_well_and_what_cannot_be_done_is_refused(archive: Path) -> None:
+    assert from_pretrained(archive, torch_dtype=torch.float16).unet.dtype == torch.float16
+    with pytest.raises(arzstream.UnsupportedError, match="quantization_config"):
+        from_pretrained(archive, quantization_config=object())
+
+
 def test_a_missing_part_is_named(folder: Path, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(arzstream.UnsupportedError, match=r"nothing/config\.json"):
         model_from(archive, "nothing")
