@@ -14,6 +14,8 @@ all vLLM's own.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import posixpath
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +52,7 @@ def _loader_class() -> Any:
             own.load_format, own.model_loader_extra_config = "auto", {}
             super().__init__(own)
             self._asked, self._given, self._draft = load_config, given, False
+            self._model: str | None = None
             self.counter_before_loading_weights: float = 0.0
 
         def load_model(self, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,6 +91,8 @@ def _loader_class() -> Any:
             if options is None:  # a draft, or a second model that the first one needs
                 yield from super()._get_weights_iterator(source)
                 return
+            if getattr(source, "subfolder", None):
+                options = dataclasses.replace(options, subfolder=posixpath.join(options.subfolder, source.subfolder))
             unused = getattr(source, "is_unused_weight", None)
             experts = getattr(self, "local_expert_ids", None)
 

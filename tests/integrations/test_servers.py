@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -240,6 +241,27 @@ def test_vllm_reads_a_second_model_with_its_own_loader(vllm: dict[str, Any], pac
     model.secondary_weights = [loader.Source(str(other), None, prefix="vision.")]
     loader.load_weights(model, VllmModelConfig(str(folder)))
     equal(model.loaded, expected(folder) | {f"vision.{name}": tensor for name, tensor in expected(other).items()})
+
+
+def test_vllm_reads_a_second_model_in_a_subfolder_of_the_first_one_from_there(
+    vllm: dict[str, Any], packed_model: Packed, tmp_path: Path
+) -> None:
+    (folder, _), (other, _) = packed_model("llama"), packed_model("bert")
+    shutil.copytree(folder, tmp_path / "m")
+    shutil.copytree(other, tmp_path / "m" / "vision")
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
+    loader = vllm["arz"](VllmLoadConfig(model_loader_extra_config={"uri": str(tmp_path / "m.arz")}))
+    model: Any = Model()
+    model.secondary_weights = [loader.Source("main", None, subfolder="vision", prefix="vision.")]
+    loader.load_weights(model, VllmModelConfig("main"))
+    equal(model.loaded, expected(folder) | {f"vision.{name}": tensor for name, tensor in expected(other).items()})
+
+
+def test_vllm_reads_a_folder_that_it_is_given_itself(vllm: dict[str, Any], packed_model: Packed) -> None:
+    """As those who update weights in place do."""
+    (_, archive), (other, _) = packed_model("llama"), packed_model("bert")
+    loader = vllm["arz"](VllmLoadConfig(model_loader_extra_config={"uri": str(archive)}))
+    equal(dict(loader._get_weights_iterator(loader.Source(str(other), None))), expected(other))
 
 
 def drafted(vllm: dict[str, Any], main: VllmLoadConfig, draft: str, own: VllmLoadConfig | None = None) -> Any:
