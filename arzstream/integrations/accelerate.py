@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
+from arzstream.archive.tensors import TensorSlice
+from arzstream.codec.dtypes import DTYPES
 from arzstream.errors import UnsupportedError
-from arzstream.integrations.model import ModelFolder, SliceMap
+from arzstream.integrations.model import ModelFolder, SliceMap, refuse_quantised
 from arzstream.integrations.optional import require
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ def offloaded(model: Any, weights: SliceMap, *, execution_device: Any = "cpu", c
 
     ``model`` is a torch module made under ``accelerate.init_empty_weights``. Its non-persistent buffers have to have
     their values. Its parameters that are tied are decoded once. Returns ``model``, whose attribute ``arz_cache`` is
-    the :class:`WeightCache`. Raises UnsupportedError if ``weights`` lack a parameter.
+    the :class:`WeightCache`. Raises UnsupportedError if ``weights`` lack a parameter, or hold it in another shape or as
+    codes (F8 or integers, where the parameter is a wider float) whose scale is elsewhere.
     """
     hooks = require("accelerate.hooks")
     wanted = [name for name, _ in model.named_parameters(remove_duplicate=False)]
@@ -97,11 +100,36 @@ def offloaded(model: Any, weights: SliceMap, *, execution_device: Any = "cpu", c
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + "; is it the archive of this model?"
         )
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name in wanted:
+        _check(name, tensors[name], weights[aliases.get(name, name)], weights.archive.name)
     cache = WeightCache(weights, cache_bytes, aliases=aliases)
     _load_buffers(model, cache, persistent)
     hooks.attach_align_device_hook(model, execution_device=execution_device, offload=True, weights_map=cache)
     model.arz_cache = cache
     return model
+
+
+def _check(name: str, wanted: Any, part: TensorSlice, archive: str) -> None:
+    """Do the elements of ``part`` mean what those of the model's tensor ``wanted`` do? accelerate casts them whatever
+    they are. Raises UnsupportedError."""
+    import torch
+
+    kind = getattr(torch, DTYPES[part.get_dtype()].torch)
+    shape, others = list(wanted.shape), part.get_shape()
+    if shape != others or _meaning(kind) != _meaning(wanted.dtype):
+        raise UnsupportedError(
+            f"{archive}: {name} is {kind} {others} in the archive and {wanted.dtype} {shape} in the model; it has to "
+            "be converted as it is loaded, as arzstream.transformers.from_pretrained does"
+        )
+
+
+def _meaning(kind: Any) -> Any:
+    """The same for types between which a cast keeps what the elements stand for. A float of one byte is like no other:
+    most have a scale beside them."""
+    if kind.is_floating_point and kind.itemsize == 1:
+        return kind
+    return kind.is_floating_point, kind.is_complex
 
 
 def _aliases(model: Any, wanted: list[str], weights: SliceMap) -> dict[str, str]:
@@ -158,7 +186,7 @@ def offloaded_from_pretrained(
 
     Its attribute ``arz_archive`` is the open archive, which the model needs for as long as it is used. Arguments as in
     :func:`arzstream.transformers.from_pretrained`; ``kwargs`` go to the model's constructor. Raises UnsupportedError
-    for a model that transformers converts while it loads it.
+    for a model that transformers converts while it loads it, as it does a quantised one.
     """
     accelerate, transformers = require("accelerate"), require("transformers")
     from arzstream.integrations.transformers import _config, _dtype, _resolved
@@ -169,6 +197,7 @@ def offloaded_from_pretrained(
         weights = folder.weights()
         with folder.companions() as files:
             config = config if config is not None else _config(transformers, folder, files)
+            refuse_quantised(config, archive.name, "load it with arzstream.transformers.from_pretrained")
             chosen = _resolved(model_class, config, archive.name, files)
             generation = (
                 transformers.GenerationConfig.from_pretrained(files) if "generation_config.json" in folder else None
@@ -177,6 +206,7 @@ def offloaded_from_pretrained(
         with accelerate.init_empty_weights(include_buffers=False):
             model = chosen._from_config(config, dtype=kind, **kwargs)
         model.tie_weights()
+        _keep_wide(model)
         model.eval()
         if generation is not None and model.can_generate():
             model.generation_config = generation
@@ -186,3 +216,15 @@ def offloaded_from_pretrained(
         if archive is not source:
             archive.close()
         raise
+
+
+def _keep_wide(model: Any) -> None:
+    """Give what transformers keeps in fp32 whatever the ``dtype`` is its type back, as its own loading does."""
+    plan = model._get_dtype_plan(model.config.dtype)
+    if not plan:
+        return
+    listed, called, _ = require("transformers.core_model_loading").build_glob_alternation(list(plan))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found = listed.search(name)
+        if found is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(plan[called[found.lastgroup]])

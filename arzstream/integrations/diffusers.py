@@ -10,7 +10,7 @@ from arzstream.archive.ancestry import SearchPath
 from arzstream.archive.meter import Progress
 from arzstream.archive.reader import Archive
 from arzstream.errors import UnsupportedError
-from arzstream.integrations.model import ModelFolder, opened
+from arzstream.integrations.model import ModelFolder, SliceMap, opened, refuse_quantised
 from arzstream.integrations.optional import require
 
 __all__ = ["from_pretrained", "model_from"]
@@ -32,14 +32,20 @@ def from_pretrained(
 ) -> Any:
     """The ``DiffusionPipeline`` in an archive of its folder, whose ``model_index.json`` lists its parts.
 
-    ``dtype`` is what its models are cast to; by default what each was saved in. A part given as keyword
-    (``unet=…``, ``safety_checker=None``) replaces the archive's, which is then not read. Other arguments as in
-    :func:`arzstream.open` and ``DiffusionPipeline.from_pretrained``. Raises UnsupportedError if a part is missing.
+    ``dtype`` is what its models are cast to, but for modules that their library keeps in fp32; by default what each was
+    saved in. A part given as keyword (``unet=…``, ``safety_checker=None``) replaces the archive's, which is then not
+    read. Other arguments as in :func:`arzstream.open` and ``DiffusionPipeline.from_pretrained``. Raises
+    UnsupportedError if a part is missing.
     """
     from arzstream.integrations.transformers import from_pretrained as transformers_model
 
     diffusers = require("diffusers")
+    dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
     with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
+        if kwargs.get("quantization_config") is not None:
+            raise UnsupportedError(
+                f"{archive.name}: models are not quantised as they are loaded; leave out quantization_config"
+            )
         home = ModelFolder(archive, sign="model_index.json")
         index = home.read_json("model_index.json")
         for part, described in index.items():
@@ -47,7 +53,7 @@ def from_pretrained(
                 continue
             library, name = described
             folder = posixpath.join(home.path, part)
-            chosen = getattr(require(library), name, None) if library in ("diffusers", "transformers") else None
+            chosen = _class(library, name)
             if isinstance(chosen, type) and issubclass(chosen, diffusers.ModelMixin):
                 kwargs[part] = model_from(archive, folder, model_class=chosen, dtype=dtype, variant=variant)
             elif isinstance(chosen, type) and issubclass(chosen, require("transformers").PreTrainedModel):
@@ -57,6 +63,16 @@ def from_pretrained(
         pipeline = pipeline_class or diffusers.DiffusionPipeline
         with home.companions() as files:
             return pipeline.from_pretrained(files, **kwargs)
+
+
+def _class(library: Any, name: Any) -> Any:
+    """What ``model_index.json`` calls a part: a class of a library, or of the module of a pipeline. None for others."""
+    if not isinstance(library, str) or not isinstance(name, str):
+        return None
+    own = getattr(require("diffusers").pipelines, library, None)
+    if own is None and library not in ("diffusers", "transformers"):
+        return None
+    return getattr(own or require(library), name, None)
 
 
 def model_from(
@@ -72,7 +88,8 @@ def model_from(
     progress: Progress | bool = False,
 ) -> Any:
     """One diffusers model (a UNet, a transformer, a VAE), in eval mode. ``model_class``: by default what its
-    ``config.json`` says. Raises UnsupportedError if a weight is missing."""
+    ``config.json`` says. ``dtype`` as in :func:`from_pretrained`. Raises UnsupportedError if a weight is missing, or if
+    the model is quantised."""
     diffusers, accelerate = require("diffusers"), require("accelerate")
     with opened(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
         folder = ModelFolder(archive, subfolder, variant)
@@ -83,6 +100,7 @@ def model_from(
                 f"{archive.name}: this diffusers has no {config.get('_class_name')}; install a newer one, or give "
                 "model_class="
             )
+        refuse_quantised(config, archive.name, "unpack it, and load the folder with diffusers")
         weights = folder.weights()
         with accelerate.init_empty_weights(include_buffers=False):
             model = chosen.from_config(config)
@@ -90,13 +108,27 @@ def model_from(
         return model.eval()
 
 
-def _fill(model: Any, weights: Any, archive: Archive, dtype: Any) -> None:
+def _fill(model: Any, weights: SliceMap, archive: Archive, dtype: Any) -> None:
     modeling = require("accelerate.utils.modeling")
     wanted = model.state_dict()
-    missing = [name for name in wanted if name not in weights]
+    names = dict(weights.names)
+    if hasattr(model, "_fix_state_dict_keys_on_load"):  # today's names of what old models call otherwise
+        model._fix_state_dict_keys_on_load(names)
+    missing = [name for name in wanted if name not in names]
     if missing:
         raise UnsupportedError(f"{archive.name}: holds no weight for {missing[0]}; is it the archive of this model?")
-    called = {weights.names[name]: name for name in wanted}
+    called = {names[name]: name for name in wanted}
     for theirs, tensor in archive.stream(called):
-        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        kind = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            kind = _kept(model, called[theirs]) or dtype
         modeling.set_module_tensor_to_device(model, called[theirs], "cpu", value=tensor, dtype=kind)
+
+
+def _kept(model: Any, name: str) -> Any:
+    """The dtype that diffusers keeps a weight in whatever it casts the model to; None for most."""
+    import torch
+
+    listed = getattr(model, "_keep_in_fp32_modules", None) or ()
+    listed = (listed,) if isinstance(listed, str) else listed
+    return None if set(listed).isdisjoint(name.split(".")) else torch.float32

@@ -21,7 +21,7 @@ from arzstream.archive.tensors import TensorSlice
 from arzstream.errors import CorruptError, UnsupportedError
 from arzstream.store.beneath import Beneath
 
-__all__ = ["ModelFolder", "SliceMap", "cores", "opened"]
+__all__ = ["ModelFolder", "SliceMap", "cores", "opened", "refuse_quantised"]
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "consolidated")
 """What weight files are called, best first; each as ``stem[.variant].safetensors`` or ``.bin``, or with an index."""
@@ -62,6 +62,21 @@ def opened(
         return
     with open_archive(source, storage_options, parents, jobs=jobs, progress=progress) as archive:
         yield archive
+
+
+def refuse_quantised(config: Any, archive: str, instead: str) -> None:
+    """Raises UnsupportedError if a model's configuration, an object or what ``config.json`` says, has its weights
+    quantised: they are codes then, and what they stand for is up to the library that made them."""
+    quantised = _said(config, "quantization_config")
+    if quantised is not None:
+        method = _said(quantised, "quant_method") or "no method named"
+        raise UnsupportedError(
+            f"{archive}: its configuration says that its weights are quantised ({method}); {instead}"
+        )
+
+
+def _said(config: Any, key: str) -> Any:
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
 
 class SliceMap(Mapping[str, TensorSlice]):
@@ -133,6 +148,7 @@ class ModelFolder:
         found = [path for path in sorted(self._files) if path.endswith(".safetensors") and not self.variant]
         found = [path for path in found if posixpath.dirname(path) == self.path]
         if found:
+            self._refuse_twins(found)
             return found
         raise UnsupportedError(
             f"{self.archive.name}: holds no weights called {self._join(f'model{dot}.safetensors')} or "
@@ -173,6 +189,18 @@ class ModelFolder:
             if place.path in wanted and place.member.name is not None:
                 names[place.member.name] = name
         return SliceMap(self.archive, names)
+
+    def _refuse_twins(self, files: Sequence[str]) -> None:
+        """Raises UnsupportedError if two of the files, which no index lists, hold a weight of one name."""
+        where: dict[str, str] = {}
+        for place in self.archive.catalog.tensors.values():
+            path, name = place.path, place.member.name
+            if path is None or name is None or path not in files or where.setdefault(name, path) == path:
+                continue
+            raise UnsupportedError(
+                f"{self.archive.name}: {where[name]} and {path} both hold {name}; pack the folder without the one that "
+                "is not meant"
+            )
 
     def _named(self, patterns: Sequence[str]) -> list[str]:
         here = [path for path in sorted(self._files) if posixpath.dirname(path) == self.path]

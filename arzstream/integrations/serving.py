@@ -7,16 +7,19 @@ on one host share one decode.
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from arzstream.archive.meter import Progress
 from arzstream.archive.reader import Archive
 from arzstream.archive.reader import open as open_archive
+from arzstream.errors import UnsupportedError
 from arzstream.integrations.model import ModelFolder, cores
 from arzstream.integrations.shared import decoded_together, same_host
 
-__all__ = ["ServingOptions", "weights_of"]
+__all__ = ["ServingOptions", "archives_in", "options_of_draft", "weights_of"]
 
 PREFETCH_BYTES = 256 << 20
 
@@ -54,6 +57,22 @@ class ServingOptions:
         """The archive, to be read by ``ranks`` processes of this host at once."""
         jobs = self.jobs or max(1, cores() // ranks)
         return open_archive(self.uri, self.storage_options, self.parents, jobs=jobs, progress=progress)
+
+
+def archives_in(folder: str) -> list[str]:
+    """Paths of the archives in a folder."""
+    return sorted(glob.glob(os.path.join(glob.escape(folder), "*.arz")))
+
+
+def options_of_draft(given: Mapping[str, Any], folder: str) -> ServingOptions | None:
+    """Options for a model that a server loads beside the main one, as a draft that speculates for it: the archive in
+    its own ``folder``, as ``uri`` and what goes with it are the main model's. None if it has none; then its weights are
+    what the server itself reads. Raises UnsupportedError if it has several."""
+    found = archives_in(folder)
+    if len(found) > 1:
+        raise UnsupportedError(f"{folder}: holds {len(found)} archives (*.arz); keep the one of the draft model")
+    of_both = {key: given[key] for key in ("parents", "jobs", "prefetch_bytes", "share") if key in given}
+    return ServingOptions.from_mapping({**of_both, "uri": found[0]}) if found else None
 
 
 def weights_of(

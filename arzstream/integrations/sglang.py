@@ -9,12 +9,13 @@ registry of hooks. Other keys of the option: :class:`~arzstream.integrations.ser
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from arzstream.integrations.optional import require
-from arzstream.integrations.serving import ServingOptions, weights_of
+from arzstream.integrations.serving import ServingOptions, options_of_draft, weights_of
 
 __all__ = ["register"]
 
@@ -24,16 +25,34 @@ TARGET = "sglang.srt.model_loader.loader.get_model_loader"
 def register() -> None:
     """Called by SGLang in each of its processes, before it loads a model."""
     hooks = require("sglang.srt.plugins.hook_registry")
-    hooks.HookRegistry.register(TARGET, _get_model_loader, hooks.HookType.AROUND)
+    hooks.HookRegistry.register(TARGET, _Hook(), hooks.HookType.AROUND)
 
 
-def _get_model_loader(original: Any, load_config: Any, *args: Any, **kwargs: Any) -> Any:
-    given = getattr(load_config, "model_loader_extra_config", None) or {}
-    if isinstance(given, str):
-        given = json.loads(given)
-    if not isinstance(given, dict) or "uri" not in given:
-        return original(load_config, *args, **kwargs)
-    return _loader_class()(load_config, ServingOptions.from_mapping(given))
+class _Hook:
+    """Stands around ``get_model_loader``. SGLang loads a draft model in the process of the main one, after it and with
+    the same option, whose ``uri`` is the main model's."""
+
+    def __init__(self) -> None:
+        self._main: str | None = None
+
+    def __call__(self, original: Any, load_config: Any, model_config: Any = None, **kwargs: Any) -> Any:
+        path = getattr(model_config, "model_path", None)
+        draft = bool(getattr(model_config, "is_draft_model", False))
+        if not draft:
+            self._main = path
+        given = getattr(load_config, "model_loader_extra_config", None) or {}
+        if isinstance(given, str):
+            given = json.loads(given)
+        if not isinstance(given, dict) or "uri" not in given:
+            return original(load_config, model_config, **kwargs)
+        options: ServingOptions | None = ServingOptions.from_mapping(given)
+        if draft and path != self._main:  # otherwise the layers for it are in the main model
+            options = options_of_draft(given, str(path))
+        if options is None:
+            own = copy.copy(load_config)
+            own.model_loader_extra_config = {}
+            return original(own, model_config, **kwargs)
+        return _loader_class()(load_config, options)
 
 
 def _loader_class() -> Any:

@@ -42,7 +42,8 @@ def from_pretrained(
     ``config`` replaces the archive's. ``storage_options``, ``parents``, ``jobs`` and ``progress`` as in
     :func:`arzstream.open`; ``subfolder``, ``variant`` and everything else (``dtype``, ``device_map``,
     ``attn_implementation``, ``quantization_config``, ``distributed_config``, ``output_loading_info``, …) as in
-    transformers' ``from_pretrained``. Raises UnsupportedError if transformers or a part of the model is missing.
+    transformers' ``from_pretrained``. Raises UnsupportedError if transformers or a part of the model is missing, or if
+    the archive has no weight that the model knows.
     """
     transformers = require("transformers")
     # transformers takes weights in threads of its own, each of which decodes what it takes.
@@ -61,10 +62,17 @@ def from_pretrained(
         if dtype in (None, "auto"):
             dtype = _dtype(config, weights)
         archive.expect(weights.names.values())
-        loaded = chosen.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = chosen.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, **kwargs
+        )
+        if len(info["unexpected_keys"]) >= len(weights):  # transformers has made all of them up
+            raise UnsupportedError(
+                f"{archive.name}: holds none of the weights of a {chosen.__name__}, but {next(iter(weights), 'none')}; "
+                "pack the whole checkpoint"
+            )
         model.config.name_or_path = model.name_or_path = archive.name
-        return loaded
+        return (model, info) if wants_info else model
 
 
 def config_from(

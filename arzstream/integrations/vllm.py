@@ -14,15 +14,15 @@ all vLLM's own.
 from __future__ import annotations
 
 import copy
-import glob
-import os
+import dataclasses
+import posixpath
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from arzstream.errors import UnsupportedError
 from arzstream.integrations.optional import require
-from arzstream.integrations.serving import ServingOptions, weights_of
+from arzstream.integrations.serving import ServingOptions, archives_in, options_of_draft, weights_of
 
 __all__ = ["LOAD_FORMAT", "register"]
 
@@ -51,14 +51,22 @@ def _loader_class() -> Any:
             own = copy.copy(load_config)
             own.load_format, own.model_loader_extra_config = "auto", {}
             super().__init__(own)
-            self._given = given
+            self._asked, self._given, self._draft = load_config, given, False
+            self._model: str | None = None
             self.counter_before_loading_weights: float = 0.0
 
-        def options(self, model: str) -> ServingOptions:
-            """What the user says about the archive; ``model`` is the folder in which it may lie."""
+        def load_model(self, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any) -> Any:
+            self._draft = _is_draft(vllm_config, model_config, self._asked)
+            return super().load_model(vllm_config, model_config, *args, **kwargs)
+
+        def options(self, model: str) -> ServingOptions | None:
+            """What the user says about the archive; ``model`` is the folder in which it may lie. None for a draft model
+            without one."""
+            if self._draft:
+                return options_of_draft(self._given, model)
             if "uri" in self._given:
                 return ServingOptions.from_mapping(self._given)
-            found = sorted(glob.glob(os.path.join(glob.escape(model), "*.arz")))
+            found = archives_in(model)
             if len(found) != 1:
                 raise UnsupportedError(
                     f"{model}: holds {len(found)} archives (*.arz); name one: "
@@ -68,16 +76,23 @@ def _loader_class() -> Any:
 
         def download_model(self, model_config: Any) -> None:
             """Nothing is downloaded ahead: weights are read as they are needed. Raises what opening raises."""
-            self.options(model_config.model).open().close()
+            options = self.options(model_config.model)
+            if options is None:
+                super().download_model(model_config)
+            else:
+                options.open().close()
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
             self._model = model_config.model
             yield from super().get_all_weights(model_config, model)
 
         def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, Any]]:
-            if source.model_or_path != self._model:  # a second model that the first one needs
+            options = self.options(source.model_or_path) if source.model_or_path == self._model else None
+            if options is None:  # a draft, or a second model that the first one needs
                 yield from super()._get_weights_iterator(source)
                 return
+            if getattr(source, "subfolder", None):
+                options = dataclasses.replace(options, subfolder=posixpath.join(options.subfolder, source.subfolder))
             unused = getattr(source, "is_unused_weight", None)
             experts = getattr(self, "local_expert_ids", None)
 
@@ -88,7 +103,7 @@ def _loader_class() -> Any:
                 self.counter_before_loading_weights = time.perf_counter()
             ignored = self.load_config.ignore_patterns or ()
             weights = weights_of(
-                self.options(source.model_or_path),
+                options,
                 groups=_groups(),
                 skip=skip,
                 only=source.allow_patterns_overrides,
@@ -99,6 +114,16 @@ def _loader_class() -> Any:
                 yield source.prefix + name, tensor
 
     return ArzModelLoader
+
+
+def _is_draft(vllm_config: Any, model_config: Any, load_config: Any) -> bool:
+    """Is this another model than the one that ``load_config`` was given for? vLLM loads a draft with the main model's
+    unless the user gave a ``draft_load_config``."""
+    speculative = getattr(vllm_config, "speculative_config", None)
+    target = getattr(speculative, "target_model_config", None)
+    if target is None or model_config.model == target.model:  # the latter: the layers for it are in the main model
+        return False
+    return bool(getattr(speculative, "draft_load_config", None) != load_config)
 
 
 def _elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:

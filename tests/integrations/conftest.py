@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,11 @@ def model_of() -> Callable[..., Any]:
                 vocab_size=512, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
             )
             model = transformers.BertModel(config)
+        elif kind == "t5":
+            config = transformers.T5Config(
+                vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+            )
+            model = transformers.T5ForConditionalGeneration(config)
         else:
             config = transformers.MixtralConfig(
                 vocab_size=512, hidden_size=192, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -99,6 +106,31 @@ def packed_model(
         return folder, made[folder]
 
     return pack
+
+
+@pytest.fixture(scope="session")
+def fp8_model(tmp_path_factory: pytest.TempPathFactory, saved_model: Callable[..., Path]) -> tuple[Path, Path]:
+    """The llama with its projections in blocks of F8 and a scale for each, as DeepSeek and Qwen publish theirs, and the
+    archive of that folder."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("fp8") / "llama"
+    shutil.copytree(saved_model("llama"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("proj.weight")]:
+        rows, columns = tensors[name].shape
+        scales = torch.rand(-(-rows // 128), -(-columns // 128)) + 0.5
+        tensors[name] = (tensors[name].float() * 100).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scales / 100
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    arzstream.pack([folder], folder.with_suffix(".arz"), profile="fast")
+    return folder, folder.with_suffix(".arz")
 
 
 @pytest.fixture

@@ -25,6 +25,16 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS)[0]
 
 
+def changed(folder: Path, where: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """The archive of a copy of ``folder`` with other weights."""
+    shutil.copytree(folder, where / "m")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.torch.save_file(tensors, where / "m" / "model.safetensors", {"format": "pt"})
+    arzstream.pack([where / "m"], where / "m.arz", profile="fast")
+    return where / "m.arz"
+
+
 @pytest.mark.parametrize(("kind", "how"), [("llama", {}), ("gpt2", {"form": "bin"}), ("bert", {"shards": True})])
 def test_the_forward_pass_is_that_of_the_loaded_model(packed_model: Packed, kind: str, how: dict[str, Any]) -> None:
     folder, archive = packed_model(kind, **how)
@@ -34,6 +44,19 @@ def test_the_forward_pass_is_that_of_the_loaded_model(packed_model: Packed, kind
     assert torch.equal(logits(model), logits(loaded))
     assert all(parameter.is_meta for parameter in model.parameters())
     model.arz_archive.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.bfloat16])
+def test_modules_that_transformers_keeps_in_fp32_are_kept_so(packed_model: Packed, dtype: Any) -> None:
+    """T5's activations overflow fp16 in them."""
+    folder, archive = packed_model("t5", "float32")
+    model = offloaded_from_pretrained(archive, dtype=dtype)
+    loaded = transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert kinds == {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+    with torch.no_grad():
+        ours, theirs = (one(input_ids=IDS, decoder_input_ids=IDS[:, :4]).logits for one in (model, loaded))
+    assert torch.equal(ours, theirs)
 
 
 def test_generation_decodes_again_only_what_the_cache_had_no_room_for(packed_model: Packed) -> None:
@@ -74,14 +97,38 @@ def test_tied_weights_are_decoded_once_and_missing_ones_are_named(packed_model: 
     model = offloaded_from_pretrained(archive)
     assert torch.equal(logits(model), logits(transformers.GPT2LMHeadModel.from_pretrained(folder)))
     assert "lm_head.weight" not in model.arz_cache._kept
-    shutil.copytree(folder, tmp_path / "m")
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    gone = next(name for name in tensors if name.endswith("c_fc.weight"))
-    del tensors[gone]
-    safetensors.torch.save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
-    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz")
+    names = safetensors.torch.load_file(folder / "model.safetensors")
+    gone = next(name for name in names if name.endswith("c_fc.weight"))
+    lacking = changed(folder, tmp_path, lambda tensors: tensors.pop(gone))
     with pytest.raises(arzstream.UnsupportedError, match=gone):
-        offloaded_from_pretrained(tmp_path / "m.arz")
+        offloaded_from_pretrained(lacking)
+
+
+def test_a_quantised_model_is_refused_not_run_on_its_codes(fp8_model: tuple[Path, Path]) -> None:
+    _, archive = fp8_model
+    with pytest.raises(arzstream.UnsupportedError, match=r"quantised \(fp8\).*from_pretrained"):
+        offloaded_from_pretrained(archive)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+def test_codes_are_not_taken_for_the_values_of_a_wider_type(packed_model: Packed, tmp_path: Path, kind: Any) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = (tensors[name] * 100).to(kind)
+
+    folder, _ = packed_model("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(arzstream.UnsupportedError, match=rf"{name} is .* in the archive and torch.bfloat16"):
+        offloaded_from_pretrained(changed(folder, tmp_path, change))
+
+
+def test_a_weight_of_another_shape_is_refused_before_it_is_used(packed_model: Packed, tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].T.contiguous()
+
+    folder, _ = packed_model("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(arzstream.UnsupportedError, match=rf"{name} is .*\[128, 256\].*\[256, 128\]"):
+        offloaded_from_pretrained(changed(folder, tmp_path, change))
 
 
 @pytest.mark.alone

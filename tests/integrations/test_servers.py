@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -139,6 +140,11 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Any]]:
             self.local_expert_ids = getattr(model, "local_expert_ids", None)
             model.load_weights(self.get_all_weights(model_config, model))
 
+        def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+            model = Model()
+            self.load_weights(model, model_config)
+            return model.eval()
+
     loaders: dict[str, type[Any]] = {}
 
     def register_model_loader(load_format: str) -> Callable[[type[Any]], type[Any]]:
@@ -237,6 +243,65 @@ def test_vllm_reads_a_second_model_with_its_own_loader(vllm: dict[str, Any], pac
     equal(model.loaded, expected(folder) | {f"vision.{name}": tensor for name, tensor in expected(other).items()})
 
 
+def test_vllm_reads_a_second_model_in_a_subfolder_of_the_first_one_from_there(
+    vllm: dict[str, Any], packed_model: Packed, tmp_path: Path
+) -> None:
+    (folder, _), (other, _) = packed_model("llama"), packed_model("bert")
+    shutil.copytree(folder, tmp_path / "m")
+    shutil.copytree(other, tmp_path / "m" / "vision")
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
+    loader = vllm["arz"](VllmLoadConfig(model_loader_extra_config={"uri": str(tmp_path / "m.arz")}))
+    model: Any = Model()
+    model.secondary_weights = [loader.Source("main", None, subfolder="vision", prefix="vision.")]
+    loader.load_weights(model, VllmModelConfig("main"))
+    equal(model.loaded, expected(folder) | {f"vision.{name}": tensor for name, tensor in expected(other).items()})
+
+
+def test_vllm_reads_a_folder_that_it_is_given_itself(vllm: dict[str, Any], packed_model: Packed) -> None:
+    """As those who update weights in place do."""
+    (_, archive), (other, _) = packed_model("llama"), packed_model("bert")
+    loader = vllm["arz"](VllmLoadConfig(model_loader_extra_config={"uri": str(archive)}))
+    equal(dict(loader._get_weights_iterator(loader.Source(str(other), None))), expected(other))
+
+
+def drafted(vllm: dict[str, Any], main: VllmLoadConfig, draft: str, own: VllmLoadConfig | None = None) -> Any:
+    """The two models of a vLLM that speculates, as its ``get_model`` loads them."""
+    target, other = VllmModelConfig("main"), VllmModelConfig(draft)
+    config = types.SimpleNamespace(
+        load_config=main,
+        speculative_config=types.SimpleNamespace(
+            target_model_config=target, draft_model_config=other, draft_load_config=own
+        ),
+    )
+    loaders = vllm["arz"](main), vllm["arz"](own or config.load_config)
+    return [
+        loader.load_model(vllm_config=config, model_config=model, prefix="").loaded
+        for loader, model in zip(loaders, (target, other), strict=True)
+    ]
+
+
+def test_vllm_fills_a_draft_model_from_its_own_weights_not_from_the_archive_of_the_main_model(
+    vllm: dict[str, Any], packed_model: Packed, tmp_path: Path
+) -> None:
+    (folder, archive), (other, packed) = packed_model("llama"), packed_model("bert")
+    main = VllmLoadConfig(model_loader_extra_config={"uri": str(archive), "subfolder": "", "jobs": 1})
+    for draft, own in [
+        (other, None),
+        (tmp_path, None),
+        ("draft", VllmLoadConfig(model_loader_extra_config={"uri": str(packed)})),
+    ]:
+        if draft == tmp_path:
+            (tmp_path / "draft.arz").symlink_to(packed)
+        first, second = drafted(vllm, main, str(draft), own)
+        equal(first, expected(folder))
+        equal(second, expected(other))
+    for model in drafted(vllm, main, "main"):  # layers of the main model itself
+        equal(model, expected(folder))
+    (tmp_path / "other.arz").symlink_to(packed)
+    with pytest.raises(arzstream.UnsupportedError, match="holds 2 archives"):
+        drafted(vllm, main, str(tmp_path))
+
+
 # -- SGLang
 
 
@@ -327,6 +392,23 @@ def test_sglang_without_the_option_is_as_it_was(sglang: Callable[..., Any], pack
     assert type(loader).__name__ == "DefaultModelLoader"
     loaded = loader.load_model(model_config=types.SimpleNamespace(model_path=str(folder)), device_config=None).loaded
     equal(loaded, expected(folder))
+
+
+def test_sglang_fills_a_draft_model_from_its_own_weights_not_from_the_archive_of_the_main_model(
+    sglang: Callable[..., Any], packed_model: Packed, tmp_path: Path
+) -> None:
+    (folder, archive), (other, packed) = packed_model("llama"), packed_model("bert")
+
+    def loaded(path: Path | str, draft: bool) -> dict[str, torch.Tensor]:
+        config = types.SimpleNamespace(model_path=str(path), is_draft_model=draft)
+        loader = sglang(sglang_config({"uri": str(archive)}), config)
+        return loader.load_model(model_config=config, device_config=None).loaded
+
+    equal(loaded("main", False), expected(folder))
+    equal(loaded(other, True), expected(other))
+    (tmp_path / "draft.arz").symlink_to(packed)
+    equal(loaded(tmp_path, True), expected(other))
+    equal(loaded("main", True), expected(folder))  # layers of the main model itself
 
 
 # -- TensorRT-LLM

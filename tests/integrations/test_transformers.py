@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -51,6 +52,42 @@ def test_a_model_is_what_transformers_loads_from_the_folder(
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.equal(ours(ids)[0], theirs(ids)[0])
+
+
+def test_a_quantised_model_is_what_transformers_makes_of_the_folder(fp8_model: tuple[Path, Path]) -> None:
+    folder, archive = fp8_model
+    ours = arzstream.transformers.from_pretrained(archive)
+    same(ours, transformers.LlamaForCausalLM.from_pretrained(folder, dtype="auto"))
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(ours.state_dict()[name].float(), stored[name].float())  # its scales were used
+
+
+def test_weights_of_something_else_do_not_make_a_random_model(packed_model: Packed, tmp_path: Path) -> None:
+    folder, _ = packed_model("llama")
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    adapter = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(8, 128)}
+    safetensors.torch.save_file(adapter, tmp_path / "m" / "adapter_model.safetensors", {"format": "pt"})
+    arzstream.pack([tmp_path / "m"], tmp_path / "m.arz", profile="fast")
+    with pytest.raises(arzstream.UnsupportedError, match="none of the weights of a LlamaForCausalLM"):
+        arzstream.transformers.from_pretrained(tmp_path / "m.arz")
+
+
+def test_two_files_with_weights_of_one_name_are_refused_if_no_index_lists_them(
+    packed_model: Packed, tmp_path: Path
+) -> None:
+    folder, _ = packed_model("llama")
+    shutil.copytree(folder, tmp_path / "m")
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "step-1.safetensors")
+    arzstream.pack([tmp_path / "m"], tmp_path / "one.arz", profile="fast")
+    arzstream.transformers.from_pretrained(tmp_path / "one.arz")
+    later = {name: tensor + 1 for name, tensor in tensors.items()}
+    safetensors.torch.save_file(later, tmp_path / "m" / "step-2.safetensors", {"format": "pt"})
+    arzstream.pack([tmp_path / "m"], tmp_path / "two.arz", profile="fast")
+    with pytest.raises(arzstream.UnsupportedError, match=r"step-1.safetensors and step-2.safetensors both hold "):
+        arzstream.transformers.from_pretrained(tmp_path / "two.arz")
 
 
 def test_generation_is_that_of_the_original_with_its_generation_config(packed_model: Packed) -> None:
