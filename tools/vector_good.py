@@ -336,6 +336,26 @@ def _() -> tuple[bytes, dict[str, Any]]:
     return data, {**expected, "wholes": [["w", "U8", whole, blake3(b"".join(rows)).hexdigest()]]}
 
 
+@vector(
+    "good-parts-empty",
+    "A tensor of three rows in parts of two, one and, twice, no row; and a part without elements that is alone.",
+)
+def _() -> tuple[bytes, dict[str, Any]]:
+    a = Assembler()
+    whole = [3, 2]
+    units = [
+        a.raw("I16", noise(8), [["w[0:2,0:2]", [2, 2]]], part=[whole, [0, 0]]),
+        a.raw("I16", noise(4, 2), [["w[2:3,0:2]", [1, 2]]], part=[whole, [2, 0]]),
+        a.raw("I16", b"", [["w[3:3,0:2]", [0, 2]]], part=[whole, [3, 0]]),
+        a.raw("I16", b"", [["w[1:3,2:2]", [2, 0]]], part=[whole, [1, 2]]),
+        a.raw("I16", b"", [["v[1:1]", [0]]], part=[[1], [1]]),
+    ]
+    a.file(b"ranks.bin", [*units[:2], b"x", *([unit, 0, 0] for unit in units[2:])])
+    a.commit()
+    data, expected = done(a)
+    return data, {**expected, "wholes": [["w", "I16", whole, blake3(noise(8) + noise(4, 2)).hexdigest()]]}
+
+
 @vector("good-names", "Names that are not ASCII, empty, 1024 bytes long, and the same in two files.")
 def _() -> tuple[bytes, dict[str, Any]]:
     a = Assembler()

@@ -329,7 +329,11 @@ def summary_of(writer: FrameWriter, order: Iterable[int], content: bytes, starte
             codec = unit_codec(state.units[number], state.chunks.get(number, {}).values())
             codecs[codec] = codecs.get(codec, 0) + len(names)
             whole += sum(member.part is None for member in names)
-            in_parts.update(split_name(member.name or "")[0] for member in names if member.part is not None)
+            in_parts.update(
+                split_name(member.name or "")[0]
+                for member in names
+                if member.part is not None and not member.is_empty_part
+            )
     files = state.live_files().values()
     return PackSummary(
         bytes_in=sum(record.size for record in files),

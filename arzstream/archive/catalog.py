@@ -16,6 +16,9 @@ __all__ = ["Catalog", "TensorPlace"]
 
 WEIGHT_FORMATS = ("safetensors",)
 
+_Of = tuple[str, str, str, tuple[int, ...]]
+"""Whose part a part is: folder, name, dtype and shape of the whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlace:
@@ -72,7 +75,8 @@ class Catalog:
     safetensors file (else in the first file, by path), and the others are called ``path:name``; that form always works.
 
     Parts that make up a tensor are listed as that one tensor; each can be found by its own name, too (ARZ-1 section
-    5.1.2). Parts of which some are missing, here and in the other volumes of a set, are listed themselves.
+    5.1.2). Parts of which some are missing, here and in the other volumes of a set, are listed themselves. Those
+    without elements are not listed beside the tensor.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -88,7 +92,8 @@ class Catalog:
         """Every tensor and every part as it is stored, by its own name."""
         places = _assembled(self.stored)
         self._qualified = {f"{p.path}:{p.name}": p for p in (*self.stored, *places) if p.path is not None}
-        self._parts = {part.name: part for place in reversed(places) for part in place.parts}
+        self._parts = {place.name: place for place in self.stored if place.member.is_empty_part}
+        self._parts.update((part.name, part) for place in reversed(places) for part in place.parts)
         self._named: dict[int, bool] = {}
         first: dict[str, TensorPlace] = {}
         for place in places:
@@ -150,22 +155,33 @@ def _owners(directory: Directory) -> dict[int, str]:
 
 
 def _assembled(places: Sequence[TensorPlace]) -> list[TensorPlace]:
-    """``places``, with each set of parts that make up a tensor replaced, where its first one stands, by that tensor."""
-    groups: dict[tuple[str, str, str, tuple[int, ...]], dict[Box, list[TensorPlace]]] = {}
+    """``places``, with each set of parts that make up a tensor replaced, where its first one stands, by that tensor.
+
+    Of a tensor with fewer rows than ranks, the last ranks' parts are empty; and the first one's is the whole, if it has
+    one row.
+    """
+    groups: dict[_Of, dict[Box, list[TensorPlace]]] = {}
+    plain: set[_Of] = set()
     for place in places:
-        if place.member.part is not None and place.path is not None:
-            key = os.path.dirname(place.path), place.member.whole or "", place.dtype, place.member.part.shape
-            boxes = groups.setdefault(key, {})
-            boxes.setdefault((place.member.part.offset, place.member.shape), []).append(place)
+        if place.path is not None:
+            of = os.path.dirname(place.path), place.member.whole or "", place.dtype, place.part.shape
+            if place.member.part is None:
+                plain.add(of)
+            else:
+                box = place.part.offset, place.member.shape
+                groups.setdefault(of, {}).setdefault(box, []).append(place)
     wholes: dict[tuple[int, int], TensorPlace | None] = {}
-    for (_, name, _, shape), boxes in groups.items():
-        if tiles_whole(shape, boxes):
-            parts = [min(boxes[box], key=lambda place: place.path or "") for box in sorted(boxes)]
-            wholes.update({_identity(place): None for found in boxes.values() for place in found})
-            first = next(iter(boxes.values()))[0]
-            wholes[_identity(first)] = dataclasses.replace(
-                parts[0], name=name, path=min(part.path or "" for part in parts), parts=tuple(parts)
+    for of, boxes in groups.items():
+        listed = [place for found in boxes.values() for place in found]
+        if tiles_whole(of[-1], boxes):
+            filled = sorted(box for box in boxes if 0 not in box[1])
+            parts = [min(boxes[box], key=lambda place: place.path or "") for box in filled]
+            wholes.update((_identity(place), None) for place in listed)
+            wholes[_identity(listed[0])] = dataclasses.replace(
+                parts[0], name=of[1], path=min(part.path or "" for part in parts), parts=tuple(parts)
             )
+        elif of in plain:
+            wholes.update((_identity(place), None) for place in listed if place.member.is_empty_part)
     found = (wholes.get(_identity(place), place) for place in places)
     return [place for place in found if place is not None]
 

@@ -53,15 +53,17 @@ def tiles_whole(whole: tuple[int, ...], boxes: Iterable[Box]) -> bool:
 
     By their corners: give each the sign of its number of upper ends. Boxes cover a larger one exactly if their signed
     corners add up to those of the larger one, because the sum of their indicator functions has these as its mixed
-    derivative. Linear in the number of boxes, whatever they look like.
+    derivative. Linear in the number of boxes, whatever they look like. Boxes without elements (a rank's, where a
+    dimension is cut into more ranks than it has rows) are neither here nor there; a whole without elements is not
+    covered.
     """
-    listed = list(boxes)
+    listed = [box for box in boxes if 0 not in box[1]]
     cut = [
         axis
         for axis, length in enumerate(whole)
         if any((offset[axis], shape[axis]) != (0, length) for offset, shape in listed)
     ]
-    if len(cut) > MOST_CUTS or not listed or 0 in whole or any(0 in shape for _, shape in listed):
+    if len(cut) > MOST_CUTS or not listed:
         return False
     signs: dict[tuple[int, ...], int] = {}
     for offset, shape, sign in [*((*box, 1) for box in listed), ((0,) * len(whole), whole, -1)]:

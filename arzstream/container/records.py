@@ -108,6 +108,11 @@ class Member:
         return math.prod(self.shape)
 
     @property
+    def is_empty_part(self) -> bool:
+        """Whether it is a block without elements of a larger tensor."""
+        return self.part is not None and 0 in self.shape
+
+    @property
     def end(self) -> int:
         """One past the last element of the unit that the member touches."""
         if self.elements == 0:

@@ -139,6 +139,15 @@ class Notes:
             self.add(text)
         self._more += other._more
 
+    @property
+    def mark(self) -> tuple[int, int]:
+        return len(self._shown), self._more
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Without what was added after ``mark`` was taken."""
+        del self._shown[mark[0] :]
+        self._more = mark[1]
+
     def __str__(self) -> str:
         return "; ".join((*self._shown, f"and {self._more} more like these") if self._more else self._shown)
 

@@ -40,6 +40,8 @@ TORCH_NAMES = (".pt", ".pth", ".ckpt", ".pt2")
 GGUF_NAMES = (".gguf",)
 DISTCP_NAMES = (".distcp",)
 NPY_NAMES, NPZ_NAMES, ONNX_NAMES, FLAX_NAMES = (".npy",), (".npz",), (".onnx",), (".msgpack",)
+KERAS_NAMES = (".keras",)
+"""A zip file of no kind that is known, so that nobody waits for it to become one."""
 EXPECTED = {
     TORCH_NAMES: "PyTorch zip file",
     GGUF_NAMES: "GGUF file",
@@ -159,7 +161,7 @@ class _SniffingParser:
 
 
 def _kind(start: bytes, name: str) -> str:
-    if start.startswith(_ZIP):
+    if start.startswith(_ZIP) and not name.endswith(KERAS_NAMES):
         return "npz" if name.endswith(NPZ_NAMES) or _first_member(start).endswith(b".npy") else "zip"
     for magic, kind in ((GGUF_MAGIC, "gguf"), (npy.MAGIC, "npy"), (HDF5_MAGIC, "hdf5")):
         if start.startswith(magic):

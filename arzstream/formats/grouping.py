@@ -13,6 +13,7 @@ file that only the folder of a checkpoint has (``trainer_state.json``, ``.metada
    checkpoint with all of them.
 3. Model files stand side by side as checkpoints of their own in the watched folder itself, and wherever they count
    (``epoch=1-step=200.ckpt``, ``step_100.pt``); unless there is a marker or a shard (``…-00001-of-00003…``) among them.
+   So does the file with the weights of an ONNX model beside it (``step_100.onnx.data``).
 4. What belongs to none of these is no checkpoint: logs, plots, ``latest``.
 """
 
@@ -29,8 +30,11 @@ INDEX = re.compile(rb"\.index(?:\.[^./]+)?\.json$")
 """How the name of a set's index ends; before ``.json`` may stand a variant (``model.safetensors.index.fp16.json``)."""
 
 _MODEL_SUFFIXES = (
-    b".safetensors .pt .pt2 .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .msgpack .pdparams .params".split()
+    b".safetensors .pt .pt2 .pth .ckpt .bin .distcp .gguf .npz .npy .onnx .h5 .keras .nemo .msgpack .pdparams"
+    b" .params".split()
 )
+_EXTERNAL_DATA = re.compile(rb"(?<=\.onnx)[._]data(?:[._-]?\d+)?$", re.IGNORECASE)
+"""What exporters call the file with an ONNX model's weights: torch ``m.onnx.data``, optimum ``m.onnx_data``."""
 _MARKERS = {
     b"trainer_state.json",
     b".metadata",
@@ -88,12 +92,12 @@ def group(paths: Iterable[bytes]) -> dict[bytes, list[bytes]]:
     owners = _owners(folders)
     groups: dict[bytes, list[bytes]] = {}
     for folder, names in folders.items():
-        owner = owners.get(folder)
+        owner, models = owners.get(folder), {name for name in names if is_model_file(name)}
         for name in sorted(names):
             path = folder + b"/" + name if folder else name
             if owner is not None:
                 groups.setdefault(owner, []).append(path)
-            elif is_model_file(name):
+            elif name in models or _EXTERNAL_DATA.sub(b"", name) in models:
                 groups.setdefault(path, []).append(path)
     return {root: sorted(groups[root]) for root in sorted(groups)}
 

@@ -13,6 +13,8 @@ before it is there.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from arzstream.codec.dtypes import DTYPES
@@ -125,7 +127,9 @@ class _Walk:
         self.notes = Notes()
         self._path, self._limits = path, limits
         self._message = Message()
-        self._names: set[str] = set()
+        self._names: dict[str, None] = {}
+        self._told: list[str] = []
+        """The file of each storage in ``elsewhere``, in the order in which they were found."""
         self._at = 0
         """Where the model's next field begins."""
         self._graph_open: Field | None = None
@@ -161,28 +165,47 @@ class _Walk:
             if self._graph_open is None:
                 self._graph_open, self._inside = item, item.start
             for part in self._message.fields(self._inside, item.end):
-                known = len(self.found)
-                try:
-                    self._part(part, "", 0, _GRAPH_NODE, 0)
-                except TooShort:
-                    if len(self.found) > known:
-                        del self.found[known:]
-                        self._names = {view.name for storage in self.found for view in storage.views}
-                    raise
+                self._entirely(functools.partial(self._part, part, "", 0, _GRAPH_NODE, 0))
                 self._inside = part.end
-        elif item.kind == BYTES and item.number == _MODEL_FUNCTIONS:
-            name = next((self._text(i) for i in self._message.fields(item.start, item.end) if i.number == 1), "")
-            for part in self._message.fields(item.start, item.end):
-                self._part(part, f"{name}/", 0, _FUNCTION_NODE, _FUNCTION_ATTRIBUTE)
-        elif item.kind == BYTES and item.number == _MODEL_TRAINING:
-            for part in self._message.fields(item.start, item.end):
-                if part.kind == BYTES and part.number in (1, 2):
-                    self._graph(part, "training/", 0)
+        elif item.kind == BYTES and item.number in (_MODEL_FUNCTIONS, _MODEL_TRAINING):
+            self._entirely(functools.partial(self._beside_graph, item, end))
         if item.end > end:
             raise TooShort
         self._graphs += self._graph_open is not None
         self._opsets += item.number == _MODEL_OPSETS
         self._at, self._graph_open = item.end, None
+
+    def _entirely(self, walk: Callable[[], None]) -> None:
+        """``walk`` over something, of which nothing stays if the file is too short for it: it will be walked again."""
+        found, names, told = len(self.found), len(self._names), len(self._told)
+        left, notes = self._message.left, self.notes.mark
+        try:
+            walk()
+        except TooShort:
+            del self.found[found:]
+            while len(self._names) > names:
+                self._names.popitem()
+            while len(self._told) > told:
+                path = self._told.pop()
+                self.elsewhere[path].pop()
+                if not self.elsewhere[path]:
+                    del self.elsewhere[path]
+            self._message.left = left
+            self.notes.back_to(notes)
+            raise
+
+    def _beside_graph(self, item: Field, end: int) -> None:
+        """A function or training graph, which is there to its end."""
+        if item.number == _MODEL_FUNCTIONS:
+            name = next((self._text(i) for i in self._message.fields(item.start, item.end) if i.number == 1), "")
+            for part in self._message.fields(item.start, item.end):
+                self._part(part, f"{name}/", 0, _FUNCTION_NODE, _FUNCTION_ATTRIBUTE)
+        else:
+            for part in self._message.fields(item.start, item.end):
+                if part.kind == BYTES and part.number in (1, 2):
+                    self._graph(part, "training/", 0)
+        if item.end > end:
+            raise TooShort
 
     def _graph(self, place: Field, scope: str, depth: int) -> None:
         """``scope`` stands before the names in it."""
@@ -310,6 +333,7 @@ class _Walk:
             self.notes.add(f"the data of {shown(name)} is not found: {error}")
             return
         self.elsewhere.setdefault(place, []).append(self._storage(tensor, name, offset, nbytes))
+        self._told.append(place)
 
     def _nbytes(self, tensor: _Tensor) -> int | None:
         """Bytes of a tensor's elements by its shape; None for a type that is not known."""
@@ -334,7 +358,7 @@ class _Walk:
         if problem:
             self.notes.add(f"{shown(name)} is not named: {problem}")
             return Storage(dtype, offset, nbytes)
-        self._names.add(name)
+        self._names[name] = None
         return Storage(dtype, offset, nbytes, (view,))
 
     def _text(self, item: Field) -> str:

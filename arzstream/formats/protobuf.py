@@ -35,15 +35,16 @@ class Message:
     def __init__(self) -> None:
         self.window = Window(lambda offset, length: b"", 0)
         """Where it is read from."""
-        self._left = MAX_FIELDS
+        self.left = MAX_FIELDS
+        """Fields that may still be looked at; of what has to be read again they may be given back."""
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
         """The fields in bytes [start, end). Raises :class:`Malformed` for what is no message,
         :class:`~arzstream.formats.window.TooShort` where the file is."""
         window, at = self.window, start
         while at < end:
-            self._left -= 1
-            if self._left < 0:
+            self.left -= 1
+            if self.left < 0:
                 raise Malformed(f"it has more than {MAX_FIELDS} fields")
             key, at = window.varint(at)
             number, kind, value = key >> 3, key & 7, 0
@@ -75,8 +76,8 @@ class Message:
             return
         at = field.start
         while at < field.end:
-            self._left -= 1
-            if self._left < 0:
+            self.left -= 1
+            if self.left < 0:
                 raise Malformed(f"it has more than {MAX_FIELDS} fields")
             value, at = self.window.varint(at)
             if at > field.end:

@@ -23,7 +23,7 @@ from arzstream.formats.base import (
     problem_of,
     shown,
 )
-from arzstream.formats.pickle_walk import work_allowed
+from arzstream.formats.pickle_walk import MAX_WORK, work_allowed
 from arzstream.formats.torch_export import export_storages
 from arzstream.formats.torch_pickle import Contents, read_contents
 from arzstream.formats.torch_storages import Facts, array_storages, distinct, storage_of
@@ -38,7 +38,7 @@ from arzstream.formats.zip_records import (
 )
 from arzstream.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["EXPORT", "FORMAT", "TorchZipParser"]
+__all__ = ["EXPORT", "FORMAT", "Front", "TorchZipParser", "Work", "whole_layout"]
 
 FORMAT, EXPORT = "torch-zip", "torch-export"
 _PAIRS = ((b"data.pkl", b"data/", ""), (b"constants.pkl", b"constants/", "constants."))
@@ -52,17 +52,14 @@ class TorchZipParser:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._front = _Front(limits)
+        self._front = Front(limits)
         self._ended = EndedFile(_whole_layout, limits)
 
     def update(self, read: ReadAt, frontier: int, final: bool) -> Layout:
         if final:
-            try:
-                return _whole_layout(read, frontier, self._limits)
-            except Malformed as error:
-                return opaque(frontier, f"not a valid PyTorch zip file: {error}")
+            return whole_layout(read, frontier, self._limits)
         if self._front.is_stale(read, frontier):
-            self._front = _Front(self._limits)
+            self._front = Front(self._limits)
             self._ended.forget()
         self._front.advance(read, frontier)
         return self._ended.layout(read, frontier) or self._front.layout()
@@ -72,17 +69,12 @@ class TorchZipParser:
         """What the pickle at the beginning of a growing file tells of, whether the bytes are there or not."""
         return self._front.described
 
-    @property
-    def walked(self) -> int:
-        """Where the records end that were found from the front, in a file that is still growing."""
-        return self._front.at
 
+class Front:
+    """What the beginning of a growing file tells; following its pickle may cost ``work``."""
 
-class _Front:
-    """What the beginning of a growing file tells."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, work: int = MAX_WORK) -> None:
+        self._limits, self._work = limits, work
         self._at = 0  # where the next local header is expected
         self._records: list[Record] = []
         self._open: tuple[Record, bool] | None = None  # the last record, while its descriptor is not there
@@ -111,6 +103,7 @@ class _Front:
 
     @property
     def at(self) -> int:
+        """Where the records end that were found."""
         return self._at
 
     @property
@@ -169,7 +162,7 @@ class _Front:
     def _read_pickle(self, read: ReadAt, record: Record) -> None:
         data = read(record.start, record.size)
         self._root = record.name.partition(b"/")[0]
-        self._facts = Facts(read_contents(data))
+        self._facts = Facts(read_contents(data, work=self._work))
         self._trusted = record.end
         self._digest = _digest(read(0, self._trusted))
 
@@ -204,13 +197,28 @@ class _Front:
         return None
 
 
-def _whole_layout(read: ReadAt, size: int, limits: Limits) -> Layout:
+class Work:
+    """What following pickles that are charged together may still cost."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+def whole_layout(read: ReadAt, size: int, limits: Limits, work: Work | None = None) -> Layout:
+    """The definite layout of a file. ``work`` is charged with what its pickles cost."""
+    try:
+        return _whole_layout(read, size, limits, work)
+    except Malformed as error:
+        return opaque(size, f"not a valid PyTorch zip file: {error}")
+
+
+def _whole_layout(read: ReadAt, size: int, limits: Limits, work: Work | None = None) -> Layout:
     """The layout of a complete file, by its directory. Raises :class:`Malformed`."""
     if size >= 2 and read(0, 2) != b"PK":
         raise Malformed("it is no zip file")
     records = read_directory(read, size, limits)
     notes = Notes()
-    saved = _Saved(limits, size, notes)
+    saved = _Saved(limits, work or Work(work_allowed(size)), notes)
     kind, storages = FORMAT, saved.among(read, records)
     if storages is None:
         kind, storages = EXPORT, export_storages(read, records, saved.within, limits, notes)
@@ -225,12 +233,10 @@ def _whole_layout(read: ReadAt, size: int, limits: Limits) -> Layout:
 
 
 class _Saved:
-    """What ``torch.save`` and TorchScript write, in a file of ``size`` bytes, or in files inside it: together their
-    pickles may cost what one of them may."""
+    """What ``torch.save`` and TorchScript write, in a file, or in files inside it."""
 
-    def __init__(self, limits: Limits, size: int, notes: Notes) -> None:
-        self._limits, self._notes = limits, notes
-        self._work = work_allowed(size)
+    def __init__(self, limits: Limits, work: Work, notes: Notes) -> None:
+        self._limits, self._work, self._notes = limits, work, notes
 
     def within(self, read: ReadAt, size: int) -> list[Storage]:
         """The storages of a file inside the file. Raises :class:`Malformed`."""
@@ -264,8 +270,8 @@ class _Saved:
             contents = Contents()
             contents.notes.add(f"its pickle is longer than {self._limits.metadata_bytes} bytes")
             return contents
-        contents = read_contents(read(record.start, record.size), work=self._work)
-        self._work -= contents.work
+        contents = read_contents(read(record.start, record.size), work=self._work.left)
+        self._work.left -= contents.work
         return contents
 
 

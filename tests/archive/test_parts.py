@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import itertools
+import json
+import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 import arzstream
 from arzstream.archive.builder import CheckpointBuilder
@@ -105,6 +116,60 @@ def test_parts_of_which_one_is_missing_are_listed_themselves(ranks: Path, tmp_pa
     with arzstream.open(packed(source, tmp_path / "a.arz")) as archive:
         assert "0.weight" not in archive
         assert archive.get_tensor("0.weight[0:130,0:64]").shape == (130, 64)
+
+
+def cut(folder: Path, tensor: torch.Tensor, ranks: int) -> None:
+    """``tensor`` as torch.distributed.checkpoint saves a DTensor of so many ranks: torch.chunk, then empty blocks."""
+    folder.mkdir()
+    blocks = [*torch.chunk(tensor, ranks)]
+    ends = [0, *itertools.accumulate(map(len, blocks))]
+    blocks += [tensor[:0]] * (ranks - len(blocks))
+    stored, chunks = {}, []
+    for rank, block in enumerate(blocks):
+        place = torch.Size([ends[min(rank, len(ends) - 1)], *(0 for _ in tensor.shape[1:])])
+        chunks.append(ChunkStorageMetadata(place, block.shape))
+        if MetadataIndex("w", place) not in stored:  # torch writes one of those that are the same
+            torch.save(block.clone(), folder / f"__{rank}_0.distcp")
+            size = (folder / f"__{rank}_0.distcp").stat().st_size
+            stored[MetadataIndex("w", place)] = _StorageInfo(f"__{rank}_0.distcp", 0, size)
+    about = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({"w": about}, storage_data=stored)))
+
+
+@pytest.mark.parametrize(("rows", "ranks", "parts"), [(5, 4, 3), (5, 8, 5), (1, 4, 0)])
+def test_a_tensor_with_fewer_rows_than_ranks_is_shown_whole(tmp_path: Path, rows: int, ranks: int, parts: int) -> None:
+    tensor = torch.arange(3.0 * rows).reshape(rows, 3)
+    cut(tmp_path / "cut", tensor, ranks)
+    made = arzstream.pack(tmp_path / "cut", tmp_path / "a.arz")
+    with arzstream.open(tmp_path / "a.arz") as archive:
+        assert list(archive.keys()) == ["w"] and made.tensors == 1
+        assert len(archive.catalog.find("w").parts) == parts
+        assert torch.equal(archive.get_tensor("w"), tensor)
+        assert torch.equal(archive.get_slice("w")[-1:], tensor[-1:])
+        assert archive.get_tensor(f"w[{rows}:{rows},0:3]").shape == (0, 3)
+    save_file({"w": tensor}, tmp_path / "whole.safetensors")
+    whole = packed(tmp_path / "whole.safetensors", tmp_path / "b.arz")
+    assert [found.what for found in diff(tmp_path / "a.arz", whole).tensors] == ["unchanged"]
+
+
+def test_empty_parts_of_safetensors_files_are_no_tensors(tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    for rank, (row, block) in enumerate([(0, torch.ones(1, 2)), (1, torch.ones(1, 2)), (2, torch.ones(0, 2))]):
+        alone = torch.full((1, 4), 7.0) if not rank else torch.ones(0, 4)
+        info = {"w": {"saved_offsets": [row, 0]}, "alone": {"saved_offsets": [min(rank, 1), 0]}}
+        path = tmp_path / "cut" / f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        save_file({"w": block, "alone": alone}, path, {"DCP_SHARDING_INFO": json.dumps(info)})
+    with arzstream.open(packed(tmp_path / "cut", tmp_path / "a.arz")) as archive:
+        assert sorted(archive.keys()) == ["alone", "w"]
+        assert torch.equal(archive.get_tensor("w"), torch.ones(2, 2))
+        assert torch.equal(archive.get_tensor("alone"), torch.full((1, 4), 7.0))
+
+
+def test_empty_parts_of_a_tensor_that_is_not_there_are_listed_themselves(tmp_path: Path) -> None:
+    cut(tmp_path / "cut", torch.ones(5, 3), 4)
+    (tmp_path / "cut" / "__0_0.distcp").unlink()
+    with arzstream.open(packed(tmp_path / "cut", tmp_path / "a.arz")) as archive:
+        assert sorted(archive.keys()) == ["w[2:4,0:3]", "w[4:5,0:3]", "w[5:5,0:3]"]
 
 
 def test_the_volumes_of_a_set_hold_a_tensor_together(ranks: Path, tmp_path: Path) -> None:

@@ -51,8 +51,16 @@ def test_a_tiling_that_is_no_grid_is_one() -> None:
 
 def test_nothing_and_empty_parts_make_up_nothing() -> None:
     assert not tiles_whole((3,), [])
+    assert not tiles_whole((3,), [((3,), (0,)), ((0,), (0,))])
     assert not tiles_whole((0, 3), [((0, 0), (0, 3))])
-    assert not tiles_whole((3,), [((0,), (3,)), ((1,), (0,))])
+
+
+def test_empty_parts_neither_help_nor_hinder() -> None:
+    four = [((0, 0), (2, 3)), ((2, 0), (2, 3)), ((4, 0), (1, 3)), ((5, 0), (0, 3))]  # torch's cut of 5 rows for 4 ranks
+    assert tiles_whole((5, 3), four)
+    assert tiles_whole((5, 3), [((1, 1), (3, 0)), ((0, 0), (0, 0)), *four])
+    assert not tiles_whole((5, 3), four[1:])
+    assert not tiles_whole((5, 3), [*four, ((2, 2), (1, 1))])
 
 
 def test_many_dimensions_that_are_cut_are_given_up_on_quickly() -> None:

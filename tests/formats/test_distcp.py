@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import random
+import zipfile
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from arzstream.codec.parts import Part
+from arzstream.formats import pickle_walk, torch_zip
 from arzstream.formats.base import Layout, Malformed, problem_of
 from arzstream.formats.dcp_metadata import read_metadata
 from arzstream.formats.detect import parser_for
+from arzstream.formats.torch_pickle import Contents, read_contents
 
 Reader = Callable[[bytes], Callable[[int, int], bytes]]
 
@@ -230,12 +243,79 @@ def test_a_metadata_that_is_none_is_said_to_be_of_no_use() -> None:
 
 
 def test_overlapping_items_are_not_believed() -> None:
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-
     stored = {MetadataIndex(str(i)): _StorageInfo("f", 10 * i, 15) for i in range(4)}
     items = read_metadata(pickle.dumps(Metadata({}, storage_data=stored)))["f"]
     assert [item.offset for item in items] == [0, 20]
+
+
+def saved(value: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def bomb(number: int) -> bytes:
+    """A zip file of torch.save, of about a kilobyte, whose pickle leads to one tensor on 2^40 paths."""
+    with zipfile.ZipFile(io.BytesIO(saved([torch.ones(1)]))) as file:
+        pickled = file.read("archive/data.pkl")
+    body = pickled[: pickled.rindex(b"a")] + b"K" + bytes([number]) + b"0"
+    for i in range(100, 140):
+        body += b"q" + bytes([i]) + b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"e"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        file.writestr("archive/data.pkl", body + b".")
+        file.writestr("archive/data/0", bytes(4))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def bombs() -> Folder:
+    """Forty hostile items, and twenty tensors among them."""
+    items = [saved(torch.arange(4.0)) if i % 3 == 2 else bomb(i) for i in range(60)]
+    places = itertools.pairwise([0, *itertools.accumulate(map(len, items))])
+    stored = {
+        MetadataIndex(str(i), torch.Size([0])): _StorageInfo("__0_0.distcp", start, end - start)
+        for i, (start, end) in enumerate(places)
+    }
+    whole = [ChunkStorageMetadata(torch.Size([0]), torch.Size([4]))]
+    about = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([4]), whole)
+    metadata = Metadata({str(i): about for i in range(2, 60, 3)}, storage_data=stored)
+    return Folder({b"__0_0.distcp": b"".join(items), b".metadata": pickle.dumps(metadata)})
+
+
+@pytest.mark.parametrize("case", ["named", "foretold", "numbered"])
+def test_items_cost_together_what_one_file_may(bombs: Folder, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, and while it grows; and the tensors among hostile items are understood all the same."""
+    monkeypatch.setattr(pickle_walk, "MAX_WORK", 50_000)
+    costs: list[int] = []
+
+    def counted(data: bytes, **rest: Any) -> Contents:
+        contents = read_contents(data, **rest)
+        costs.append(contents.work)
+        return contents
+
+    monkeypatch.setattr(torch_zip, "read_contents", counted)
+    if case != "named":
+        metadata = bombs.files.pop(b".metadata")
+        bombs.told = {b".metadata": metadata} if case == "foretold" else {}
+    name, data, passes = b"__0_0.distcp", bombs.files[b"__0_0.distcp"], 1 if case == "named" else 2
+    once = passes * (51_000 + 60 * 256)
+    fresh = bombs.layout(name)
+    assert sum(costs) < once and "too many paths" in fresh.note
+    found = {view.name for storage in fresh.storages for view in storage.views if view.shape == (4,)}
+    assert found == {f"{'' if case == 'named' else 'item.'}{i}" for i in range(2, 60, 3)}
+    costs.clear()
+    parser = parser_for(name, beside=bombs)
+    for frontier in [*range(1000, len(data), 7000), len(data)]:
+        parser.update(lambda o, n, end=frontier: data[o : min(o + n, end)], frontier, False)  # type: ignore[misc]
+    assert sum(costs) < 2 * once  # as it grows, and what was cut short once more when it is whole
+    assert parser.update(lambda o, n: data[o : o + n], len(data), True) == fresh
+
+
+def test_tensors_cost_nothing_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_walk, "MAX_WORK", 100)
+    layout = Folder({b"__0_0.distcp": saved(torch.nn.Parameter(torch.ones(2, 3))) * 50}).layout(b"__0_0.distcp")
+    assert names(layout) == [f"item.{i}" for i in range(50)]
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_no_error(ranks: Path) -> None:

@@ -81,6 +81,28 @@ CASES = {
         "m/model.safetensors.index.fp16.json m/README.md",
         {"m": "m/README.md m/model.safetensors.index.fp16.json"},
     ),
+    "ONNX models whose weights lie beside them": (
+        "m.onnx m.onnx.data m.onnx.dataset runs/epoch_1.onnx runs/epoch_1.onnx.data"
+        " runs/epoch_2.onnx runs/epoch_2.onnx_data_1"
+        " out/m.onnx out/m.onnx_data early/m.onnx.data",
+        {
+            "m.onnx": "m.onnx",
+            "m.onnx.data": "m.onnx.data",
+            "runs/epoch_1.onnx": "runs/epoch_1.onnx",
+            "runs/epoch_1.onnx.data": "runs/epoch_1.onnx.data",
+            "runs/epoch_2.onnx": "runs/epoch_2.onnx",
+            "runs/epoch_2.onnx_data_1": "runs/epoch_2.onnx_data_1",
+            "out": "out/m.onnx out/m.onnx_data",
+        },
+    ),
+    "what Keras and NeMo write": (
+        "ckpt/epoch_01.keras ckpt/notes.txt nemo/step=10.nemo last/model.keras",
+        {
+            "ckpt/epoch_01.keras": "ckpt/epoch_01.keras",
+            "nemo/step=10.nemo": "nemo/step=10.nemo",
+            "last": "last/model.keras",
+        },
+    ),
     "a name that is not UTF-8": ("\udcff/model.safetensors", {"\udcff": "\udcff/model.safetensors"}),
     "nothing": ("", {}),
 }

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arzstream.formats.base import Layout, Malformed, problem_of
+from arzstream.formats import protobuf
+from arzstream.formats.base import Layout, Malformed, Storage, problem_of
 from arzstream.formats.companions import Companions, place_of
 from arzstream.formats.detect import parser_for
 from arzstream.formats.onnx import DTYPE_OF, OnnxParser
@@ -123,6 +124,37 @@ def test_a_growing_model_is_coded_as_it_lands(grow: Grow, whole: Whole) -> None:
         assert set(layout.storages) <= set(final.storages)
         assert layout.complete == (frontier == len(data))
         assert all(s in layout.storages for s in final.storages if s.offset <= frontier)
+
+
+def test_what_grows_beside_the_graph_and_in_nodes_is_found_once(
+    grow: Grow, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And looking at it again and again, as it grows, does not use up the fields that may be looked at."""
+
+    def weights(seed: int) -> TensorProto:
+        return numpy_helper.from_array(np.random.default_rng(seed).standard_normal(300).astype(np.float32), f"w{seed}")
+
+    def node(seed: int) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [f"c{seed}"], value=weights(seed))
+
+    body = helper.make_graph([node(i) for i in range(3)], "body", [], [], initializer=[weights(3), weights(4)])
+    graph = helper.make_graph([helper.make_node("Loop", ["n"], ["z"], name="loop", body=body)], "g", [], [])
+    inside = [node(i) for i in range(5, 8)]
+    function = helper.make_function("domain", "f", ["x"], ["y"], inside, [helper.make_opsetid("", 20)])
+    made = helper.make_model(graph, functions=[function], producer_name="test")
+    made.training_info.add().algorithm.CopyFrom(
+        helper.make_graph([], "t", [], [], initializer=[weights(8), weights(9)])
+    )
+    data = made.SerializeToString()
+    final = whole(data, "m.onnx")
+    assert len(final.storages) == 10
+    monkeypatch.setattr(protobuf, "MAX_FIELDS", 600)
+    had: set[Storage] = set()
+    for layout in grow(data, "m.onnx", [*range(0, len(data), 61), len(data)]):
+        found = set(layout.storages)
+        assert had <= found <= set(final.storages)
+        had = found
+    assert had == set(final.storages)
 
 
 def test_a_model_is_known_without_its_name_and_other_files_are_not_taken_for_one(whole: Whole) -> None:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import random
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_arrays_of_several_types_are_told_apart() -> None:
     storages = look(data).storages
     assert [storage.dtype for storage in storages] == ["F32", "BF16", "F64"]
     assert storages[0].end == len(KINDS["F32"]) and storages[1].offset == len(KINDS["F32"]) + 3 * BLOCK
+
+
+def test_floats_in_a_file_of_keras_are_found_and_nobody_waits_for_the_rest_of_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as file:
+        file.writestr("metadata.json", "{}")
+        file.writestr("model.weights.h5", KINDS["F32"])
+    data = (tmp_path / "m.keras").read_bytes()
+    assert [storage.dtype for storage in look(data, "m.keras").storages] == ["F32"]
+    growing = parser_for("m.keras").update(lambda o, n: data[o : o + n], len(data), False)
+    assert growing.format == "opaque"  # any other format that is not complete is waited for
 
 
 @pytest.mark.parametrize(
