@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from arzstream.daemon import log
 from arzstream.daemon.config import Settings
 from arzstream.daemon.journal import Entry, Journal
 from arzstream.daemon.supervisor import Supervisor
@@ -27,6 +28,7 @@ class Running:
         self.source, self.dest = source, dest
         settings.setdefault("quiet_time", 0.3)
         settings.setdefault("rescan", 1.0)
+        log.logger.handlers.clear()  # of a command that ran in this process, whose standard error is closed by now
         self.supervisor = Supervisor(Settings(source=str(source), dest=str(dest), **settings))
         self.exit_code: int | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
