@@ -13,7 +13,7 @@ from tools.writers.host import everyone
 def test_each_writers_saves_are_archived_when_they_are_complete_and_only_then(tmp_path: Path) -> None:
     """A short version of ``python -m tools.measure.completeness --all``: two runs of each, stopped for a second."""
     options = completeness.Options(delay=0.003, longest=1.0, at_once=16)
-    wanted = completeness.chosen("", "", runs=2, large=False)
+    wanted = completeness.chosen((), "", runs=2, large=False)
     counts = completeness.measure(wanted, tmp_path, options)
     table = completeness.table(counts)
     print(table)

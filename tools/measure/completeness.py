@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -488,12 +489,12 @@ def _numbers(count: Count, columns: tuple[str, ...]) -> str:
     return "".join(f"{value:10.0f}" for value in values[:-1]) + f"{values[-1]:8.0f} s"
 
 
-def chosen(writer: str, case: str, runs: int, *, large: bool = True) -> list[tuple[Writer, str, int]]:
-    """``runs`` of each writer of that name (all if it is empty), spread over its cases; without those that are
+def chosen(writers: Sequence[str], case: str, runs: int, *, large: bool = True) -> list[tuple[Writer, str, int]]:
+    """``runs`` of each writer of these names (all if there are none), spread over its cases; without those that are
     ``large`` to install if so wished."""
     found = []
     for place, one in enumerate(everyone()):
-        if (writer and one.name != writer) or (one.large and not large):
+        if (writers and one.name not in writers) or (one.large and not large):
             continue
         cases = [name for name in one.cases if not case or name == case]
         for index, name in enumerate(cases):
@@ -506,7 +507,10 @@ def chosen(writer: str, case: str, runs: int, *, large: bool = True) -> list[tup
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--all", action="store_true", help="every writer")
-    parser.add_argument("--writer", default="", help="; ".join(writer.name for writer in everyone()))
+    parser.add_argument(
+        "--writer", action="append", default=[],
+        help="may be given several times: " + "; ".join(writer.name for writer in everyone()),
+    )  # fmt: skip
     parser.add_argument("--case", default="", help="ordinary, overwritten, rotation, crash, lag or lies; default: all")
     parser.add_argument("--runs", type=int, default=100, help="runs of each writer, spread over its cases")
     parser.add_argument("--at-once", type=int, default=24, help="runs at the same time")
@@ -517,8 +521,8 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.all or args.writer):
         parser.error("name a writer, or --all")
-    if args.writer and args.writer not in {writer.name for writer in everyone()}:
-        parser.error(f"no writer is called {args.writer!r}")
+    for name in set(args.writer) - {writer.name for writer in everyone()}:
+        parser.error(f"no writer is called {name!r}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the daemon is not left behind
     counts: dict[tuple[str, str], Count] = {}
     wanted = chosen(args.writer, args.case, args.runs)
