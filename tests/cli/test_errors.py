@@ -265,8 +265,7 @@ def test_closed_standard_streams(archive: Path, tmp_path: Path) -> None:
 
 
 SLOW_PACK = """
-import signal, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup may have set before the tests began
+import sys, time
 from arzstream.archive import builder
 def seal(self, check):
     print("sealing", flush=True)
